@@ -1,0 +1,57 @@
+# nskit: the two commands are `make demo` and `make test`.
+
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+MANDIR ?= $(PREFIX)/share/man
+CARGO ?= cargo
+
+TOOLS = subid-alloc ns-new uidmap-set ns-enter idmap-mount pivot-exec ns-show
+# Static: a tool still runs after the root has changed under it.
+MUSL = $(shell uname -m)-unknown-linux-musl
+RUST = $(shell find Cargo.toml Cargo.lock bins common -name '*.rs' -o -name 'Cargo.*')
+
+all: target/bin/.made
+
+target/bin/.made: $(RUST)
+	@tests/build $(MUSL) target/bin $(TOOLS)
+	@touch $@
+
+demo: all
+	@tests/demo
+
+test:
+	@tests/run
+
+test-all:
+	@tests/run --all
+
+# What test-all has beyond test.
+test-rest:
+	@tests/run --rest
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
+	mandoc -Tlint -Wwarning man/*.[157]
+	shellcheck tests/run tests/private tests/build tests/demo tests/rootfs .ci/run
+
+install: all
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man7
+	cd target/bin && install -m 755 $(TOOLS) $(abspath $(DESTDIR)$(BINDIR))
+	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1
+	install -m 644 man/*.5 $(DESTDIR)$(MANDIR)/man5
+	install -m 644 man/*.7 $(DESTDIR)$(MANDIR)/man7
+
+# uidmap-set with the capabilities that newuidmap and newgidmap have: only
+# when it is asked for by name.
+install-newuidmap: install
+	setcap cap_setuid,cap_setgid=ep $(DESTDIR)$(BINDIR)/uidmap-set
+
+uninstall:
+	cd $(DESTDIR)$(BINDIR) && rm -f $(TOOLS)
+	cd $(DESTDIR)$(MANDIR) && rm -f $(TOOLS:%=man1/%.1) man5/nskit-record.5 man7/nskit.7
+
+clean:
+	$(CARGO) clean
+
+.PHONY: all demo test test-all test-rest lint install install-newuidmap uninstall clean

@@ -1,0 +1,65 @@
+//! idmap-mount - attach a tree with its owners shifted
+//!
+//! A map is INSIDE:OUTSIDE:COUNT here too: INSIDE is the id on disk, OUTSIDE
+//! the one seen through the mount.
+
+use std::process::ExitCode;
+
+use common::cli::{Args, Cli, Operands, Opt};
+use common::fail::{Failure, Result};
+use common::id::{Both, Extent, Kind as IdKind, Map, parse_operand};
+use common::plan::Plan;
+use common::step::{mount::{self, Place}, ns};
+use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID};
+use common::tool::{Outcome, run};
+use common::word::quote;
+
+const CLI: Cli = Cli {
+    name: "idmap-mount",
+    purpose: "attach a tree with its owners shifted",
+    usage: &["[OPTION...] SOURCE TARGET [u:|g:|b:]ON-DISK:SEEN:COUNT..."],
+    options: &[
+        Opt { short: "", long: "map-mount", value: "MAP", help: "the same as a MAP operand" },
+        Opt { short: "", long: "recursive", value: "", help: "with the mounts below SOURCE" },
+        Opt { short: "", long: "suid", value: "", help: "let set-id bits have effect (the default is nosuid)" },
+        Opt { short: "", long: "dev", value: "", help: "let device nodes be opened (the default is nodev)" },
+    ],
+    operands: Operands::Free,
+    runs: false,
+    stage: false,
+};
+
+fn main() -> ExitCode {
+    run(&CLI, decide)
+}
+
+fn decide(args: &Args) -> Result<Outcome> {
+    let [source, target, rest @ ..] = args.operands.as_slice() else {
+        return Err(CLI.usage("SOURCE and TARGET are needed"));
+    };
+    let words: Vec<_> = args.values("map-mount").into_iter().chain(rest.iter().cloned()).collect();
+    let mut extents = Both::<Vec<Extent>>::default();
+    for word in &words {
+        let text = word.to_string_lossy();
+        let (kinds, extent) = parse_operand(text.as_bytes()).map_err(|e| Failure::usage(format!("{}: {e}", quote(word))))?;
+        for kind in kinds {
+            extents.of_mut(kind).push(extent);
+        }
+    }
+    let lawful = |kind: IdKind| Map::new(extents.of(kind).clone()).map_err(|e| Failure::usage(format!("{} map: {e}", kind.word())));
+    let maps = Both { uid: lawful(IdKind::Uid)?, gid: lawful(IdKind::Gid)? };
+    let (source, is_directory) = Place::at(source)?;
+    let (target, onto_directory) = Place::at(target)?;
+    if is_directory != onto_directory {
+        return Err(Failure::usage("SOURCE and TARGET have to be both directories or both files"));
+    }
+    let recursive = args.flag("recursive");
+    let bit = |option: &str, bit: u64| if args.flag(option) { 0 } else { bit };
+    let attributes = bit("suid", MOUNT_ATTR_NOSUID) | bit("dev", MOUNT_ATTR_NODEV);
+    let mut plan = Plan::default();
+    plan.push(ns::Effect::ForMaps(maps));
+    plan.push(mount::Effect::CloneTree(source.clone(), recursive));
+    plan.push(mount::Effect::MapTree { attributes, recursive, source });
+    plan.push(mount::Effect::Attach(target));
+    Ok(Outcome::Plan(plan))
+}

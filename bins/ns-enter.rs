@@ -1,0 +1,198 @@
+//! ns-enter - run a program in a target's namespaces
+//!
+//! This process stays outside and minds the program: a child crosses in one
+//! setns(2) call and becomes it. Nothing of outside goes along but what is
+//! named.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use common::cli::{Args, Cli, Operands, Opt};
+use common::fail::{Failure, Result};
+use common::id::{Kind as IdKind, Map};
+use common::ns::Kind;
+use common::plan::Plan;
+use common::preset::Me;
+use common::proc::Proc;
+use common::step::{end, ns, own};
+use common::target::{self, Operand, Target};
+use common::tool::{Outcome, run};
+use common::user;
+
+const CLI: Cli = Cli {
+    name: "ns-enter",
+    purpose: "run a program in a target's namespaces",
+    usage: &["[KINDS] [OPTION...] TARGET [PROGRAM [ARGUMENT...]]", "[KINDS] [OPTION...] - [PROGRAM [ARGUMENT...]]"],
+    options: &[
+        Opt { short: "U", long: "user", value: "", help: "enter its user namespace" },
+        Opt { short: "m", long: "mount", value: "", help: "enter its mount namespace" },
+        Opt { short: "p", long: "pid", value: "", help: "enter its pid namespace" },
+        Opt { short: "n", long: "net", value: "", help: "enter its network namespace" },
+        Opt { short: "i", long: "ipc", value: "", help: "enter its ipc namespace" },
+        Opt { short: "u", long: "uts", value: "", help: "enter its uts namespace" },
+        Opt { short: "C", long: "cgroup", value: "", help: "enter its cgroup namespace" },
+        Opt { short: "T", long: "time", value: "", help: "enter its time namespace" },
+        Opt { short: "a", long: "all", value: "", help: "enter all that differ from ours (the default)" },
+        Opt { short: "", long: "target", value: "TARGET", help: "the same as the operand" },
+        Opt { short: "", long: "stdin", value: "N", help: "descriptor N is the program's standard input" },
+        Opt { short: "", long: "keep-fd", value: "N", help: "hand descriptor N on to the program" },
+    ],
+    operands: Operands::Program(1, "target"),
+    runs: true,
+    stage: false,
+};
+
+fn main() -> ExitCode {
+    run(&CLI, decide)
+}
+
+fn decide(args: &Args) -> Result<Outcome> {
+    let proc = Rc::new(Proc::open()?);
+    let word = args.value("target").or_else(|| args.operands.first().cloned()).ok_or_else(|| CLI.usage("which target?"))?;
+    let program = |default| if args.program.is_empty() { vec![default] } else { args.program.clone() };
+    let (address, holds) = match Operand::parse(&word)? {
+        Operand::Process(address) => (address, false),
+        Operand::Stream => match from_stream()? {
+            (Some(address), holds) => (address, holds),
+            (None, _) => return Ok(Outcome::Plan(Plan { dry: true, ..enter_promised(program(user::shell())) })),
+        },
+        file @ (Operand::File(_) | Operand::Descriptor(_)) => return enter_file(&file, program(user::shell()), args, &proc),
+        Operand::Name(name) => return Err(Failure::refused(format!("no holder and no container is called {name}"))),
+    };
+    let target = Rc::new(Target::open(&proc, address)?);
+    let kinds = wanted(args, &proc, &target)?;
+    let home = target::same_root(&proc, &target);
+    let shell = if home { user::shell() } else { "/bin/sh".into() };
+    let mut inside = Plan::default();
+    let enters_mounts = kinds.contains(&Kind::Mnt);
+    stdin(args, word == "-", &mut inside)?;
+    inside.push(own::Effect::Undumpable);
+    if !kinds.is_empty() {
+        inside.push(ns::Effect::Join(target.clone(), kinds.clone()));
+    }
+    if kinds.contains(&Kind::Pid) {
+        inside.push(ns::Effect::IntoPid);
+    }
+    if enters_mounts && home {
+        let (path, inode) = target::working_directory()?;
+        inside.push(own::Effect::Chdir(path, Some(inode)));
+    }
+    if kinds.contains(&Kind::User) {
+        credentials(&proc, &target, &mut inside);
+    }
+    finish(args, program(shell), &mut inside)?;
+    let mut plan = Plan::default();
+    let holder = holds.then(|| target.clone());
+    if let Some(holder) = &holder {
+        plan.push(ns::Effect::Attach(holder.clone()));
+    }
+    plan.push(ns::clone(Vec::new(), "this process stays outside: it can see why a step was refused, and keeps the pipe", inside, &proc));
+    plan.push(end::Effect::Tend(holder, false));
+    Ok(Outcome::Plan(plan))
+}
+
+/// The address in the stream, and whether it is a holder's.
+fn from_stream() -> Result<(Option<common::record::Address>, bool)> {
+    let stream = target::read_stream()?;
+    if stream.has_extents() {
+        return Err(Failure::refused("the stream has uid and gid records that nobody has used: uidmap-set is missing before this stage"));
+    }
+    stream.pid().ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage"))
+}
+
+/// What a dry pipeline shows: no process is there to be looked at.
+fn enter_promised(program: Vec<OsString>) -> Plan {
+    let mut plan = Plan::default();
+    plan.push(ns::promised());
+    plan.push(end::Effect::Exec(program));
+    plan
+}
+
+/// The kinds asked for, or all; of these, those that differ from ours. Our own
+/// user namespace would be refused (EINVAL), and one that we do not own and
+/// do not need would fail the whole call.
+fn wanted(args: &Args, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
+    let asked: Vec<Kind> = Kind::ALL.into_iter().filter(|k| args.flag(k.option())).collect();
+    let asked = if asked.is_empty() || args.flag("all") { Kind::ALL.to_vec() } else { asked };
+    let mut kinds = Vec::new();
+    for kind in asked {
+        let theirs = target::namespace_of(proc, target, kind)?;
+        if theirs.is_some() && theirs != proc.ns_id("self", kind) {
+            kinds.push(kind);
+        }
+    }
+    Ok(kinds)
+}
+
+/// Stay who we are if that id is mapped inside; else become 0, if that is.
+/// Any uid but 0 needs ambient capabilities for its first exec.
+fn credentials(proc: &Proc, target: &Target, inside: &mut Plan) {
+    let me = Me::now(proc);
+    let map = |kind| Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok();
+    let id = |kind: IdKind| {
+        let map = map(kind)?;
+        let own = map.inside(*me.own.of(kind));
+        own.map(|id| (id, true)).or_else(|| map.outside(0).map(|_| (0, false)))
+    };
+    let mut uid_inside = None;
+    if let (Some((uid, keeps_uid)), Some((gid, keeps_gid))) = (id(IdKind::Uid), id(IdKind::Gid)) {
+        uid_inside = Some(uid);
+        if !(keeps_uid && keeps_gid) {
+            let groups = proc.setgroups(&target.who()).unwrap_or(false);
+            inside.push(own::Effect::Become { uid, gid, groups });
+        }
+    }
+    if uid_inside != Some(0) {
+        inside.push(own::Effect::RaiseAmbient);
+    }
+}
+
+fn descriptor(args: &Args, option: &str) -> Result<Option<RawFd>> {
+    let bad = |_| CLI.usage(&format!("--{option}: not a descriptor"));
+    args.number(option)?.map(RawFd::try_from).transpose().map_err(bad)
+}
+
+/// With `-` standard input is the stream, which is not for the program.
+fn stdin(args: &Args, stream: bool, inside: &mut Plan) -> Result<()> {
+    match descriptor(args, "stdin")? {
+        Some(n) => {
+            target::check_descriptor(n)?;
+            inside.push(own::Effect::Stdin(Some(n)));
+        }
+        None if stream => inside.push(own::Effect::Stdin(None)),
+        None => {}
+    }
+    Ok(())
+}
+
+fn finish(args: &Args, program: Vec<OsString>, inside: &mut Plan) -> Result<()> {
+    let mut kept = Vec::new();
+    for word in args.values("keep-fd") {
+        let n = word.to_str().and_then(|w| w.parse::<RawFd>().ok()).ok_or_else(|| CLI.usage("--keep-fd: not a descriptor"))?;
+        target::check_descriptor(n)?;
+        kept.push(n);
+    }
+    inside.push(own::Effect::Close(kept));
+    inside.push(own::Effect::DieWithParent);
+    inside.push(end::Effect::Exec(program));
+    Ok(())
+}
+
+/// Enters the one namespace that a file stands for.
+fn enter_file(file: &Operand, program: Vec<OsString>, args: &Args, proc: &Rc<Proc>) -> Result<Outcome> {
+    let Some((fd, flag)) = target::namespace_file(file)? else { return Err(CLI.usage("which target?")) };
+    let kind = Kind::ALL.into_iter().find(|k| k.flag() == flag).ok_or_else(|| Failure::refused("an unknown kind of namespace"))?;
+    let mut inside = Plan::default();
+    inside.push(own::Effect::Undumpable);
+    inside.push(ns::Effect::JoinFile(Rc::new(fd), kind, file.to_string()));
+    if kind == Kind::Pid {
+        inside.push(ns::Effect::IntoPid);
+    }
+    finish(args, program, &mut inside)?;
+    let mut plan = Plan::default();
+    plan.push(ns::clone(Vec::new(), "this process stays outside: it can see why a step was refused", inside, proc));
+    plan.push(end::Effect::Tend(None, false));
+    Ok(Outcome::Plan(plan))
+}

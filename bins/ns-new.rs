@@ -1,0 +1,198 @@
+//! ns-new - create namespaces and look after what lives in them
+//!
+//! Three forms. With `-` or --detach a *holder* keeps the namespaces and its
+//! address is printed, for other tools to map and enter. With a program this
+//! process (or, for pid and time namespaces, a child) moves into them and
+//! becomes the program.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use common::cli::{Args, Cli, Operands, Opt};
+use common::fail::{Because, Failure, Result};
+use common::id::{Both, Extent, Kind as IdKind, Map, parse_operand};
+use common::mind::Life;
+use common::ns::Kind;
+use common::plan::Plan;
+use common::preset::{Me, Preset, guard_root};
+use common::proc::Proc;
+use common::step::{end, map, mount, ns, own};
+use common::tool::{Outcome, run};
+use common::{target, user};
+
+const CLI: Cli = Cli {
+    name: "ns-new",
+    purpose: "create namespaces and look after what lives in them",
+    usage: &["KINDS [OPTION...] -", "KINDS --detach --with PID|tty", "KINDS [OPTION...] [PROGRAM [ARGUMENT...]]"],
+    options: &[
+        Opt { short: "U", long: "user", value: "", help: "a user namespace" },
+        Opt { short: "m", long: "mount", value: "", help: "a mount namespace" },
+        Opt { short: "p", long: "pid", value: "", help: "a pid namespace" },
+        Opt { short: "n", long: "net", value: "", help: "a network namespace" },
+        Opt { short: "i", long: "ipc", value: "", help: "an ipc namespace" },
+        Opt { short: "u", long: "uts", value: "", help: "a uts namespace" },
+        Opt { short: "C", long: "cgroup", value: "", help: "a cgroup namespace" },
+        Opt { short: "T", long: "time", value: "", help: "a time namespace" },
+        Opt { short: "a", long: "all", value: "", help: "all eight" },
+        Opt { short: "r", long: "map-root-user", value: "", help: "with -U: map the own id to 0" },
+        Opt { short: "", long: "map", value: "MAP", help: "with -U: map the own id: root, same, or INSIDE:OWN:1" },
+        Opt { short: "", long: "host-root", value: "", help: "let a map put the real root inside" },
+        Opt { short: "", long: "detach", value: "", help: "print the holder's address and leave it behind" },
+        Opt { short: "", long: "with", value: "PID|tty", help: "the process, or terminal session, that it ends with" },
+    ],
+    operands: Operands::Program(0, ""),
+    runs: true,
+    stage: true,
+};
+
+fn main() -> ExitCode {
+    run(&CLI, decide)
+}
+
+fn decide(args: &Args) -> Result<Outcome> {
+    let proc = Rc::new(Proc::open()?);
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|k| args.flag("all") || args.flag(k.option())).collect();
+    let holds = args.piped() || args.flag("detach");
+    if kinds.is_empty() {
+        return Err(CLI.usage("which namespaces? -a is all"));
+    }
+    if holds && !args.program.is_empty() {
+        return Err(CLI.usage("a holder runs no program: ns-enter does"));
+    }
+    if args.piped() && args.flag("detach") {
+        return Err(CLI.usage("- and --detach are two ways to live: with the reader, or with a process"));
+    }
+    if args.value("with").is_some() && !args.flag("detach") {
+        return Err(CLI.usage("--with goes with --detach"));
+    }
+    if holds {
+        return hold(args, kinds, &proc);
+    }
+    let map = own_map(args, &kinds, &proc)?;
+    become_program(args, kinds, map, &proc)
+}
+
+// ---- a holder ----
+
+fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
+    if args.flag("map-root-user") || args.value("map").is_some() {
+        return Err(CLI.usage("a holder is mapped from outside, by uidmap-set"));
+    }
+    if args.piped() && !target::has_reader() {
+        let advice = Because::new("the namespaces live as long as the reader of a pipe, and this is none").remedy("t=$(ns-new -a --detach --with $$)");
+        return Err(Failure::usage("standard output is not a pipe").because(Some(advice)));
+    }
+    let life = if args.piped() { Life::of_this_process() } else { Life::of(with(args)?) };
+    let life = Rc::new(life.map_err(|e| Failure::os("make a holder for the process of --with", e))?);
+    let mut inner = Plan::default();
+    if kinds.contains(&Kind::Mnt) {
+        inner.push(mount::Effect::Slave);
+    }
+    inner.push(end::Effect::Hold(life));
+    let mut plan = Plan::default();
+    plan.push(ns::clone(kinds, "the holder is the first process in the new namespaces; this one stays outside", inner, proc));
+    plan.push(end::Effect::SayChild { record: args.piped() });
+    if args.piped() {
+        plan.push(end::Effect::LingerOverChild);
+    }
+    Ok(Outcome::Plan(plan))
+}
+
+/// The process that a detached holder ends with.
+fn with(args: &Args) -> Result<i32> {
+    let word = args.value("with").ok_or_else(|| CLI.usage("--detach needs --with: the process that the holder ends with, as in --with $$"))?;
+    if word == "tty" {
+        return target::session_leader();
+    }
+    let pid = word.to_str().and_then(|w| w.parse::<i32>().ok()).filter(|pid| *pid > 0);
+    pid.ok_or_else(|| CLI.usage("--with: not a process number"))
+}
+
+// ---- a program ----
+
+/// The map that this process may write for itself: its own id, by -r or --map.
+fn own_map(args: &Args, kinds: &[Kind], proc: &Proc) -> Result<Option<Both<Map>>> {
+    let mut words = args.values("map");
+    if args.flag("map-root-user") {
+        words.push("root".into());
+    }
+    if words.is_empty() {
+        return Ok(None);
+    }
+    if !kinds.contains(&Kind::User) {
+        return Err(CLI.usage("a map is for a user namespace: -U"));
+    }
+    let me = Me::now(proc);
+    let mut extents = Both::<Vec<Extent>>::default();
+    for word in &words {
+        let text = word.to_string_lossy();
+        if let Some(preset) = Preset::named(&text) {
+            guard_root(preset, &me, proc, args.flag("host-root"))?;
+            for kind in IdKind::BOTH {
+                extents.of_mut(kind).extend(preset.extents(*me.own.of(kind), &[]));
+            }
+            if !preset.is_single() {
+                return Err(from_outside(&text));
+            }
+            continue;
+        }
+        let (of, extent) = parse_operand(text.as_bytes()).map_err(|e| Failure::usage(format!("{text}: {e}")))?;
+        for kind in of {
+            if extent.count != 1 || extent.outside != *me.own.of(kind) {
+                return Err(from_outside(&text));
+            }
+            guard_root(Preset::Root, &me, proc, args.flag("host-root"))?;
+            extents.of_mut(kind).push(extent);
+        }
+    }
+    let lawful = |list: Vec<Extent>| Map::new(list).map_err(|e| Failure::usage(e.to_string()));
+    Ok(Some(Both { uid: lawful(extents.uid)?, gid: lawful(extents.gid)? }))
+}
+
+fn from_outside(word: &str) -> Failure {
+    let because = Because::new("from inside, only the own uid and gid can be mapped").remedy(format!("ns-new -U -m - | uidmap-set - {word} | ns-enter - sh"));
+    Failure::usage(format!("--map {word}")).because(Some(because))
+}
+
+fn become_program(args: &Args, kinds: Vec<Kind>, map: Option<Both<Map>>, proc: &Rc<Proc>) -> Result<Outcome> {
+    let program = program(args)?;
+    let forks = kinds.contains(&Kind::Pid) || kinds.contains(&Kind::Time);
+    let first = kinds.contains(&Kind::Pid);
+    let mut inside = Plan::default();
+    if let Some(maps) = &map {
+        inside.push(map::Effect::Setgroups(map::Whose::Own, false));
+        inside.push(map::Effect::Write(map::Whose::Own, IdKind::Uid, maps.uid.clone()));
+        inside.push(map::Effect::Write(map::Whose::Own, IdKind::Gid, maps.gid.clone()));
+    }
+    if kinds.contains(&Kind::Mnt) {
+        inside.push(mount::Effect::Slave);
+    }
+    if map.is_some_and(|m| m.uid.extents().iter().all(|e| e.inside != 0)) {
+        inside.push(own::Effect::RaiseAmbient);
+    }
+    let mut plan = Plan::default();
+    if forks {
+        inside.push(own::Effect::DieWithParent);
+        inside.push(end::Effect::Exec(program));
+        plan.push(ns::clone(kinds, "a process never changes its own pid namespace: a child is born in the new one", inside, proc));
+        plan.push(end::Effect::Tend(None, first));
+    } else {
+        plan.push(ns::Effect::Unshare(kinds));
+        plan.steps.append(&mut inside.steps);
+        plan.push(end::Effect::Exec(program));
+    }
+    Ok(Outcome::Plan(plan))
+}
+
+/// The program that was asked for; on a terminal, without one, a shell.
+fn program(args: &Args) -> Result<Vec<OsString>> {
+    if !args.program.is_empty() {
+        return Ok(args.program.clone());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(CLI.usage("which program? (`-` makes a record for other tools)"));
+    }
+    Ok(vec![user::shell()])
+}

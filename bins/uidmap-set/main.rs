@@ -1,0 +1,150 @@
+//! uidmap-set - write a target's uid_map, gid_map and setgroups
+//!
+//! Three ways, in this order: directly where the kernel allows the caller to;
+//! by capabilities of this file (`privileged.rs`, a room of its own); through
+//! newuidmap(1) and newgidmap(1).
+
+mod privileged;
+
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use common::cli::{Args, Cli, Operands, Opt};
+use common::fail::{Failure, Result};
+use common::id::{Both, Extent, Kind, Map, parse_operand};
+use common::plan::Plan;
+use common::preset::{Me, NAMES, Preset, guard_root, maps};
+use common::proc::{CAP_SETGID, CAP_SETUID, Proc};
+use common::record::Stream;
+use common::step::{end, map};
+use common::target::{Operand, Target, read_stream};
+use common::tool::{Outcome, run};
+use common::word::quote;
+
+const CLI: Cli = Cli {
+    name: "uidmap-set",
+    purpose: "write a target's uid_map, gid_map and setgroups",
+    usage: &["[OPTION...] TARGET MAP...", "[OPTION...] - [MAP...]"],
+    options: &[
+        Opt { short: "", long: "setgroups", value: "allow|deny", help: "what to write to setgroups (deny, unless a gid range is granted)" },
+        Opt { short: "", long: "host-root", value: "", help: "let a map put the real root inside" },
+    ],
+    operands: Operands::Free,
+    runs: false,
+    stage: true,
+};
+
+fn main() -> ExitCode {
+    // Before anything else, and until the maps are written: capabilities of
+    // this file, if it has any, are permitted but without effect.
+    let gained = privileged::lower();
+    run(&CLI, move |args| decide(args, gained))
+}
+
+fn decide(args: &Args, gained: bool) -> Result<Outcome> {
+    let proc = Proc::open()?;
+    let (word, map_words) = args.operands.split_first().ok_or_else(|| CLI.usage("which target?"))?;
+    let setgroups = match args.value("setgroups").map(|v| v.to_string_lossy().into_owned()).as_deref() {
+        None => None,
+        Some("allow") => Some(true),
+        Some("deny") => Some(false),
+        Some(other) => return Err(CLI.usage(&format!("--setgroups {other}: allow or deny"))),
+    };
+    let operand = Operand::parse(word)?;
+    let stream = if operand == Operand::Stream { read_stream()? } else { Stream::default() };
+    let maps = if stream.has_extents() {
+        if !map_words.is_empty() {
+            return Err(CLI.usage("the stream has a map already: no MAP operands then"));
+        }
+        of_stream(&stream)?
+    } else {
+        of_words(args, &proc)?
+    };
+    let (address, hold) = match operand {
+        Operand::Process(address) => (Some(address), false),
+        Operand::Stream => stream.pid().ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage"))?,
+        Operand::File(_) | Operand::Descriptor(_) => return Err(CLI.usage("a map is written through a process: PID, PID:INODE or -")),
+        Operand::Name(name) => return Err(Failure::refused(format!("no holder and no container is called {name}"))),
+    };
+    let mut plan = Plan::default();
+    let target = match address {
+        Some(address) => Some(Rc::new(Target::open(&proc, address)?)),
+        None => None,
+    };
+    if let Some(target) = &target {
+        if gained && !args.dry() {
+            privileged::write(target, &maps, setgroups)?;
+        } else {
+            write(&proc, target, maps, setgroups, &mut plan)?;
+        }
+    }
+    plan.dry = target.is_none();
+    if Operand::parse(word)? == Operand::Stream {
+        plan.push(end::Effect::Say(stream.consume_extents()));
+        plan.push(end::Effect::Linger(target.filter(|_| hold)));
+    }
+    Ok(Outcome::Plan(plan))
+}
+
+// ---- which maps ----
+
+fn lawful(kind: Kind, extents: Vec<Extent>) -> Result<Map> {
+    Map::new(extents).map_err(|e| Failure::usage(format!("{} map: {e}", kind.word())))
+}
+
+fn of_stream(stream: &Stream) -> Result<Both<Map>> {
+    Ok(Both { uid: lawful(Kind::Uid, stream.extents(Kind::Uid))?, gid: lawful(Kind::Gid, stream.extents(Kind::Gid))? })
+}
+
+fn of_words(args: &Args, proc: &Proc) -> Result<Both<Map>> {
+    let words = args.operands.get(1..).unwrap_or_default();
+    if words.is_empty() {
+        return Err(CLI.usage(&format!("which map? [u:|g:|b:]INSIDE:OUTSIDE:COUNT, or one of {NAMES}")));
+    }
+    let me = Me::now(proc);
+    let mut all = Both::<Vec<Extent>>::default();
+    for word in words {
+        let text = word.to_string_lossy();
+        if let Some(preset) = Preset::named(&text) {
+            guard_root(preset, &me, proc, args.flag("host-root"))?;
+            let made = maps(preset, &me)?;
+            all.uid.extend(made.uid);
+            all.gid.extend(made.gid);
+            continue;
+        }
+        let (kinds, extent) = parse_operand(text.as_bytes()).map_err(|e| Failure::usage(format!("{}: {e}", quote(word))))?;
+        for kind in kinds {
+            all.of_mut(kind).push(extent);
+        }
+    }
+    Ok(Both { uid: lawful(Kind::Uid, all.uid)?, gid: lawful(Kind::Gid, all.gid)? })
+}
+
+// ---- how they are written ----
+
+fn write(proc: &Proc, target: &Rc<Target>, maps: Both<Map>, setgroups: Option<bool>, plan: &mut Plan) -> Result<()> {
+    let own = proc.own();
+    let me = Both { uid: own.uid[1], gid: own.gid[1] };
+    let single = |kind: Kind| matches!(maps.of(kind).extents(), [e] if e.count == 1 && e.outside == *me.of(kind));
+    let can = |kind: Kind| own.can(if kind == Kind::Uid { CAP_SETUID } else { CAP_SETGID });
+    let direct = |kind: Kind| single(kind) || can(kind);
+    // Without a grant, dropping groups must not be possible: it would undo
+    // permissions that deny something to a group (CVE-2014-8989).
+    let deny = setgroups.map_or(single(Kind::Gid) && !can(Kind::Gid), |allow| !allow);
+    // Everything is opened and checked before the first byte is written: a
+    // namespace with one map is good for nothing but throwing away.
+    let mut steps = Vec::new();
+    if deny || setgroups.is_some() {
+        steps.push(map::Effect::Setgroups(map::open(proc, target, "setgroups")?, !deny));
+    }
+    for kind in Kind::BOTH {
+        let map = maps.of(kind).clone();
+        steps.push(if direct(kind) {
+            map::Effect::Write(map::open(proc, target, kind.map_file())?, kind, map)
+        } else {
+            map::Effect::Helper(target.clone(), kind, map)
+        });
+    }
+    steps.into_iter().for_each(|step| plan.push(step));
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! The command line: options as data, operands as bytes, help.
+//!
+//! getopts does the reading. It knows only UTF-8, so every byte travels
+//! through it as the character of the same number and comes back as the byte.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use getopts::{Matches, Options, ParsingStyle};
+
+use crate::fail::{Failure, Result};
+
+/// One option.
+pub struct Opt {
+    /// Its letter, or "".
+    pub short: &'static str,
+    /// Its long name.
+    pub long: &'static str,
+    /// What its value is called in help; "" for an option without a value.
+    pub value: &'static str,
+    /// What it does, in half a line.
+    pub help: &'static str,
+}
+
+/// Where options end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Operands {
+    /// Nowhere: they may stand around all operands, until `--`.
+    Free,
+    /// At the program to run, which is the operand after this many others
+    /// (fewer where one of the named options stands for it).
+    Program(usize, &'static str),
+}
+
+/// A tool's command line.
+pub struct Cli {
+    /// The name of the tool.
+    pub name: &'static str,
+    /// What it does, in one line.
+    pub purpose: &'static str,
+    /// Its forms without the name, a line each.
+    pub usage: &'static [&'static str],
+    /// Its options, without those that all tools have.
+    pub options: &'static [Opt],
+    /// Where they end.
+    pub operands: Operands,
+    /// Whether failures leave with 125, as for every tool that ends in a
+    /// program with exit statuses of its own.
+    pub runs: bool,
+    /// Whether with `-` its standard output is a stream of records.
+    pub stage: bool,
+}
+
+/// The options that every tool has.
+pub const COMMON: &[Opt] = &[
+    Opt { short: "", long: "dry-run", value: "", help: "print the plan and do nothing" },
+    Opt { short: "", long: "explain", value: "", help: "print each step with the kernel rule behind it" },
+    Opt { short: "h", long: "help", value: "", help: "print this" },
+    Opt { short: "V", long: "version", value: "", help: "print the version" },
+];
+
+/// A command line as it was typed.
+pub struct Args {
+    given: Vec<Matches>,
+    /// The operands, without the program to run.
+    pub operands: Vec<OsString>,
+    /// The program to run and its arguments.
+    pub program: Vec<OsString>,
+}
+
+fn widen(word: &OsStr) -> String {
+    word.as_bytes().iter().map(|b| char::from(*b)).collect()
+}
+
+fn narrow(word: &str) -> OsString {
+    OsString::from_vec(word.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect())
+}
+
+impl Cli {
+    fn all(&self) -> impl Iterator<Item = &Opt> {
+        self.options.iter().chain(COMMON)
+    }
+
+    fn grammar(&self, style: ParsingStyle) -> Options {
+        let mut options = Options::new();
+        options.parsing_style(style);
+        for opt in self.all() {
+            if opt.value.is_empty() {
+                options.optflagmulti(opt.short, opt.long, "");
+            } else {
+                options.optmulti(opt.short, opt.long, "", opt.value);
+            }
+        }
+        options
+    }
+
+    /// Reads the words after the tool's name.
+    ///
+    /// # Errors
+    /// Wrong usage.
+    pub fn parse(&self, words: &[OsString]) -> Result<Args> {
+        let mut rest: Vec<String> = words.iter().map(|w| widen(w)).collect();
+        let mut args = Args { given: Vec::new(), operands: Vec::new(), program: Vec::new() };
+        let style = match self.operands {
+            Operands::Free => ParsingStyle::FloatingFrees,
+            Operands::Program(..) => ParsingStyle::StopAtFirstFree,
+        };
+        loop {
+            let before = rest.len();
+            let given = self.grammar(style).parse(&rest).map_err(|e| self.usage(&e.to_string()))?;
+            let free = given.free.clone();
+            // After `--` nothing is an option any more; getopts has eaten it.
+            let ended = before > free.len() && rest[before - free.len() - 1] == "--";
+            args.given.push(given);
+            let Operands::Program(wanted, instead) = self.operands else {
+                args.operands = free.iter().map(|w| narrow(w)).collect();
+                return Ok(args);
+            };
+            let wanted = if args.value(instead).is_some() { 0 } else { wanted };
+            let is_operand = |word: &String| args.operands.len() < wanted || (wanted == 0 && args.operands.is_empty() && word == "-");
+            if ended || free.first().is_none_or(|word| !is_operand(word)) {
+                let split = if ended { wanted.saturating_sub(args.operands.len()).min(free.len()) } else { 0 };
+                args.operands.extend(free[..split].iter().map(|w| narrow(w)));
+                args.program = free[split..].iter().map(|w| narrow(w)).collect();
+                return Ok(args);
+            }
+            args.operands.push(narrow(&free[0]));
+            rest = free[1..].to_vec();
+        }
+    }
+
+    /// A wrong command line, said with where to read on.
+    pub fn usage(&self, what: &str) -> Failure {
+        Failure::usage(format!("{}\nusage: {} {}", narrow(what).to_string_lossy().trim_end_matches('.'), self.name, self.usage.join(&format!("\n       {} ", self.name))))
+    }
+
+    /// What --help prints.
+    pub fn help(&self) -> String {
+        let mut text = format!("{} - {}\n\n", self.name, self.purpose);
+        for (n, form) in self.usage.iter().enumerate() {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{} {} {form}", if n == 0 { "usage:" } else { "      " }, self.name);
+        }
+        text.push('\n');
+        for opt in self.all() {
+            let short = if opt.short.is_empty() { String::new() } else { format!("-{},", opt.short) };
+            let value = if opt.value.is_empty() { String::new() } else { format!(" {}", opt.value) };
+            let _ = writeln!(text, "  {short:<3} {:<24} {}", format!("--{}{value}", opt.long), opt.help);
+        }
+        let _ = writeln!(text, "\nManual: man {}; the whole: man nskit", self.name);
+        text
+    }
+}
+
+impl Args {
+    /// Whether the option without a value was given.
+    pub fn flag(&self, long: &str) -> bool {
+        self.given.iter().any(|m| m.opt_defined(long) && m.opt_present(long))
+    }
+
+    /// The last value given for an option, as is usual on Unix.
+    pub fn value(&self, long: &str) -> Option<OsString> {
+        self.values(long).pop()
+    }
+
+    /// All values given for an option, in order.
+    pub fn values(&self, long: &str) -> Vec<OsString> {
+        let defined = self.given.iter().filter(|m| m.opt_defined(long));
+        defined.flat_map(|m| m.opt_strs(long)).map(|v| narrow(&v)).collect()
+    }
+
+    /// The value of an option as a decimal number.
+    ///
+    /// # Errors
+    /// Wrong usage: it is none.
+    pub fn number(&self, long: &str) -> Result<Option<u64>> {
+        let Some(word) = self.value(long) else { return Ok(None) };
+        let bad = || Failure::usage(format!("--{long}: {} is not a decimal number", crate::word::quote(&word)));
+        Ok(Some(crate::id::number(word.as_bytes()).ok_or_else(bad)?))
+    }
+
+    /// Whether only the plan is wanted.
+    pub fn dry(&self) -> bool {
+        self.flag("dry-run")
+    }
+
+    /// Whether an operand is `-`: this is a stage of a pipeline.
+    pub fn piped(&self) -> bool {
+        self.operands.iter().any(|o| o == "-")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn cli(operands: Operands) -> Cli {
+        const OPTIONS: &[Opt] = &[
+            Opt { short: "m", long: "mount", value: "", help: "" },
+            Opt { short: "p", long: "pid", value: "", help: "" },
+            Opt { short: "", long: "target", value: "T", help: "" },
+        ];
+        Cli { name: "t", purpose: "", usage: &[""], options: OPTIONS, operands, runs: false, stage: false }
+    }
+
+    fn parse(operands: Operands, line: &str) -> (Vec<String>, Vec<String>, bool, bool) {
+        let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+        let args = cli(operands).parse(&words).unwrap();
+        let text = |w: &[OsString]| w.iter().map(|w| w.to_string_lossy().into_owned()).collect();
+        (text(&args.operands), text(&args.program), args.flag("mount"), args.flag("pid"))
+    }
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn options_end_at_the_program() {
+        let enter = Operands::Program(1, "target");
+        assert_eq!(parse(enter, "-m 12 -p ls -m"), (words("12"), words("ls -m"), true, true));
+        assert_eq!(parse(enter, "-mp 12"), (words("12"), vec![], true, true));
+        assert_eq!(parse(enter, "12 -- -m"), (words("12"), words("-m"), false, false));
+        assert_eq!(parse(enter, "-- 12 -m"), (words("12"), words("-m"), false, false));
+        assert_eq!(parse(enter, "--target 12 ls -p"), (vec![], words("ls -p"), false, false));
+        let new = Operands::Program(0, "");
+        assert_eq!(parse(new, "-m ls - -p"), (vec![], words("ls - -p"), true, false));
+        assert_eq!(parse(new, "-m - -p"), (words("-"), vec![], true, true));
+        assert_eq!(parse(new, "-m -- - x"), (vec![], words("- x"), true, false));
+        assert_eq!(parse(Operands::Free, "a -m b -p -- -x"), (words("a b -x"), vec![], true, true));
+    }
+
+    #[test]
+    fn bytes_stay_bytes() {
+        let all: Vec<u8> = (1..=255).collect();
+        let word = OsString::from_vec(all);
+        assert_eq!(narrow(&widen(&word)), word);
+        let args = cli(Operands::Free).parse(&["--target".into(), OsString::from_vec(vec![0xff])]).unwrap();
+        assert_eq!(args.value("target"), Some(OsString::from_vec(vec![0xff])));
+        assert!(cli(Operands::Free).parse(&["--bogus".into()]).is_err());
+        assert!(cli(Operands::Free).parse(&["--mou".into()]).is_err());
+    }
+}

@@ -1,0 +1,138 @@
+//! One kind of failure for every call site, and how it is told.
+//!
+//! ```text
+//! uidmap-set: write /proc/4242/uid_map: Operation not permitted (EPERM)
+//!   because: outside ids 165536-231071 are not granted to alice (uid 1000) in /etc/subuid
+//!   try: sudo subid-alloc alice --start 165536 --count 65536
+//! ```
+//!
+//! This module knows the form and not a single reason: those are found by the
+//! module of the kernel object concerned.
+
+use std::fmt;
+
+pub use nix::errno::Errno;
+
+/// A value, or what went wrong.
+pub type Result<T> = std::result::Result<T, Failure>;
+
+/// Which exit status a failure means (nskit(7), EXIT STATUS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The system said no.
+    Refused,
+    /// The command line is wrong; nothing was touched.
+    Usage,
+    /// The program was found and cannot be executed.
+    NotExecutable,
+    /// The program was not found.
+    NotFound,
+}
+
+/// Why something refused by the system was refused, as found on this system.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Because {
+    /// The rule that was broken: one sentence.
+    pub text: String,
+    /// A command that cures it, to be pasted; empty where there is none.
+    pub remedy: String,
+}
+
+impl Because {
+    /// A reason without a cure.
+    pub fn new(text: impl Into<String>) -> Because {
+        Because { text: text.into(), remedy: String::new() }
+    }
+
+    /// The same with a cure.
+    #[must_use]
+    pub fn remedy(mut self, command: impl Into<String>) -> Because {
+        self.remedy = command.into();
+        self
+    }
+}
+
+/// A refusal or an error, ready to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    what: String,
+    errno: Option<Errno>,
+    because: Option<Because>,
+    exit: Exit,
+    silent: bool,
+}
+
+impl Failure {
+    /// A system call that failed: `act` and its object, and the errno.
+    pub fn os(act: impl Into<String>, errno: Errno) -> Failure {
+        Failure { what: act.into(), errno: Some(errno), because: None, exit: Exit::Refused, silent: false }
+    }
+
+    /// Something that this tool refuses by itself.
+    pub fn refused(what: impl Into<String>) -> Failure {
+        Failure { what: what.into(), errno: None, because: None, exit: Exit::Refused, silent: false }
+    }
+
+    /// A wrong command line.
+    pub fn usage(what: impl Into<String>) -> Failure {
+        Failure { exit: Exit::Usage, ..Failure::refused(what) }
+    }
+
+    /// An earlier stage of the pipeline failed and has said so.
+    pub fn told_upstream() -> Failure {
+        Failure { silent: true, ..Failure::refused("an earlier stage failed") }
+    }
+
+    /// The same with its reason, if one was found.
+    #[must_use]
+    pub fn because(mut self, because: Option<Because>) -> Failure {
+        self.because = because;
+        self
+    }
+
+    /// The same with another exit status.
+    #[must_use]
+    pub fn exit(mut self, exit: Exit) -> Failure {
+        self.exit = exit;
+        self
+    }
+
+    /// Whether somebody has told it already.
+    pub fn is_silent(&self) -> bool {
+        self.silent
+    }
+
+    /// What it means for the exit status.
+    pub fn kind(&self) -> Exit {
+        self.exit
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.what)?;
+        if let Some(errno) = self.errno {
+            write!(f, ": {} ({errno:?})", errno.desc())?;
+        }
+        if let Some(because) = &self.because {
+            write!(f, "\n  because: {}", because.text)?;
+            if !because.remedy.is_empty() {
+                write!(f, "\n  try: {}", because.remedy)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn form() {
+        let failure = Failure::os("write /proc/1/uid_map", Errno::EPERM);
+        assert_eq!(failure.to_string(), "write /proc/1/uid_map: Operation not permitted (EPERM)");
+        let failure = failure.because(Some(Because::new("no").remedy("yes")));
+        assert!(failure.to_string().ends_with("(EPERM)\n  because: no\n  try: yes"));
+    }
+}

@@ -1,0 +1,87 @@
+//! Other programs, run to the end with a deadline: getent, getsubids,
+//! newuidmap. They run with this process's credentials and no privilege more.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::signal::SigSet;
+use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{AccessFlags, access, execv, pipe2};
+
+use crate::{mind, sys};
+
+/// How long a helper may take, in milliseconds: name services behind a network
+/// answer within seconds or not at all.
+pub const DEADLINE: u64 = 10_000;
+
+/// What a helper did.
+pub struct Answer {
+    /// Its exit status; 128+N after signal N.
+    pub status: u8,
+    /// What it wrote to standard output and standard error.
+    pub output: Vec<u8>,
+}
+
+/// Finds `name` in the directories of PATH, or of the usual ones.
+pub fn find(name: &str) -> Option<CString> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+    let candidates = path.as_bytes().split(|b| *b == b':').filter(|dir| !dir.is_empty());
+    candidates
+        .filter_map(|dir| CString::new([dir, b"/", name.as_bytes()].concat()).ok())
+        .find(|file| access(file.as_c_str(), AccessFlags::X_OK).is_ok())
+}
+
+/// Runs `program` with `arguments` (without its own name) and waits for it.
+///
+/// # Errors
+/// Those of fork(2); ETIMEDOUT: it was killed at the deadline.
+pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer, Errno> {
+    let mut words = vec![program.clone()];
+    for argument in arguments {
+        words.push(CString::new(argument.as_ref().as_bytes()).map_err(|_| Errno::EINVAL)?);
+    }
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+    let (pid_fd, end) = match sys::fork(0)? {
+        sys::Fork::Child => {
+            let placed = [(null.as_fd(), 0), (theirs.as_fd(), 1), (theirs.as_fd(), 2)];
+            if placed.iter().all(|(fd, number)| sys::place(*fd, *number).is_ok()) {
+                sys::restore_sigpipe();
+                let _ = SigSet::empty().thread_set_mask();
+                let _ = execv(program, &words);
+            }
+            sys::exit_now(127);
+        }
+        sys::Fork::Parent(_, fd) => (fd, Instant::now() + Duration::from_millis(DEADLINE)),
+    };
+    drop(theirs);
+    let mut output = Vec::new();
+    let mut piece = [0; 4096];
+    let outcome = loop {
+        let left = u16::try_from(end.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u16::MAX);
+        if left == 0 || !mind::ready_within(ours.as_fd(), left)? {
+            let _ = sys::pidfd_signal(pid_fd.as_fd(), nix::libc::SIGKILL);
+            break Err(Errno::ETIMEDOUT);
+        }
+        match nix::unistd::read(&ours, &mut piece) {
+            Ok(0) => break Ok(()),
+            Ok(n) => output.extend_from_slice(&piece[..n]),
+            Err(Errno::EINTR) => {}
+            Err(e) => break Err(e),
+        }
+    };
+    let status = loop {
+        match waitid(Id::PIDFd(pid_fd.as_fd()), WaitPidFlag::WEXITED) {
+            Err(Errno::EINTR) => {}
+            Ok(WaitStatus::Exited(_, status)) => break u8::try_from(status & 0xff).unwrap_or(1),
+            Ok(WaitStatus::Signaled(_, signal, _)) => break u8::try_from(128 + signal as i32).unwrap_or(255),
+            Ok(_) | Err(_) => break 1,
+        }
+    };
+    outcome.map(|()| Answer { status, output })
+}

@@ -1,0 +1,37 @@
+//! What two or more of the nskit tools share. In reading order:
+//!
+//! * [`id`]      id maps: pure algebra
+//! * [`ns`]      the kinds of namespaces
+//! * [`record`]  the lines that the tools exchange
+//! * [`fail`]    one kind of failure, and how it is told
+//! * [`word`]    words as a shell reads them back
+//! * [`cli`]     options as data
+//! * [`proc`]    facts out of /proc
+//! * [`helper`]  other programs, asked or told, with a deadline
+//! * [`user`]    users by name and number
+//! * [`subid`]   /etc/subuid and /etc/subgid
+//! * [`preset`]  maps by name: root, same, subids, auto, keep, all
+//! * [`target`]  the process or namespace file that an operand names
+//! * [`step`]    effects, one file for each kernel object
+//! * [`plan`]    a list of steps: printed, performed, tried
+//! * [`mind`]    the only poll loop
+//! * [`tool`]    what every tool does around its own decision
+//! * [`sys`]     the calls that nix lacks; all unsafe code
+
+pub mod cli;
+pub mod fail;
+pub mod helper;
+pub mod id;
+pub mod mind;
+pub mod ns;
+pub mod plan;
+pub mod preset;
+pub mod proc;
+pub mod record;
+pub mod step;
+pub mod subid;
+pub mod sys;
+pub mod target;
+pub mod tool;
+pub mod user;
+pub mod word;

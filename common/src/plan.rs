@@ -1,0 +1,220 @@
+//! A plan: a straight line of steps, printed or performed.
+//!
+//! A tool looks and decides first, then hands its whole plan over; what can be
+//! printed is exactly what would be done. A plan may fork: the child performs
+//! a plan of its own and, once it has crossed into other namespaces, can no
+//! longer see why it was refused. So a refused child sends the step's number
+//! and the errno up a socket and stops; its parent, still outside, reads the
+//! facts, tells, and ends it.
+
+use std::fmt::Write as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::signal::SigSet;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::read;
+
+use crate::fail::{Errno, Failure, Result};
+use crate::mind;
+use crate::proc::Proc;
+use crate::step::{Child, Done, Facts, Hands, Refusal, Step};
+use crate::sys;
+
+/// What a tool has decided to do.
+#[derive(Default)]
+pub struct Plan {
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+    /// Whether an earlier stage runs dry, so that this one does too.
+    pub dry: bool,
+}
+
+/// How a forked child begins.
+pub struct Start {
+    /// CLONE_NEW* flags.
+    pub flags: u64,
+    /// What the plan prints: `clone CLONE_NEWUSER|...`, or `fork`.
+    pub said: String,
+    /// The kernel rule that makes a fork necessary.
+    pub why: &'static str,
+}
+
+impl Plan {
+    /// Adds a step at the end.
+    pub fn push(&mut self, step: impl Into<Step>) {
+        self.steps.push(step.into());
+    }
+
+    /// The plan as text, a step a line, children indented; with `explain` the
+    /// kernel rule stands under each.
+    pub fn text(&self, explain: bool) -> String {
+        let mut text = String::new();
+        self.write(&mut text, 0, explain);
+        text
+    }
+
+    fn write(&self, text: &mut String, depth: usize, explain: bool) {
+        let indent = "    ".repeat(depth);
+        for step in &self.steps {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{indent}{step}");
+            if explain && !step.why.is_empty() {
+                let _ = writeln!(text, "{indent}    # {}", step.why);
+            }
+            if let Some(inner) = &step.inner {
+                inner.write(text, depth + 1, explain);
+            }
+        }
+    }
+
+    /// What a dry run writes into the pipe in place of what would be written.
+    pub fn dry_stream(&self) -> Vec<u8> {
+        self.steps.iter().filter_map(|s| s.says.as_ref()).flat_map(|says| says(true)).collect()
+    }
+
+    /// Does everything, in order, and answers the exit status.
+    ///
+    /// # Errors
+    /// The first step that was refused; those before it stay done.
+    pub fn perform(&self, hands: &mut Hands, proc: &Proc) -> Result<u8> {
+        match self.run(hands) {
+            Ok(()) => Ok(hands.status),
+            Err((at, refusal)) => Err(self.failure(at, refusal, proc, "self", &own_places())),
+        }
+    }
+
+    fn run(&self, hands: &mut Hands) -> std::result::Result<(), (usize, Refusal)> {
+        for (at, step) in self.steps.iter().enumerate() {
+            if hands.explain {
+                let rule = if step.why.is_empty() { String::new() } else { format!("    # {}\n", step.why) };
+                mind::tell(&format!("{step}\n{rule}"));
+            }
+            (step.perform)(hands).map_err(|refusal| (at, refusal))?;
+        }
+        Ok(())
+    }
+
+    fn failure(&self, at: usize, refusal: Refusal, proc: &Proc, who: &str, places: &[OwnedFd]) -> Failure {
+        match self.steps.get(at) {
+            Some(step) => step.failure(refusal, &Facts { proc, who, root: places.first(), cwd: places.get(1) }),
+            None => Failure::refused("the child died before it began"),
+        }
+    }
+
+    /// Performs a plan that leaves nothing here, since it forks at once, and
+    /// answers its failure: how `ns-show --can` finds out what is possible.
+    pub fn probe(&self, proc: &Proc) -> Option<Failure> {
+        let mask = SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty());
+        let mut hands = Hands::new(mask);
+        let outcome = self.perform(&mut hands, proc);
+        if let Some(child) = hands.child.take() {
+            mind::end(&child);
+        }
+        let _ = mask.thread_set_mask();
+        outcome.err()
+    }
+}
+
+impl Hands {
+    /// Empty hands.
+    pub fn new(mask: SigSet) -> Hands {
+        Hands { made: Vec::new(), child: None, report: None, mask, explain: false, status: 0 }
+    }
+}
+
+/// The step that forks: the child performs `inner`, and the parent goes on
+/// once the child has executed a program, said that it is ready (by closing
+/// its end), or failed.
+pub fn fork(start: Start, inner: Plan, proc: &Rc<Proc>) -> Step {
+    let inner = Rc::new(inner);
+    let (proc, plan, flags) = (proc.clone(), inner.clone(), start.flags);
+    let perform = move |hands: &mut Hands| {
+        // From here on a signal must neither get lost nor kill us between the
+        // fork and the loop that minds the child.
+        mind::block_signals()?;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        match sys::fork(flags)? {
+            sys::Fork::Child => {
+                drop(ours);
+                hands.report = Some(theirs);
+                be_child(&plan, hands)
+            }
+            sys::Fork::Parent(pid, fd) => {
+                drop(theirs);
+                hands.child = Some(Child { pid, fd });
+                watch_child(&plan, hands, ours, &proc)
+            }
+        }
+    };
+    let mut step = Step::new(start.said, String::new(), start.why, perform);
+    step.inner = Some(inner);
+    step
+}
+
+/// The root and the working directory of this process, for whoever looks for
+/// reasons: a process that is not dumpable cannot be looked at from outside.
+fn own_places() -> Vec<OwnedFd> {
+    let place = |path: &str| open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    ["/", "."].into_iter().filter_map(|path| place(path).ok()).collect()
+}
+
+fn be_child(plan: &Plan, hands: &mut Hands) -> Done {
+    let status = match plan.run(hands) {
+        Ok(()) => hands.status,
+        Err((at, refusal)) => {
+            let message = match refusal {
+                Refusal::Os(errno, text) => format!("F {at} {} {text}", errno as i32),
+                Refusal::Whole(failure) => format!("W {at} 0 {failure}"),
+            };
+            if let Some(report) = &hands.report {
+                let places = own_places();
+                let fds: Vec<BorrowedFd<'_>> = places.iter().map(AsFd::as_fd).collect();
+                let _ = mind::send(report.as_fd(), message.as_bytes(), &fds);
+                // The parent reads the facts from us as we are now; it closes
+                // its end when it is done, or dies, and then we go.
+                let _ = read(report, &mut [0; 1]);
+            }
+            125
+        }
+    };
+    sys::exit_now(status)
+}
+
+fn watch_child(plan: &Plan, hands: &mut Hands, ours: OwnedFd, proc: &Proc) -> Done {
+    let mut message = [0; 4096];
+    loop {
+        let (n, places) = match mind::receive(ours.as_fd(), &mut message) {
+            Ok((0, _)) => return Ok(()),
+            Ok(received) => received,
+            Err(Errno::EINTR) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        let text = String::from_utf8_lossy(&message[..n]).into_owned();
+        let mut words = text.splitn(4, ' ');
+        let what = words.next().unwrap_or_default();
+        let number = words.next().and_then(|w| w.parse::<i32>().ok()).unwrap_or(-1);
+        if what == "P" {
+            // The child has forked on our behalf (CLONE_PARENT): its number is
+            // that of an unreaped child of ours, so it cannot be another's.
+            let fd = sys::pidfd_open(number)?;
+            if let Some(old) = hands.child.replace(Child { pid: number, fd }) {
+                let _ = waitid(Id::PIDFd(old.fd.as_fd()), WaitPidFlag::WEXITED);
+            }
+            continue;
+        }
+        let errno = Errno::from_raw(words.next().and_then(|w| w.parse().ok()).unwrap_or(0));
+        let rest = words.next().unwrap_or_default().to_owned();
+        let who = hands.child.as_ref().map_or_else(|| "self".to_owned(), |c| c.pid.to_string());
+        let refusal = if what == "F" { Refusal::Os(errno, rest) } else { Failure::refused(rest).into() };
+        let failure = plan.failure(usize::try_from(number).unwrap_or(usize::MAX), refusal, proc, &who, &places);
+        drop(ours);
+        if let Some(child) = hands.child.take() {
+            let _ = waitid(Id::PIDFd(child.fd.as_fd()), WaitPidFlag::WEXITED);
+        }
+        return Err(failure.into());
+    }
+}

@@ -1,0 +1,212 @@
+//! Maps by name, from what a user has: his own ids and his subordinate ids.
+//!
+//! ```text
+//!          inside 0   1 .....        1000          ids of uid 1000 with 100000:65536
+//!  root           1000
+//!  same                              1000
+//!  subids         100000 ................................. 165535
+//!  auto           1000 100000 ............................ 165535
+//!  keep           100000 ..... 100999 1000 101000 ........ 165535
+//!  all                               1000        (inside 100000-165535: the same)
+//! ```
+
+use crate::fail::{Because, Failure, Result};
+use crate::id::{Both, Extent, Kind, Map, Range, without};
+use crate::proc::{CAP_SETFCAP, Proc};
+use crate::subid;
+use crate::user::{self, User};
+
+/// The name of a preset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// 0 is me.
+    Root,
+    /// I am me.
+    Same,
+    /// 0.. are my subordinate ids.
+    Subids,
+    /// 0 is me, 1.. are my subordinate ids: podman's default.
+    Auto,
+    /// I am me, my subordinate ids around me: podman's keep-id.
+    Keep,
+    /// Everything that I have, identically.
+    All,
+}
+
+/// Their names, for help and messages.
+pub const NAMES: &str = "root, same, subids, auto, keep, all";
+
+impl Preset {
+    /// The preset called `word`.
+    pub fn named(word: &str) -> Option<Preset> {
+        Some(match word {
+            "root" => Preset::Root,
+            "same" => Preset::Same,
+            "subids" => Preset::Subids,
+            "auto" => Preset::Auto,
+            "keep" => Preset::Keep,
+            "all" => Preset::All,
+            _ => return None,
+        })
+    }
+
+    /// Whether it has only the own id, which needs no privilege.
+    pub fn is_single(self) -> bool {
+        matches!(self, Preset::Root | Preset::Same)
+    }
+
+    /// Whether it maps the own id: for uid 0 of the initial user namespace that
+    /// puts the real root inside.
+    pub fn maps_me(self) -> bool {
+        self != Preset::Subids
+    }
+
+    /// The extents for one kind of ids: `me`, and `granted` in their order.
+    pub fn extents(self, me: u32, granted: &[Range]) -> Vec<Extent> {
+        let own = Range { first: me, count: 1 };
+        // A grant may by mistake have the own id in it: no map can have it twice.
+        let subids = without(granted, &[own]);
+        let at = |inside: u64, outside: Range| Extent::new(inside, outside.first.into(), outside.count.into());
+        match self {
+            Preset::Root => at(0, own).into_iter().collect(),
+            Preset::Same => at(me.into(), own).into_iter().collect(),
+            Preset::Subids => in_a_row(0, &without(granted, &[])),
+            Preset::Auto => at(0, own).into_iter().chain(in_a_row(1, &subids)).collect(),
+            Preset::Keep => {
+                let (below, above) = split(&subids, me);
+                let rest = in_a_row(u64::from(me) + 1, &above);
+                in_a_row(0, &below).into_iter().chain(at(me.into(), own)).chain(rest).collect()
+            }
+            Preset::All => {
+                let all = std::iter::once(own).chain(subids);
+                all.filter_map(|range| at(range.first.into(), range)).collect()
+            }
+        }
+    }
+}
+
+/// Extents with `ranges` one after the other from `inside` on, as far as ids go.
+fn in_a_row(mut inside: u64, ranges: &[Range]) -> Vec<Extent> {
+    let mut extents = Vec::new();
+    for range in ranges {
+        let room = u64::from(u32::MAX).saturating_sub(inside).min(range.count.into());
+        extents.extend(Extent::new(inside, range.first.into(), room));
+        inside += room;
+    }
+    extents
+}
+
+/// The first `count` ids of `ranges`, and the others.
+fn split(ranges: &[Range], count: u32) -> (Vec<Range>, Vec<Range>) {
+    let (mut first, mut rest, mut left) = (Vec::new(), Vec::new(), count);
+    for range in ranges {
+        let taken = range.count.min(left);
+        left -= taken;
+        first.extend(Range::new(range.first.into(), taken.into()));
+        rest.extend(Range::new(u64::from(range.first) + u64::from(taken), (range.count - taken).into()));
+    }
+    (first, rest)
+}
+
+/// The user of this process: by uid, his name and what he has been granted.
+#[derive(Clone, Debug)]
+pub struct Me {
+    /// Name, uid and gid as this process has them.
+    pub user: User,
+    /// The effective ids.
+    pub own: Both<u32>,
+}
+
+impl Me {
+    /// Who this process is.
+    pub fn now(proc: &Proc) -> Me {
+        let status = proc.own();
+        let own = Both { uid: status.uid[1], gid: status.gid[1] };
+        Me { user: known(own.uid, own.gid), own }
+    }
+
+    /// `user` in place of whoever this process is.
+    pub fn other(user: User) -> Me {
+        let own = Both { uid: user.uid, gid: user.gid };
+        Me { user, own }
+    }
+}
+
+fn known(uid: u32, gid: u32) -> User {
+    user::by_uid(uid).unwrap_or(User { name: uid.to_string(), uid, gid, shell: String::new() })
+}
+
+/// The maps of `preset` for `me`.
+///
+/// # Errors
+/// There are no subordinate ids, or they cannot be found out.
+pub fn maps(preset: Preset, me: &Me) -> Result<Both<Vec<Extent>>> {
+    let mut maps = Both::<Vec<Extent>>::default();
+    for kind in Kind::BOTH {
+        let granted = if preset.is_single() { Vec::new() } else { subid::granted(&me.user, kind)? };
+        if granted.is_empty() && !preset.is_single() {
+            return Err(none(me, kind));
+        }
+        *maps.of_mut(kind) = preset.extents(*me.own.of(kind), &granted);
+    }
+    Ok(maps)
+}
+
+fn none(me: &Me, kind: Kind) -> Failure {
+    let file = kind.grant_file();
+    let because = Because::new(format!("{file} has no line for {}", me.user)).remedy(format!("sudo subid-alloc {}", me.user.name));
+    Failure::refused(format!("no subordinate {}s", kind.word())).because(Some(because))
+}
+
+/// Refuses what would put uid 0 of the initial user namespace inside: it would
+/// be the real root there, whatever the namespace takes from it.
+///
+/// # Errors
+/// `preset` maps the own id, this is that uid, and it was not said aloud.
+pub fn guard_root(preset: Preset, me: &Me, proc: &Proc, host_root: bool) -> Result<()> {
+    let initial = proc.ns_id("self", crate::ns::Kind::User) == Some(crate::ns::INITIAL_USER);
+    if host_root || me.own.uid != 0 || !initial || !preset.maps_me() {
+        return Ok(());
+    }
+    Err(Failure::usage("this maps uid 0 of the initial user namespace, the real root: say --host-root if that is meant"))
+}
+
+/// Whether the map needs CAP_SETFCAP, and this process lacks it: the kernel
+/// asks for it since 5.12 where outside id 0 is mapped.
+pub fn lacks_setfcap(map: &Map, proc: &Proc) -> bool {
+    map.extents().iter().any(|e| e.outside == 0) && !proc.own().can(CAP_SETFCAP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(preset: Preset, me: u32, granted: &[(u64, u64)]) -> String {
+        let ranges: Vec<Range> = granted.iter().map(|(f, c)| Range::new(*f, *c).unwrap()).collect();
+        let map = Map::new(preset.extents(me, &ranges)).unwrap();
+        map.text().trim_end().replace('\n', ", ")
+    }
+
+    #[test]
+    fn as_the_drawing_says() {
+        let granted = &[(100_000, 65536)];
+        assert_eq!(text(Preset::Root, 1000, granted), "0 1000 1");
+        assert_eq!(text(Preset::Same, 1000, granted), "1000 1000 1");
+        assert_eq!(text(Preset::Subids, 1000, granted), "0 100000 65536");
+        assert_eq!(text(Preset::Auto, 1000, granted), "0 1000 1, 1 100000 65536");
+        assert_eq!(text(Preset::Keep, 1000, granted), "0 100000 1000, 1000 1000 1, 1001 101000 64536");
+        assert_eq!(text(Preset::All, 1000, granted), "1000 1000 1, 100000 100000 65536");
+    }
+
+    #[test]
+    fn edges() {
+        // Fewer subordinate ids than the own number: there is nothing above.
+        assert_eq!(text(Preset::Keep, 1000, &[(5000, 10)]), "0 5000 10, 1000 1000 1");
+        // Several grants, and the own id in one of them.
+        assert_eq!(text(Preset::Auto, 1000, &[(999, 3), (50, 2)]), "0 1000 1, 1 999 1, 2 1001 1, 3 50 2");
+        assert_eq!(text(Preset::Keep, 0, &[(100, 5)]), "0 0 1, 1 100 5");
+        assert_eq!(text(Preset::Auto, 7, &[(8, 4_294_967_287)]), "0 7 1, 1 8 4294967287");
+        // A whole-world grant does not wrap.
+        assert_eq!(text(Preset::Auto, 0, &[(0, 4_294_967_295)]), "0 0 1, 1 1 4294967294");
+    }
+}

@@ -1,0 +1,304 @@
+//! Facts out of /proc: read through one descriptor that was proven to be a
+//! proc file system and opened before any namespace was crossed. Writes
+//! nothing, judges nothing.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::{FsType, fstatfs};
+
+use crate::fail::{Errno, Failure, Result};
+use crate::id::{self, Extent, number};
+use crate::ns;
+
+/// An open /proc.
+pub struct Proc(OwnedFd);
+
+/// What /proc/PID/status says, as far as it is a reason for a refusal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// `Name:`
+    pub name: String,
+    /// `Uid:` real, effective, saved, file system.
+    pub uid: [u32; 4],
+    /// `Gid:` likewise.
+    pub gid: [u32; 4],
+    /// `NSpid:` its number in each pid namespace, ours first.
+    pub pids: Vec<u32>,
+    /// `Threads:`
+    pub threads: u64,
+    /// `CapEff:` a bit for each capability.
+    pub effective: u64,
+    /// `CapBnd:`
+    pub bounding: u64,
+    /// `NoNewPrivs:`
+    pub no_new_privs: bool,
+    /// `SigIgn:` and `SigCgt:` a bit for each signal, that of signal 1 first.
+    pub handled: u64,
+    /// `State:` its letter, Z for a zombie.
+    pub state: char,
+}
+
+/// CAP_SETGID and CAP_SETUID, CAP_SYS_ADMIN, CAP_SETFCAP: bit numbers of
+/// include/uapi/linux/capability.h.
+pub const CAP_SETGID: u32 = 6;
+/// See above.
+pub const CAP_SETUID: u32 = 7;
+/// See above.
+pub const CAP_SYS_ADMIN: u32 = 21;
+/// See above. Needed since Linux 5.12 to map the parent's id 0.
+pub const CAP_SETFCAP: u32 = 31;
+
+impl Status {
+    /// Whether capability number `cap` is effective.
+    pub fn can(&self, cap: u32) -> bool {
+        self.effective >> cap & 1 == 1
+    }
+}
+
+/// One line of mountinfo: proc_pid_mountinfo(5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Its number.
+    pub id: u64,
+    /// The number of the mount that it is on.
+    pub parent: u64,
+    /// What part of the file system it shows.
+    pub root: String,
+    /// Where it is, seen from the reader's root.
+    pub point: String,
+    /// `rw,nosuid,...` of the mount.
+    pub options: String,
+    /// `shared:N` and the like.
+    pub propagation: String,
+    /// The type of the file system.
+    pub fstype: String,
+}
+
+impl Proc {
+    /// Opens /proc.
+    ///
+    /// # Errors
+    /// ENOENT: there is none; a refusal where it is no proc file system.
+    pub fn open() -> Result<Proc> {
+        const PROC_SUPER_MAGIC: FsType = FsType(0x9fa0);
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = open("/proc", flags, Mode::empty()).map_err(|e| Failure::os("open /proc", e))?;
+        match fstatfs(&fd) {
+            Ok(fs) if fs.filesystem_type() == PROC_SUPER_MAGIC => Ok(Proc(fd)),
+            _ => Err(Failure::refused("/proc is not a proc file system")),
+        }
+    }
+
+    /// Opens `path` below it, close-on-exec.
+    ///
+    /// # Errors
+    /// Those of open(2); ids.md: EACCES on the files of a process that is not
+    /// dumpable or another user's, ENOENT, ESRCH: it is gone.
+    pub fn open_at(&self, path: &str, flags: OFlag) -> std::result::Result<OwnedFd, Errno> {
+        openat(&self.0, path, flags | OFlag::O_CLOEXEC, Mode::empty())
+    }
+
+    /// The whole of the file `path`.
+    ///
+    /// # Errors
+    /// Those of open(2) and read(2).
+    pub fn read(&self, path: &str) -> std::result::Result<Vec<u8>, Errno> {
+        read_all(&self.open_at(path, OFlag::O_RDONLY)?, usize::MAX)
+    }
+
+    /// The whole of the file `path` as text, if it can be read.
+    pub fn text(&self, path: &str) -> Option<String> {
+        self.read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The number in /proc/sys/`name`.
+    pub fn sysctl(&self, name: &str) -> Option<u64> {
+        number(self.text(&format!("sys/{name}"))?.trim().as_bytes())
+    }
+
+    /// The numbers of all processes that can be seen.
+    pub fn pids(&self) -> Vec<i32> {
+        let Ok(dir) = self.open_at(".", OFlag::O_RDONLY | OFlag::O_DIRECTORY) else { return Vec::new() };
+        let Ok(dir) = nix::dir::Dir::from_fd(dir) else { return Vec::new() };
+        let name = |e: nix::Result<nix::dir::Entry>| e.ok().map(|e| e.file_name().to_bytes().to_vec());
+        let mut pids: Vec<i32> = dir.into_iter().filter_map(name).filter_map(|n| i32::try_from(number(&n)?).ok()).collect();
+        pids.sort_unstable();
+        pids
+    }
+
+    /// The status of `who` (a number, or `self`).
+    pub fn status(&self, who: &str) -> Option<Status> {
+        Some(parse_status(&self.text(&format!("{who}/status"))?))
+    }
+
+    /// The capabilities and ids of this process.
+    pub fn own(&self) -> Status {
+        self.status("self").unwrap_or_default()
+    }
+
+    /// The map of the user namespace of `who`, its outside ids as this
+    /// process sees them; empty if none has been written.
+    pub fn map(&self, who: &str, kind: id::Kind) -> Option<Vec<Extent>> {
+        Some(parse_map(&self.text(&format!("{who}/{}", kind.map_file()))?))
+    }
+
+    /// Whether setgroups(2) is allowed in the user namespace of `who`.
+    pub fn setgroups(&self, who: &str) -> Option<bool> {
+        self.text(&format!("{who}/setgroups")).map(|t| t.trim() == "allow")
+    }
+
+    /// The namespace of `kind` that `who` is in.
+    ///
+    /// # Errors
+    /// EACCES: another user's process, or not dumpable (ptrace(2)).
+    pub fn ns(&self, who: &str, kind: ns::Kind) -> std::result::Result<OwnedFd, Errno> {
+        self.open_at(&format!("{who}/ns/{}", kind.link()), OFlag::O_RDONLY)
+    }
+
+    /// The inode of the namespace of `kind` that `who` is in.
+    pub fn ns_id(&self, who: &str, kind: ns::Kind) -> Option<u64> {
+        let link = readlinkat(&self.0, format!("{who}/ns/{}", kind.link()).as_str()).ok()?;
+        let link = link.to_str()?;
+        number(link.split(['[', ']']).nth(1)?.as_bytes())
+    }
+
+    /// The mounts that `who` sees.
+    pub fn mounts(&self, who: &str) -> Vec<Mount> {
+        let text = self.text(&format!("{who}/mountinfo")).unwrap_or_default();
+        text.lines().filter_map(parse_mount).collect()
+    }
+
+    /// The name of the program that process `who` runs, for messages.
+    pub fn name(&self, who: &str) -> String {
+        self.status(who).map(|s| s.name).unwrap_or_default()
+    }
+
+    /// `open`, as a path of another process could be: for O_PATH directories.
+    ///
+    /// # Errors
+    /// As `open_at`.
+    pub fn directory(&self, path: &str) -> std::result::Result<OwnedFd, Errno> {
+        self.open_at(path, OFlag::O_PATH | OFlag::O_DIRECTORY)
+    }
+}
+
+/// The whole of what `fd` gives, at most `limit` bytes.
+///
+/// # Errors
+/// Those of read(2); E2BIG over the limit.
+pub fn read_all(fd: impl AsFd, limit: usize) -> std::result::Result<Vec<u8>, Errno> {
+    let mut all = Vec::new();
+    let mut piece = [0; 16384];
+    loop {
+        match nix::unistd::read(fd.as_fd(), &mut piece) {
+            Ok(0) => return Ok(all),
+            Ok(n) if all.len() + n > limit => return Err(Errno::E2BIG),
+            Ok(n) => all.extend_from_slice(&piece[..n]),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// A path below this process's own descriptor `fd`, as another tool or an
+/// exec can open it.
+pub fn fd_path(fd: impl AsFd) -> CString {
+    CString::new(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())).unwrap_or_default()
+}
+
+fn parse_status(text: &str) -> Status {
+    let mut status = Status { state: '?', ..Status::default() };
+    for line in text.lines() {
+        let Some((key, value)) = line.split_once(':') else { continue };
+        let value = value.trim();
+        let hex = || u64::from_str_radix(value, 16).unwrap_or(0);
+        let four = || {
+            let mut ids = [0; 4];
+            for (id, word) in ids.iter_mut().zip(value.split_whitespace()) {
+                *id = word.parse().unwrap_or(0);
+            }
+            ids
+        };
+        match key {
+            "Name" => value.clone_into(&mut status.name),
+            "State" => status.state = value.chars().next().unwrap_or('?'),
+            "Uid" => status.uid = four(),
+            "Gid" => status.gid = four(),
+            "NSpid" => status.pids = value.split_whitespace().filter_map(|w| w.parse().ok()).collect(),
+            "Threads" => status.threads = value.parse().unwrap_or(0),
+            "CapEff" => status.effective = hex(),
+            "CapBnd" => status.bounding = hex(),
+            "NoNewPrivs" => status.no_new_privs = value == "1",
+            "SigIgn" | "SigCgt" => status.handled |= hex(),
+            _ => {}
+        }
+    }
+    status
+}
+
+fn parse_map(text: &str) -> Vec<Extent> {
+    let line = |line: &str| {
+        let mut fields = line.split_whitespace().map(|w| number(w.as_bytes()));
+        let (i, o, n) = (fields.next()??, fields.next()??, fields.next()??);
+        Extent::new(i, o, n)
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// mountinfo writes blank, tab, newline and backslash as \040 and the like.
+fn unescape(field: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = field.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let octal = (*first == b'\\').then(|| after.get(..3)).flatten();
+        let value = octal.and_then(|o| u8::from_str_radix(std::str::from_utf8(o).ok()?, 8).ok());
+        bytes.push(value.unwrap_or(*first));
+        rest = if value.is_some() { &after[3..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn parse_mount(line: &str) -> Option<Mount> {
+    let (mount, fs) = line.split_once(" - ")?;
+    let mut fields = mount.split(' ');
+    Some(Mount {
+        id: fields.next()?.parse().ok()?,
+        parent: fields.next()?.parse().ok()?,
+        root: { fields.next()?; unescape(fields.next()?) },
+        point: unescape(fields.next()?),
+        options: fields.next()?.to_owned(),
+        propagation: fields.collect::<Vec<_>>().join(" "),
+        fstype: fs.split(' ').next()?.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_facts_are_those_of_the_kernel() {
+        let proc = Proc::open().unwrap();
+        let own = proc.own();
+        assert_eq!(own.uid[1], nix::unistd::geteuid().as_raw());
+        assert_eq!(own.pids.first().map(|p| i32::try_from(*p).unwrap()), Some(nix::unistd::getpid().as_raw()));
+        assert!(proc.pids().contains(&nix::unistd::getpid().as_raw()));
+        assert!(proc.mounts("self").iter().any(|m| m.point == "/proc" && m.fstype == "proc"));
+        assert!(proc.ns_id("self", ns::Kind::User).is_some());
+    }
+
+    #[test]
+    fn texts() {
+        assert_eq!(unescape("/a\\040b\\134"), "/a b\\");
+        assert_eq!(unescape("/a\\9"), "/a\\9");
+        let line = "36 35 98:0 /m\\0401 /mnt rw,noatime shared:1 master:2 - ext3 /dev/root rw";
+        let mount = parse_mount(line).unwrap();
+        assert_eq!((mount.root.as_str(), mount.propagation.as_str(), mount.fstype.as_str()), ("/m 1", "shared:1 master:2", "ext3"));
+        assert_eq!(parse_map("         0       1000          1\n").len(), 1);
+        let status = parse_status("Name:\ta b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nCapEff:\t80\n");
+        assert_eq!((status.uid[1], status.handled, status.state, status.can(CAP_SETUID)), (2, 3, 'Z', true));
+    }
+}

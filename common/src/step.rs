@@ -1,0 +1,168 @@
+//! One effect on the system, of whatever kernel object: how it is said, why it
+//! is needed, how it is done, and why it could be refused.
+//!
+//! Each kernel object has one file below here with an exhaustive enum of its
+//! effects. A step carries that object's functions with it, so that a tool
+//! links only what it can do.
+
+pub mod end;
+pub mod file;
+pub mod map;
+pub mod mount;
+pub mod ns;
+pub mod own;
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use nix::sys::signal::SigSet;
+
+use crate::fail::{Because, Errno, Exit, Failure};
+use crate::plan::Plan;
+use crate::proc::Proc;
+
+/// What a refusing system call said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// An errno, and the kernel's own words where it has any (fsopen(2)).
+    Os(Errno, String),
+    /// A failure told as a whole, by a process or helper further on.
+    Whole(Box<Failure>),
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Refusal {
+        Refusal::Os(errno, String::new())
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Refusal {
+        Refusal::Whole(Box::new(failure))
+    }
+}
+
+/// What doing a step answers.
+pub type Done = std::result::Result<(), Refusal>;
+
+/// A child process of this one.
+pub struct Child {
+    /// Its number here.
+    pub pid: i32,
+    /// And its descriptor.
+    pub fd: OwnedFd,
+}
+
+/// What steps hand to later steps, and how the whole is being performed.
+pub struct Hands {
+    /// Descriptors that a step made, under the name that plans print.
+    pub made: Vec<(&'static str, OwnedFd)>,
+    /// The process made by the last fork.
+    pub child: Option<Child>,
+    /// In a child: where failures go, to the process that can see.
+    pub report: Option<OwnedFd>,
+    /// The signal mask that this program was started with.
+    pub mask: SigSet,
+    /// Whether each step is printed before it is done.
+    pub explain: bool,
+    /// The exit status, once everything is done.
+    pub status: u8,
+}
+
+impl Hands {
+    /// The descriptor made under `name`.
+    ///
+    /// # Errors
+    /// EBADF: no earlier step made one, which is a mistake of the plan.
+    pub fn get(&self, name: &str) -> std::result::Result<BorrowedFd<'_>, Errno> {
+        let found = self.made.iter().rev().find(|(n, _)| *n == name);
+        found.map(|(_, fd)| fd.as_fd()).ok_or(Errno::EBADF)
+    }
+
+    /// Keeps a descriptor under `name` for later steps.
+    pub fn put(&mut self, name: &'static str, fd: OwnedFd) {
+        self.made.push((name, fd));
+    }
+}
+
+/// Where reasons are looked for: /proc, and the process that was refused.
+pub struct Facts<'a> {
+    /// Seen from outside of whatever was crossed.
+    pub proc: &'a Proc,
+    /// The process: its number, or `self`.
+    pub who: &'a str,
+    /// Its root directory, as it saw it.
+    pub root: Option<&'a OwnedFd>,
+    /// Its working directory.
+    pub cwd: Option<&'a OwnedFd>,
+}
+
+type Perform = Box<dyn Fn(&mut Hands) -> Done>;
+type Reason = Box<dyn Fn(Errno, &Facts<'_>) -> Option<Because>>;
+
+/// One effect, ready to be printed or done.
+pub struct Step {
+    /// Act and object: the head of a failure's first line.
+    pub act: String,
+    /// What else the plan prints: values, flags.
+    pub detail: String,
+    /// The kernel rule that makes it necessary.
+    pub why: &'static str,
+    /// What a forked child does, to be printed below.
+    pub inner: Option<Rc<Plan>>,
+    /// Whether this step writes the stream and nothing else: then a dry run
+    /// does it, with `?` for an address.
+    pub says: Option<Rc<dyn Fn(bool) -> Vec<u8>>>,
+    /// What a refusal means for the exit status.
+    pub exit: fn(Errno) -> Exit,
+    /// How it is done.
+    pub perform: Perform,
+    /// Why it was refused, as far as that can be found.
+    pub because: Reason,
+}
+
+impl Step {
+    /// A step that says `act` (and `detail`), is needed for `why`, and is done
+    /// by `perform`. Reasons and the rest are added by the object's module.
+    pub fn new(act: String, detail: String, why: &'static str, perform: impl Fn(&mut Hands) -> Done + 'static) -> Step {
+        Step {
+            act,
+            detail,
+            why,
+            inner: None,
+            says: None,
+            exit: |_| Exit::Refused,
+            perform: Box::new(perform),
+            because: Box::new(|_, _| None),
+        }
+    }
+
+    /// The same with a way to find reasons.
+    #[must_use]
+    pub fn because(self, reason: impl Fn(Errno, &Facts<'_>) -> Option<Because> + 'static) -> Step {
+        Step { because: Box::new(reason), ..self }
+    }
+
+    /// The failure that `refusal` of this step is.
+    pub fn failure(&self, refusal: Refusal, facts: &Facts<'_>) -> Failure {
+        match refusal {
+            Refusal::Whole(failure) => *failure,
+            Refusal::Os(errno, text) => {
+                let because = (self.because)(errno, facts);
+                let told = if text.is_empty() { None } else { Some(Because::new(format!("the kernel says: {text}"))) };
+                Failure::os(self.act.clone(), errno).because(because.or(told)).exit((self.exit)(errno))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.act)?;
+        if !self.detail.is_empty() {
+            write!(f, " {}", self.detail)?;
+        }
+        Ok(())
+    }
+}

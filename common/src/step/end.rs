@@ -1,0 +1,234 @@
+//! How a plan ends: with a program, or with waiting. execve(2).
+
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
+
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::sys::stat::{SFlag, fstat};
+
+use super::{Done, Facts, Hands, Step};
+use crate::fail::{Because, Errno, Exit};
+use crate::mind::{self, Life};
+use crate::proc::{Proc, read_all};
+use crate::record::{Address, Record, Stream};
+use crate::sys;
+use crate::target::{Target, pidfs_inode};
+use crate::word::quote_all;
+
+/// An effect that ends a plan, or writes the stream.
+pub enum Effect {
+    /// Write records to standard output, then `end`.
+    Say(Stream),
+    /// Write lines to standard output that are an answer and no stream.
+    Answer(Vec<u8>),
+    /// Write the record of the child just made, a holder if the flag is set,
+    /// or its bare address.
+    SayChild { record: bool },
+    /// Stay as long as the reader, or as the holder that the records name.
+    Linger(Option<Rc<Target>>),
+    /// Stay as long as the reader, then end the holder that is our child.
+    LingerOverChild,
+    /// Hold the namespaces of this process.
+    Hold(Rc<Life>),
+    /// Mind the child until it ends: which holder has to outlive it, and
+    /// whether it is the first process of a pid namespace.
+    Tend(Option<Rc<Target>>, bool),
+    /// Become a program.
+    Exec(Vec<OsString>),
+}
+
+impl From<Effect> for Step {
+    fn from(effect: Effect) -> Step {
+        let effect = Rc::new(effect);
+        let (doing, asking, saying) = (effect.clone(), effect.clone(), effect.clone());
+        let mut step = Step::new(effect.act(), String::new(), effect.why(), move |hands| doing.perform(hands));
+        if matches!(*effect, Effect::Say(_) | Effect::SayChild { .. }) {
+            step.says = Some(Rc::new(move |_| saying.dry()));
+        }
+        if matches!(*effect, Effect::Exec(_)) {
+            step.exit = |errno| if errno == Errno::ENOENT { Exit::NotFound } else { Exit::NotExecutable };
+        }
+        step.because(move |errno, facts| asking.because(errno, facts))
+    }
+}
+
+impl Effect {
+    fn act(&self) -> String {
+        match self {
+            Effect::Say(_) => "write the records to standard output".into(),
+            Effect::Answer(_) => "print what was granted".into(),
+            Effect::SayChild { record: true } => "write the record of the holder to standard output".into(),
+            Effect::SayChild { record: false } => "write the address of the holder to standard output".into(),
+            Effect::Linger(_) | Effect::LingerOverChild => "stay as long as the reader of standard output".into(),
+            Effect::Hold(_) => "hold the namespaces".into(),
+            Effect::Tend(..) => "wait for the program".into(),
+            Effect::Exec(words) => format!("exec {}", quote_all(words)),
+        }
+    }
+
+    fn why(&self) -> &'static str {
+        match self {
+            Effect::Say(_) | Effect::SayChild { .. } => "the next stage reads it",
+            Effect::Linger(_) => "the stages before us live as long as we do",
+            Effect::LingerOverChild => "the holder lives as long as we do, and with it the namespaces",
+            Effect::Hold(_) => "namespaces are gone with their last process, and a pid namespace with its first",
+            Effect::Tend(..) => "signals go in, the exit status comes out",
+            Effect::Answer(_) | Effect::Exec(_) => "",
+        }
+    }
+
+    fn dry(&self) -> Vec<u8> {
+        match self {
+            Effect::Say(stream) => stream.bytes(),
+            Effect::SayChild { record: true } => Stream { records: vec![Record::Pid(None, true)] }.bytes(),
+            Effect::SayChild { record: false } => b"?\n".to_vec(),
+            Effect::Linger(_) | Effect::LingerOverChild | Effect::Hold(_) | Effect::Tend(..) | Effect::Answer(_) | Effect::Exec(_) => Vec::new(),
+        }
+    }
+
+    fn perform(&self, hands: &mut Hands) -> Done {
+        match self {
+            Effect::Say(stream) => Ok(say(&stream.bytes())?),
+            Effect::Answer(bytes) => Ok(say(bytes)?),
+            Effect::SayChild { record } => {
+                let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
+                let at = Address { pid: child.pid, inode: pidfs_inode(child.fd.as_fd()) };
+                let stream = Stream { records: vec![Record::Pid(Some(at), true)] };
+                Ok(say(&if *record { stream.bytes() } else { format!("{at}\n").into_bytes() })?)
+            }
+            Effect::Linger(_) if !mind::is_pipe(1) => Ok(()),
+            Effect::Linger(None) => Ok(()),
+            Effect::Linger(Some(holder)) => Ok(mind::linger(&hands.mask, Some(holder.fd.as_fd()))?),
+            Effect::LingerOverChild => {
+                let child = hands.child.take().ok_or(Errno::ECHILD)?;
+                let over = mind::linger(&hands.mask, Some(child.fd.as_fd()));
+                mind::end(&child);
+                Ok(over?)
+            }
+            Effect::Hold(life) => mind::hold(life),
+            Effect::Tend(holder, first) => {
+                let child = hands.child.take().ok_or(Errno::ECHILD)?;
+                let proc = Proc::open()?;
+                let holder = holder.as_ref().map(|t| t.fd.as_fd());
+                hands.status = mind::tend(hands, &child, holder, *first, &proc)?;
+                Ok(())
+            }
+            Effect::Exec(words) => Err(exec(words, hands).into()),
+        }
+    }
+
+    fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+        match self {
+            Effect::Exec(words) => exec_refused(words.first()?, errno, facts),
+            Effect::Say(_) | Effect::Answer(_) | Effect::SayChild { .. } | Effect::Linger(_) | Effect::LingerOverChild | Effect::Hold(_) | Effect::Tend(..) => None,
+        }
+    }
+}
+
+/// Writes a stream. A reader that has left has said why; then there is nobody
+/// to stay for either.
+fn say(bytes: &[u8]) -> Result<(), Errno> {
+    match mind::say(bytes) {
+        Err(Errno::EPIPE) => Ok(()),
+        other => other,
+    }
+}
+
+/// Executes a program with the signal state that we were started with; only
+/// its failure returns.
+fn exec(words: &[OsString], hands: &Hands) -> Errno {
+    let Ok(words) = words.iter().map(|w| CString::new(w.as_bytes())).collect::<Result<Vec<_>, _>>() else {
+        return Errno::EINVAL;
+    };
+    let Some(program) = words.first() else { return Errno::ENOENT };
+    sys::restore_sigpipe();
+    if let Err(e) = hands.mask.thread_set_mask() {
+        return e;
+    }
+    match nix::unistd::execvp(program, &words) {
+        Err(e) => e,
+        Ok(never) => match never {},
+    }
+}
+
+// ---- why not ----
+
+/// Why `program` could not be executed, looked up in the root of the process
+/// that tried: execve(2).
+fn exec_refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    let (root, cwd) = (facts.root?, facts.cwd?);
+    let bytes = program.as_bytes();
+    if !bytes.contains(&b'/') {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = path.as_bytes().split(|b| *b == b':').find_map(|dir| {
+            let file = [dir, b"/", bytes].concat();
+            look(root, &file).map(|fd| (file, fd))
+        });
+        return match found {
+            None if errno == Errno::ENOENT => Some(Because::new(format!("no directory of PATH has it there ({})", path.to_string_lossy()))),
+            None => None,
+            Some((file, fd)) => not_executable(root, &file, &fd, errno, facts),
+        };
+    }
+    let from = if bytes.starts_with(b"/") { root } else { cwd };
+    match look(from, bytes) {
+        None if errno == Errno::ENOENT => Some(Because::new("there is no such file in the root that the program would run in")),
+        None => None,
+        Some(fd) => not_executable(root, bytes, &fd, errno, facts),
+    }
+}
+
+fn look(dir: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
+    let path = CString::new(path).ok()?;
+    sys::open_in_root(dir.as_fd(), &path, libc::O_PATH, 0).ok()
+}
+
+fn not_executable(root: &OwnedFd, file: &[u8], fd: &OwnedFd, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    let file = String::from_utf8_lossy(file).into_owned();
+    let stat = fstat(fd).ok()?;
+    if errno == Errno::ENOENT {
+        let interpreter = interpreter(facts, fd)?;
+        if look(root, &interpreter).is_none() {
+            return Some(Because::new(format!("{file} is there, but not its interpreter {}", String::from_utf8_lossy(&interpreter))));
+        }
+        return None;
+    }
+    if errno != Errno::EACCES {
+        return None;
+    }
+    if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+        return Some(Because::new(format!("{file} is not a regular file")));
+    }
+    if stat.st_mode & 0o111 == 0 {
+        let because = Because::new(format!("{file} has no execute permission (mode {:o})", stat.st_mode & 0o7777));
+        return Some(because);
+    }
+    let flags = nix::sys::statvfs::fstatvfs(fd).ok()?.flags();
+    flags.contains(nix::sys::statvfs::FsFlags::ST_NOEXEC).then(|| Because::new(format!("{file} is on a mount that is noexec")))
+}
+
+/// The interpreter that a program names: behind `#!`, or in the PT_INTERP
+/// header of an ELF file (elf(5)).
+fn interpreter(facts: &Facts<'_>, fd: &OwnedFd) -> Option<Vec<u8>> {
+    // An O_PATH descriptor is read by opening it again.
+    let again = facts.proc.open_at(&format!("self/fd/{}", fd.as_raw_fd()), OFlag::O_RDONLY).ok()?;
+    let bytes = read_all(again, 64 << 20).ok()?;
+    if let Some(rest) = bytes.strip_prefix(b"#!") {
+        let line = rest.split(|b| *b == b'\n').next()?.trim_ascii_start();
+        return Some(line.split(|b| *b == b' ' || *b == b'\t').next()?.to_vec());
+    }
+    if !bytes.starts_with(b"\x7fELF\x02") {
+        return None;
+    }
+    let number = |at: usize, size: usize| {
+        let field = bytes.get(at..at + size)?;
+        usize::try_from(field.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b))).ok()
+    };
+    let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+    let at = (0..count).map(|n| table + n * size).find(|at| number(*at, 4) == Some(3))?;
+    let (from, length) = (number(at + 8, 8)?, number(at + 32, 8)?);
+    Some(bytes.get(from..from + length)?.strip_suffix(b"\0")?.to_vec())
+}

@@ -1,0 +1,261 @@
+//! The maps of a user namespace: /proc/PID/uid_map, gid_map and setgroups.
+//!
+//! Rules: user_namespaces(7); kernel/user_namespace.c. Numbers W1-W16 in the
+//! comments are the kernel's checks in its own order.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+use super::{Done, Facts, Step};
+use crate::fail::{Because, Errno, Failure, Result};
+use crate::helper;
+use crate::id::{Kind, Map, Range, without};
+use crate::ns;
+use crate::proc::{CAP_SETFCAP, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Proc};
+use crate::sys;
+use crate::target::{self, Target};
+use crate::user;
+
+/// Whose files they are.
+#[derive(Clone)]
+pub enum Whose {
+    /// The files of this process itself, which is yet to enter its namespace.
+    Own,
+    /// Those of another process: its number, and the file, opened and checked.
+    Of(String, Rc<OwnedFd>),
+}
+
+/// An effect on the maps of a user namespace.
+pub enum Effect {
+    /// Write `allow` or `deny` to setgroups.
+    Setgroups(Whose, bool),
+    /// Write a whole map.
+    Write(Whose, Kind, Map),
+    /// Have newuidmap(1) or newgidmap(1) write it.
+    Helper(Rc<Target>, Kind, Map),
+}
+
+impl Whose {
+    fn who(&self) -> &str {
+        match self {
+            Whose::Own => "self",
+            Whose::Of(who, _) => who,
+        }
+    }
+
+    fn write(&self, file: &str, text: &str) -> std::result::Result<(), Errno> {
+        let write = |fd: &OwnedFd| {
+            // One write(2): what a first part says is the whole map (W3).
+            nix::unistd::write(fd, text.as_bytes()).and_then(|n| if n == text.len() { Ok(()) } else { Err(Errno::EIO) })
+        };
+        match self {
+            Whose::Own => write(&Proc::open().map_err(|_| Errno::ENOENT)?.open_at(&format!("self/{file}"), OFlag::O_WRONLY)?),
+            Whose::Of(_, fd) => write(fd),
+        }
+    }
+}
+
+/// Opens a file of `target` for writing, through its proven directory.
+///
+/// # Errors
+/// EACCES: another user's process, or not dumpable; EROFS; ESRCH.
+pub fn open(proc: &Proc, target: &Target, file: &str) -> Result<Whose> {
+    let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match openat(&target.dir, file, flags, Mode::empty()) {
+        Ok(fd) => Ok(Whose::Of(target.who(), Rc::new(fd))),
+        Err(e) => {
+            let because = if e == Errno::EACCES { target::untouchable(proc, &target.who()) } else { None };
+            Err(Failure::os(format!("open /proc/{}/{file}", target.pid), e).because(because))
+        }
+    }
+}
+
+impl From<Effect> for Step {
+    fn from(effect: Effect) -> Step {
+        let effect = Rc::new(effect);
+        let (doing, asking) = (effect.clone(), effect.clone());
+        let step = Step::new(effect.act(), effect.detail(), effect.why(), move |_| doing.perform());
+        step.because(move |errno, facts| asking.because(errno, facts))
+    }
+}
+
+impl Effect {
+    fn act(&self) -> String {
+        match self {
+            Effect::Setgroups(whose, _) => format!("write /proc/{}/setgroups", whose.who()),
+            Effect::Write(whose, kind, _) => format!("write /proc/{}/{}", whose.who(), kind.map_file()),
+            Effect::Helper(target, kind, map) => format!("run {}", helper_words(*kind, target.pid, map).join(" ")),
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Effect::Setgroups(_, allow) => (if *allow { "allow" } else { "deny" }).to_owned(),
+            Effect::Write(_, _, map) => format!("'{}'", map.text().trim_end().replace('\n', ", ")),
+            Effect::Helper(..) => String::new(),
+        }
+    }
+
+    fn why(&self) -> &'static str {
+        match self {
+            Effect::Setgroups(..) => "whoever may drop groups may pass by permissions that deny a group: without an administrator's grant it must be off before gid_map is written",
+            Effect::Write(_, Kind::Uid, _) => "without a map every id is the overflow id (65534) and owns nothing; it can be written once, in one write(2), from this or the parent user namespace",
+            Effect::Write(_, Kind::Gid, _) => "the same for groups",
+            Effect::Helper(..) => "more than the own id needs CAP_SETUID or CAP_SETGID in the parent user namespace; this program has it and enforces /etc/subuid and /etc/subgid",
+        }
+    }
+
+    fn perform(&self) -> Done {
+        match self {
+            Effect::Setgroups(whose, allow) => Ok(whose.write("setgroups", if *allow { "allow" } else { "deny" })?),
+            Effect::Write(whose, kind, map) => Ok(whose.write(kind.map_file(), &map.text())?),
+            Effect::Helper(target, kind, map) => Ok(run_helper(target, *kind, map)?),
+        }
+    }
+
+    fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+        match self {
+            Effect::Setgroups(whose, allow) => setgroups_reason(whose, *allow, errno, facts),
+            // A child that writes its own is a number to us who look.
+            Effect::Write(Whose::Own, kind, map) => write_reason(facts.proc, facts.who, true, *kind, map, errno),
+            Effect::Write(Whose::Of(who, _), kind, map) => write_reason(facts.proc, who, false, *kind, map, errno),
+            Effect::Helper(..) => None,
+        }
+    }
+}
+
+fn setgroups_reason(whose: &Whose, allow: bool, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    let who = if let Whose::Of(who, _) = whose { who } else { facts.who };
+    if errno != Errno::EPERM || !allow || facts.proc.setgroups(who)? {
+        return None;
+    }
+    Some(Because::new("setgroups is already denied there, and a denial is for good"))
+}
+
+/// Why the kernel refused a map, by its own checks in its own order.
+pub fn write_reason(proc: &Proc, who: &str, from_inside: bool, kind: Kind, map: &Map, errno: Errno) -> Option<Because> {
+    if errno != Errno::EPERM {
+        return None;
+    }
+    let said = |text: String| Some(Because::new(text));
+    let ours = proc.ns_id("self", ns::Kind::User)?;
+    let theirs = proc.ns_id(who, ns::Kind::User)?;
+    // W1
+    if ours == theirs && !from_inside {
+        return said(format!("process {who} ({}) has not created a user namespace: it is in ours", proc.name(who)));
+    }
+    // W6
+    let there = proc.map(who, kind)?;
+    if let Some(first) = there.first() {
+        let more = if there.len() > 1 { ", ..." } else { "" };
+        return said(format!("it is already written ({first}{more}), and a map is written once"));
+    }
+    let theirs = proc.ns(who, ns::Kind::User).ok()?;
+    // W2
+    let parent = sys::ns_owner(theirs.as_fd()).ok()?;
+    let parent = nix::sys::stat::fstat(parent).ok()?.st_ino;
+    if !from_inside && parent != ours {
+        return said("its user namespace is not a child of ours: only the parent can write the map".into());
+    }
+    let own = proc.own();
+    // W7
+    let owner = sys::ns_owner_uid(theirs.as_fd()).ok()?;
+    if owner != own.uid[1] && !own.can(CAP_SYS_ADMIN) {
+        return said(format!("its user namespace belongs to uid {owner}, and we are uid {}", own.uid[1]));
+    }
+    // W14
+    if kind == Kind::Uid && map.extents().iter().any(|e| e.outside == 0) && !own.can(CAP_SETFCAP) {
+        return said("mapping outside id 0 needs CAP_SETFCAP (since Linux 5.12), and we do not have it".into());
+    }
+    let me = if kind == Kind::Uid { own.uid[1] } else { own.gid[1] };
+    let (cap, name) = if kind == Kind::Uid { (CAP_SETUID, "CAP_SETUID") } else { (CAP_SETGID, "CAP_SETGID") };
+    // W15
+    if !own.can(cap) {
+        let single = matches!(map.extents(), [e] if e.count == 1 && e.outside == me);
+        if !single {
+            return said(format!("more than the own {} ({me}) needs {name} in the parent user namespace", kind.word()));
+        }
+        if kind == Kind::Gid && proc.setgroups(who)? {
+            return said("setgroups is allowed there: without CAP_SETGID it has to be denied first".into());
+        }
+    }
+    // W16
+    uncovered(proc, kind, map)
+}
+
+fn uncovered(proc: &Proc, kind: Kind, map: &Map) -> Option<Because> {
+    let parent = Map::new(proc.map("self", kind)?).ok()?;
+    match map.split_at(&parent) {
+        Err(missing) => Some(Because::new(format!("outside {}s {} are not mapped in our user namespace", kind.word(), list(&missing)))),
+        Ok(split) if split.len() != map.extents().len() => {
+            Some(Because::new("an extent crosses a boundary between two lines of our own map: split it there"))
+        }
+        Ok(_) => None,
+    }
+}
+
+fn list(ranges: &[Range]) -> String {
+    let words: Vec<String> = ranges.iter().map(Range::to_string).collect();
+    words.join(", ")
+}
+
+// ---- newuidmap and newgidmap ----
+
+fn helper_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Uid => "newuidmap",
+        Kind::Gid => "newgidmap",
+    }
+}
+
+fn helper_words(kind: Kind, pid: i32, map: &Map) -> Vec<String> {
+    let mut words = vec![helper_name(kind).to_owned(), pid.to_string()];
+    words.extend(map.extents().iter().flat_map(|e| [e.inside.to_string(), e.outside.to_string(), e.count.to_string()]));
+    words
+}
+
+fn run_helper(target: &Target, kind: Kind, map: &Map) -> std::result::Result<(), Failure> {
+    let words = helper_words(kind, target.pid, map);
+    let act = format!("run {}", words.join(" "));
+    let Some(program) = helper::find(helper_name(kind)) else {
+        let because = Because::new(format!("{} is not installed, and more than the own id needs CAP_SETUID and CAP_SETGID", helper_name(kind)));
+        return Err(Failure::os(act, Errno::ENOENT).because(Some(install(because))));
+    };
+    let answer = helper::run(&program, &words[1..]).map_err(|e| Failure::os(act.as_str(), e))?;
+    // The helper knows the process by a number only; what counts is the map
+    // of the process that we hold.
+    let written = target::map_of(target, kind).unwrap_or_default();
+    if answer.status == 0 && !written.is_empty() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&answer.output).trim().replace('\n', "; ");
+    let found = not_granted(kind, map).or_else(|| {
+        let proc = Proc::open().ok()?;
+        write_reason(&proc, &target.who(), false, kind, map, Errno::EPERM).filter(|_| answer.status != 0)
+    });
+    let because = found.unwrap_or_else(|| Because::new(format!("it says: {said}")));
+    Err(Failure::refused(format!("{act}: exit status {}", answer.status)).because(Some(because)))
+}
+
+fn install(because: Because) -> Because {
+    if helper::find("apt-get").is_some() { because.remedy("sudo apt-get install uidmap") } else { because }
+}
+
+/// The outside ids that nobody has granted to the user of this process.
+pub fn not_granted(kind: Kind, map: &Map) -> Option<Because> {
+    let proc = Proc::open().ok()?;
+    let own = proc.own();
+    let (uid, me) = (own.uid[0], if kind == Kind::Uid { own.uid[0] } else { own.gid[0] });
+    let user = user::by_uid(uid)?;
+    let granted = crate::subid::granted(&user, kind).ok()?;
+    let mut covered = granted;
+    covered.push(Range { first: me, count: 1 });
+    let wanted: Vec<Range> = map.extents().iter().map(|e| e.outside()).collect();
+    let missing = without(&wanted, &covered);
+    let first = missing.first()?;
+    let because = Because::new(format!("outside ids {} are not granted to {user} in {}", list(&missing), kind.grant_file()));
+    Some(because.remedy(format!("sudo subid-alloc {} --start {} --count {}", user.name, first.first, first.count)))
+}

@@ -1,0 +1,353 @@
+//! Mounts: a new root and what belongs into it, and idmapped trees.
+//! mount_namespaces(7), pivot_root(2), fsopen(2), mount_setattr(2).
+//!
+//! A new file system is made by descriptors (fsopen, fsconfig, fsmount): then
+//! the kernel says in words what it does not like. Every place inside the new
+//! root is looked up by openat2(2) with RESOLVE_IN_ROOT and mounted on as a
+//! descriptor, so that no symbolic link of the root leads out of it.
+
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
+
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::unistd::{chdir, fchdir, pivot_root, symlinkat};
+
+use super::{Done, Facts, Hands, Refusal, Step, ns as namespaces};
+use crate::fail::{Because, Errno, Failure};
+use crate::ns::Kind;
+use crate::proc::{self, CAP_SYS_ADMIN, Proc};
+use crate::sys;
+use crate::word::quote;
+
+/// A directory or file by its path, with the inode that was looked at while
+/// planning.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The path, as typed.
+    pub path: OsString,
+    /// Device and inode.
+    pub same: (u64, u64),
+}
+
+/// An effect on mounts.
+pub enum Effect {
+    /// Let no mount of ours reach the namespaces that this one was copied from.
+    Slave,
+    /// Make a directory a mount of its own: the new root.
+    BindRoot(Place),
+    /// A new file system in the new root: type, options, attributes, where.
+    New { fstype: &'static str, options: Vec<(&'static str, String)>, attributes: u64, at: &'static str },
+    /// A new file system that is attached nowhere: whether it can be made.
+    Try(&'static str, u64),
+    /// A device node of the present root, bound at the same place in the new.
+    Device(&'static str, (u64, u64)),
+    /// A symbolic link in the new root: where it leads, where it is.
+    Link(&'static str, &'static str),
+    /// Make the new root the root, and let the old one go.
+    Pivot,
+    /// A detached copy of the mounts at a path.
+    CloneTree(Place, bool),
+    /// Attributes of that copy, with the maps of the user namespace made.
+    MapTree { attributes: u64, recursive: bool, source: Place },
+    /// Attach the copy.
+    Attach(Place),
+}
+
+/// The names under which trees are handed on.
+const ROOT: &str = "new root";
+const TREE: &str = "tree";
+
+impl Place {
+    /// Looks at `path` while planning.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES and the like.
+    pub fn at(path: &OsStr) -> crate::fail::Result<(Place, bool)> {
+        let stat = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).and_then(fstat);
+        let stat = stat.map_err(|e| Failure::os(format!("open {}", quote(path)), e))?;
+        let is_directory = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
+        Ok((Place { path: path.to_owned(), same: (stat.st_dev, stat.st_ino) }, is_directory))
+    }
+
+    /// Whether `fd` is what was looked at.
+    fn check(&self, fd: impl AsFd) -> Done {
+        let stat = fstat(fd)?;
+        if (stat.st_dev, stat.st_ino) == self.same {
+            return Ok(());
+        }
+        Err(Failure::refused(format!("open {}: it is another file by now", quote(&self.path))).into())
+    }
+
+    fn tree(&self, recursive: bool) -> std::result::Result<OwnedFd, Refusal> {
+        let flags = sys::OPEN_TREE_CLONE | if recursive { sys::AT_RECURSIVE } else { 0 };
+        let here = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        let tree = sys::open_tree(here.as_fd(), &c(&self.path), flags)?;
+        self.check(&tree)?;
+        Ok(tree)
+    }
+}
+
+fn c(path: impl AsRef<OsStr>) -> CString {
+    // No NUL: it came from argv or is a constant of ours.
+    CString::new(path.as_ref().as_bytes()).unwrap_or_default()
+}
+
+impl From<Effect> for Step {
+    fn from(effect: Effect) -> Step {
+        let effect = Rc::new(effect);
+        let (doing, asking) = (effect.clone(), effect.clone());
+        let step = Step::new(effect.act(), effect.detail(), effect.why(), move |hands| doing.perform(hands));
+        step.because(move |errno, facts| asking.because(errno, facts))
+    }
+}
+
+impl Effect {
+    fn act(&self) -> String {
+        match self {
+            Effect::Slave => "mount / MS_REC|MS_SLAVE".into(),
+            Effect::BindRoot(place) => format!("bind {} on itself", quote(&place.path)),
+            Effect::New { fstype, at, .. } => format!("mount {fstype} on NEWROOT/{at}"),
+            Effect::Try(fstype, _) => format!("fsmount {fstype}"),
+            Effect::Device(name, _) => format!("bind /dev/{name} on NEWROOT/dev/{name}"),
+            Effect::Link(to, at) => format!("symlink {to} NEWROOT/{at}"),
+            Effect::Pivot => "pivot_root . .".into(),
+            Effect::CloneTree(place, recursive) => {
+                format!("open_tree {} OPEN_TREE_CLONE{}", quote(&place.path), if *recursive { "|AT_RECURSIVE" } else { "" })
+            }
+            Effect::MapTree { .. } => "mount_setattr tree MOUNT_ATTR_IDMAP".into(),
+            Effect::Attach(place) => format!("move_mount tree {}", quote(&place.path)),
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Effect::New { options, attributes, .. } => {
+                let mut words: Vec<String> = options.iter().map(|(k, v)| if v.is_empty() { (*k).to_owned() } else { format!("{k}={v}") }).collect();
+                words.extend(attribute_names(*attributes).map(str::to_owned));
+                words.join(",")
+            }
+            Effect::MapTree { attributes, .. } => attribute_names(*attributes).collect::<Vec<_>>().join(","),
+            Effect::Pivot => "and detach the old root".into(),
+            Effect::Slave | Effect::BindRoot(_) | Effect::Try(..) | Effect::Device(..) | Effect::Link(..) | Effect::CloneTree(..) | Effect::Attach(_) => String::new(),
+        }
+    }
+
+    fn why(&self) -> &'static str {
+        match self {
+            Effect::Slave => "a shared mount passes every mount and umount on to its peers, out of this namespace too",
+            Effect::BindRoot(_) => "pivot_root(2) wants a mount, and a locked mount counts only as a copy; with its submounts, since those may be locked to it",
+            Effect::New { fstype: "proc" | "sysfs", .. } => "before the pivot: a user namespace may mount it only while another one is visible",
+            Effect::New { .. } => "file systems that a user namespace may mount: tmpfs, devpts, proc, sysfs, mqueue, cgroup2, overlay, FUSE",
+            Effect::Try(..) => "",
+            Effect::Device(..) => "a user namespace may not make device nodes; the ones outside can be bound",
+            Effect::Link(..) => "programs expect it",
+            Effect::Pivot => "chroot(2) could be left again, and forbids new user namespaces; the old root would stay reachable",
+            Effect::CloneTree(..) => "a map can be set only on a mount that is not attached anywhere yet",
+            Effect::MapTree { .. } => "the kernel shifts the owners by this user namespace's maps: inside is on disk, outside is seen",
+            Effect::Attach(_) => "now it can be seen",
+        }
+    }
+
+    fn perform(&self, hands: &mut Hands) -> Done {
+        match self {
+            Effect::Slave => Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?),
+            Effect::BindRoot(place) => {
+                let tree = place.tree(true)?;
+                let at = open(place.path.as_os_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+                sys::move_mount(tree.as_fd(), at.as_fd())?;
+                hands.put(ROOT, tree);
+                Ok(())
+            }
+            Effect::New { fstype, options, attributes, at } => {
+                let place = directory_in(hands.get(ROOT)?, at)?;
+                let tree = new_mount(&c(fstype), options, *attributes)?;
+                Ok(sys::move_mount(tree.as_fd(), place.as_fd())?)
+            }
+            Effect::Try(fstype, attributes) => new_mount(&c(fstype), &[], *attributes).map(drop),
+            Effect::Device(name, same) => bind_device(hands.get(ROOT)?, name, *same),
+            Effect::Link(to, at) => {
+                let (parent, name) = parent_in(hands.get(ROOT)?, at)?;
+                Ok(symlinkat(*to, &parent, name)?)
+            }
+            Effect::Pivot => pivot(hands.get(ROOT)?),
+            Effect::CloneTree(place, recursive) => {
+                let tree = place.tree(*recursive)?;
+                hands.put(TREE, tree);
+                Ok(())
+            }
+            Effect::MapTree { attributes, recursive, .. } => {
+                let (tree, userns) = (hands.get(TREE)?, hands.get(namespaces::MADE)?);
+                Ok(sys::mount_setattr(tree, *recursive, *attributes | sys::MOUNT_ATTR_IDMAP, Some(userns))?)
+            }
+            Effect::Attach(place) => {
+                let at = open(place.path.as_os_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+                place.check(&at)?;
+                Ok(sys::move_mount(hands.get(TREE)?, at.as_fd())?)
+            }
+        }
+    }
+
+    fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+        match self {
+            Effect::Slave if errno == Errno::EINVAL && namespaces::is_chrooted(facts.proc) => {
+                Some(Because::new("this process is chrooted: its / is not a mount point"))
+            }
+            Effect::New { fstype: "proc", .. } | Effect::Try("proc", _) if errno == Errno::EPERM => proc_refused(facts),
+            Effect::New { fstype: "sysfs", .. } | Effect::Try("sysfs", _) if errno == Errno::EPERM => namespaces::foreign(Kind::Net, "-n", facts),
+            Effect::Slave | Effect::BindRoot(_) | Effect::New { .. } | Effect::Device(..) | Effect::Pivot if errno == Errno::EPERM => may_not_mount(facts),
+            Effect::BindRoot(_) | Effect::CloneTree(..) | Effect::Attach(_) if errno == Errno::EPERM => may_not_mount(facts),
+            Effect::MapTree { recursive, source, .. } => map_refused(*recursive, source, errno, facts),
+            Effect::Slave | Effect::BindRoot(_) | Effect::New { .. } | Effect::Try(..) | Effect::Device(..) | Effect::Link(..) | Effect::Pivot | Effect::CloneTree(..) | Effect::Attach(_) => None,
+        }
+    }
+}
+
+fn attribute_names(attributes: u64) -> impl Iterator<Item = &'static str> {
+    let names = [
+        (sys::MOUNT_ATTR_RDONLY, "ro"),
+        (sys::MOUNT_ATTR_NOSUID, "nosuid"),
+        (sys::MOUNT_ATTR_NODEV, "nodev"),
+        (sys::MOUNT_ATTR_NOEXEC, "noexec"),
+    ];
+    names.into_iter().filter(move |(bit, _)| attributes & bit != 0).map(|(_, name)| name)
+}
+
+// ---- inside the new root ----
+
+/// The directory of `path` below `root`, and its last component.
+fn parent_in<'a>(root: BorrowedFd<'_>, path: &'a str) -> std::result::Result<(OwnedFd, &'a str), Errno> {
+    let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
+    Ok((sys::open_in_root(root, &c(parent), libc::O_PATH | libc::O_DIRECTORY, 0)?, name))
+}
+
+/// Opens the directory `path` below `root`, made if it is missing.
+fn directory_in(root: BorrowedFd<'_>, path: &str) -> std::result::Result<OwnedFd, Errno> {
+    let opened = || sys::open_in_root(root, &c(path), libc::O_PATH | libc::O_DIRECTORY, 0);
+    match opened() {
+        Err(Errno::ENOENT) => {
+            let (parent, name) = parent_in(root, path)?;
+            mkdirat(&parent, name, Mode::from_bits_truncate(0o755))?;
+            opened()
+        }
+        other => other,
+    }
+}
+
+/// Makes a file system; a refusal carries what the kernel says about it.
+fn new_mount(fstype: &CStr, options: &[(&str, String)], attributes: u64) -> std::result::Result<OwnedFd, Refusal> {
+    let context = sys::fsopen(fstype)?;
+    let made = options
+        .iter()
+        .try_for_each(|(key, value)| {
+            let value = c(value);
+            sys::fsconfig(context.as_fd(), &c(key), (!value.is_empty()).then_some(value.as_c_str()))
+        })
+        .and_then(|()| sys::fsmount(context.as_fd(), attributes));
+    made.map_err(|errno| {
+        // The messages of fsopen(2): one a read, `e ` before an error.
+        let mut text = [0; 512];
+        let n = nix::unistd::read(&context, &mut text).unwrap_or(0);
+        let text = String::from_utf8_lossy(&text[..n]).into_owned();
+        Refusal::Os(errno, text.trim().strip_prefix("e ").unwrap_or_default().to_owned())
+    })
+}
+
+/// Binds a device node, from a descriptor proven to be that device: a path
+/// could have been exchanged for a link meanwhile.
+fn bind_device(root: BorrowedFd<'_>, name: &str, (major, minor): (u64, u64)) -> Done {
+    let dev = open("/dev", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let tree = sys::open_tree(dev.as_fd(), &c(name), sys::OPEN_TREE_CLONE)?;
+    let stat = fstat(&tree)?;
+    let is_character = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
+    if !is_character || stat.st_rdev != nix::sys::stat::makedev(major, minor) {
+        return Err(Failure::refused(format!("bind /dev/{name}: it is not the device {major}:{minor}")).into());
+    }
+    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_NOFOLLOW;
+    let at = sys::open_in_root(root, &c(format!("dev/{name}")), flags, 0o666)?;
+    Ok(sys::move_mount(tree.as_fd(), at.as_fd())?)
+}
+
+fn pivot(root: BorrowedFd<'_>) -> Done {
+    let old = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    fchdir(root)?;
+    // The old root is now mounted on the new one, at the same place, so no
+    // directory for it is needed and a read-only root will do.
+    pivot_root(".", ".")?;
+    fchdir(&old)?;
+    // Else a shared old root would be unmounted in its peers as well.
+    mount(None::<&str>, ".", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    Ok(chdir("/")?)
+}
+
+// ---- why not ----
+
+fn may_not_mount(facts: &Facts<'_>) -> Option<Because> {
+    if let Some(foreign) = namespaces::foreign(Kind::Mnt, "-m", facts) {
+        return Some(foreign);
+    }
+    let lacks = facts.proc.status(facts.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
+    lacks.then(|| Because::new("this needs CAP_SYS_ADMIN, and we do not have it"))
+}
+
+/// Why a new proc was refused. mount_too_revealing() in fs/namespace.c: in a
+/// user namespace a fully visible one must be there already.
+fn proc_refused(facts: &Facts<'_>) -> Option<Because> {
+    if let Some(foreign) = namespaces::foreign(Kind::Pid, "-p", facts) {
+        return Some(foreign);
+    }
+    let mounts = facts.proc.mounts(facts.who);
+    let whole: Vec<&proc::Mount> = mounts.iter().filter(|m| m.fstype == "proc" && m.root == "/").collect();
+    if whole.is_empty() {
+        return Some(Because::new("no proc file system is visible in this mount namespace, and a user namespace may only mount what it can see already"));
+    }
+    let covers: Vec<&proc::Mount> = whole.iter().filter_map(|p| mounts.iter().find(|m| m.parent == p.id)).collect();
+    if covers.len() < whole.len() {
+        return None;
+    }
+    let cover = covers.first()?;
+    Some(Because::new(format!("the proc that is visible here is covered at {} by {}: a new one would uncover it", cover.point, cover.fstype)))
+}
+
+/// Why a tree does not take a map: the mount is judged by a user namespace that
+/// is known to be good, so that the answer is about this mount alone.
+fn map_refused(recursive: bool, source: &Place, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    if !matches!(errno, Errno::EINVAL | Errno::EPERM) {
+        return None;
+    }
+    let mounts = facts.proc.mounts("self");
+    let path = std::fs::canonicalize(&source.path).ok()?;
+    let top = mounts.iter().rev().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.len())?;
+    let below = mounts.iter().filter(|m| recursive && m.id != top.id && std::path::Path::new(&m.point).starts_with(&path));
+    let good = Proc::open().ok()?;
+    for mount in std::iter::once(top).chain(below) {
+        let judged = if mount.id == top.id { path.clone() } else { mount.point.clone().into() };
+        let (place, _) = Place::at(judged.as_os_str()).ok()?;
+        let Some(refusal) = judge(&place, &good) else { continue };
+        let (at, fstype) = (quote(&mount.point), &mount.fstype);
+        return match refusal {
+            Errno::EINVAL => Some(Because::new(format!("{at} is a {fstype} file system, which does not take id maps here"))),
+            Errno::EPERM if mount.options.split(',').any(|o| o == "idmapped") => Some(Because::new(format!("{at} is idmapped already"))),
+            Errno::EPERM => Some(Because::new(format!("{at} ({fstype}) was mounted by a user namespace above ours"))),
+            _ => None,
+        };
+    }
+    None
+}
+
+/// What a mount says to a map of one id onto itself; None if it takes it.
+fn judge(place: &Place, proc: &Proc) -> Option<Errno> {
+    let own = proc.own();
+    let one = |id: u32| crate::id::Map::new(vec![crate::id::Extent { inside: id, outside: id, count: 1 }]).ok();
+    let maps = crate::id::Both { uid: one(own.uid[1])?, gid: one(own.gid[1])? };
+    let made: Step = namespaces::Effect::ForMaps(maps).into();
+    let mut hands = Hands::new(nix::sys::signal::SigSet::empty());
+    (made.perform)(&mut hands).ok()?;
+    let tree = place.tree(true).ok()?;
+    sys::mount_setattr(tree.as_fd(), false, sys::MOUNT_ATTR_IDMAP, Some(hands.get(namespaces::MADE).ok()?)).err()
+}

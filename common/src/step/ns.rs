@@ -1,0 +1,309 @@
+//! Namespaces: made, entered, held. namespaces(7), unshare(2), setns(2).
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+use super::{Child, Done, Facts, Hands, Step};
+use crate::fail::{Because, Errno};
+use crate::id::{self, Both, Map};
+use crate::mind;
+use crate::ns::{self, Kind, flag_names, flags};
+use crate::plan::{Plan, Start, fork};
+use crate::proc::{CAP_SYS_ADMIN, Proc};
+use crate::sys;
+use crate::target::{self, Target};
+
+/// An effect on namespaces.
+pub enum Effect {
+    /// Leave the present ones for new ones.
+    Unshare(Vec<Kind>),
+    /// Enter those of a process.
+    Join(Rc<Target>, Vec<Kind>),
+    /// Enter one by its file: descriptor, kind, name.
+    JoinFile(Rc<OwnedFd>, Kind, String),
+    /// Fork, so that what follows runs in the pid namespace just entered.
+    IntoPid,
+    /// Tell a holder that it has to live at least as long as this process.
+    Attach(Rc<Target>),
+    /// Make a user namespace that nobody lives in, for its maps.
+    ForMaps(Both<Map>),
+    /// Name the machine.
+    Hostname(OsString),
+}
+
+/// The name under which `ForMaps` hands its namespace on.
+pub const MADE: &str = "userns";
+
+const CLONE_PARENT: u64 = 0x8000;
+
+fn bits(kinds: &[Kind]) -> CloneFlags {
+    // nix has no name for CLONE_NEWTIME.
+    CloneFlags::from_bits_retain(i32::try_from(flags(kinds)).unwrap_or(0))
+}
+
+/// The step that creates namespaces around a child, which performs `inner`.
+pub fn clone(kinds: Vec<Kind>, why: &'static str, inner: Plan, proc: &Rc<Proc>) -> Step {
+    let said = if kinds.is_empty() { "fork".to_owned() } else { format!("clone {}", flag_names(&kinds)) };
+    let step = fork(Start { flags: flags(&kinds), said, why }, inner, proc);
+    step.because(move |errno, facts| refused(&kinds, errno, facts))
+}
+
+/// What stands in a dry pipeline for entering a process that was not made.
+pub fn promised() -> Step {
+    let why = "one call for all that differ from ours: the kernel enters all or none";
+    Step::new("setns ? (the process that ns-new would make)".into(), String::new(), why, |_| Err(Errno::ESRCH.into()))
+}
+
+impl From<Effect> for Step {
+    fn from(effect: Effect) -> Step {
+        let effect = Rc::new(effect);
+        let (doing, asking) = (effect.clone(), effect.clone());
+        let step = Step::new(effect.act(), effect.detail(), effect.why(), move |hands| doing.perform(hands));
+        step.because(move |errno, facts| asking.because(errno, facts))
+    }
+}
+
+impl Effect {
+    fn act(&self) -> String {
+        match self {
+            Effect::Unshare(kinds) => format!("unshare {}", flag_names(kinds)),
+            Effect::Join(target, kinds) => format!("setns {} {}", target.address, flag_names(kinds)),
+            Effect::JoinFile(_, kind, name) => format!("setns {name} {}", kind.flag_name()),
+            Effect::IntoPid => "fork".to_owned(),
+            Effect::Attach(target) => format!("attach to holder {}", target.address),
+            Effect::ForMaps(_) => "clone CLONE_NEWUSER".to_owned(),
+            Effect::Hostname(name) => format!("sethostname {}", crate::word::quote(name)),
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Effect::ForMaps(maps) => {
+                let text = |map: &Map| map.text().trim_end().replace('\n', ", ");
+                format!("with uid_map '{}' and gid_map '{}'", text(&maps.uid), text(&maps.gid))
+            }
+            Effect::Unshare(_) | Effect::Join(..) | Effect::JoinFile(..) | Effect::IntoPid | Effect::Attach(_) | Effect::Hostname(_) => String::new(),
+        }
+    }
+
+    fn why(&self) -> &'static str {
+        match self {
+            Effect::Unshare(_) => "new namespaces belong to the user namespace that makes them; a user namespace in the same call owns the others",
+            Effect::Join(..) => "one call for all that differ: setns(2) checks everything first with the credentials of before, and enters all or none",
+            Effect::JoinFile(..) => "a namespace file stands for one namespace",
+            Effect::IntoPid => "a process keeps its pid namespace for life; only its children are born in the one just entered",
+            Effect::Attach(_) => "the namespaces go with the last one who is attached, however he ends",
+            Effect::ForMaps(_) => "the kernel takes the map of a mount from a user namespace; nobody has to live in it",
+            Effect::Hostname(_) => "a new uts namespace begins with a copy of the old name",
+        }
+    }
+
+    fn perform(&self, hands: &mut Hands) -> Done {
+        match self {
+            Effect::Unshare(kinds) => Ok(unshare(bits(kinds))?),
+            Effect::Join(target, kinds) => Ok(setns(&target.fd, bits(kinds))?),
+            Effect::JoinFile(fd, kind, _) => Ok(setns(fd.as_fd(), bits(&[*kind]))?),
+            Effect::IntoPid => into_pid(hands),
+            // Only a holder of ours has a door; for any other process there is
+            // nothing to attach to, and it lives by its own rules.
+            Effect::Attach(target) => match mind::attach(target.fd.as_fd()) {
+                Err(Errno::ESRCH) => Err(Errno::ESRCH.into()),
+                Ok(()) | Err(_) => Ok(()),
+            },
+            Effect::ForMaps(maps) => {
+                hands.put(MADE, for_maps(maps)?);
+                Ok(())
+            }
+            Effect::Hostname(name) => Ok(nix::unistd::sethostname(name)?),
+        }
+    }
+
+    fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+        match self {
+            Effect::Unshare(kinds) => refused(kinds, errno, facts),
+            Effect::ForMaps(_) => refused(&[Kind::User], errno, facts),
+            Effect::Join(target, kinds) => join_refused(target, kinds, errno, facts),
+            Effect::Hostname(_) => foreign(Kind::Uts, "-u", facts).filter(|_| errno == Errno::EPERM),
+            Effect::IntoPid | Effect::Attach(_) | Effect::JoinFile(..) => None,
+        }
+    }
+}
+
+/// Forks so that the new process has the same parent as this one, tells that
+/// parent its number, and ends this one.
+fn into_pid(hands: &mut Hands) -> Done {
+    match sys::fork(CLONE_PARENT)? {
+        sys::Fork::Child => Ok(()),
+        sys::Fork::Parent(pid, _) => {
+            if let Some(report) = &hands.report {
+                let _ = nix::unistd::write(report, format!("P {pid}").as_bytes());
+            }
+            sys::exit_now(0)
+        }
+    }
+}
+
+/// A user namespace with `maps`, made by a child that is gone again.
+fn for_maps(maps: &Both<Map>) -> Result<OwnedFd, super::Refusal> {
+    let proc = Proc::open()?;
+    let sys::Fork::Parent(pid, fd) = sys::fork(Kind::User.flag())? else {
+        // Killed by the parent, or with it.
+        let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+        loop {
+            nix::unistd::pause();
+        }
+    };
+    let child = Child { pid, fd };
+    let made = write_both(&proc, pid, maps).and_then(|()| Ok(proc.ns(&pid.to_string(), Kind::User)?));
+    mind::end(&child);
+    made
+}
+
+fn write_both(proc: &Proc, pid: i32, maps: &Both<Map>) -> Done {
+    for kind in id::Kind::BOTH {
+        let path = format!("{pid}/{}", kind.map_file());
+        let fd = proc.open_at(&path, nix::fcntl::OFlag::O_WRONLY)?;
+        let map = maps.of(kind);
+        nix::unistd::write(&fd, map.text().as_bytes()).map_err(|errno| {
+            let because = super::map::write_reason(proc, &pid.to_string(), false, kind, map, errno);
+            crate::fail::Failure::os(format!("write /proc/{path}"), errno).because(because)
+        })?;
+    }
+    Ok(())
+}
+
+// ---- why not ----
+
+/// Why namespaces of `kinds` were not created.
+fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    let proc = facts.proc;
+    match errno {
+        Errno::EPERM if kinds.contains(&Kind::User) => user_refused(proc),
+        Errno::EPERM => {
+            let lacks = !proc.own().can(CAP_SYS_ADMIN);
+            lacks.then(|| Because::new("without a user namespace (-U) this needs CAP_SYS_ADMIN, and we do not have it"))
+        }
+        Errno::ENOSPC => limit(proc, kinds),
+        _ => None,
+    }
+}
+
+fn user_refused(proc: &Proc) -> Option<Because> {
+    let said = |text: String| Some(Because::new(text));
+    for (name, value, rule) in [
+        ("kernel/unprivileged_userns_clone", 0, "it is switched off for ordinary users"),
+        ("kernel/apparmor_restrict_unprivileged_userns", 1, "AppArmor restricts it to programs that have a profile for it"),
+    ] {
+        if proc.sysctl(name) == Some(value) && proc.own().uid[1] != 0 {
+            let setting = name.replace('/', ".");
+            let cure = format!("sudo sysctl -w {setting}={}", 1 - value);
+            return Some(Because::new(format!("{rule} ({setting} is {value})")).remedy(cure));
+        }
+    }
+    if is_chrooted(proc) {
+        return said("this process is chrooted, and a user namespace would let it out: pivot_root(2) instead".into());
+    }
+    let own = proc.own();
+    for (kind, me) in [(id::Kind::Uid, own.uid[1]), (id::Kind::Gid, own.gid[1])] {
+        let map = proc.map("self", kind)?;
+        if !map.iter().any(|e| e.inside().has(me)) || (me == 65534 && map.is_empty()) {
+            return said(format!("our own {} is not mapped in the user namespace that we are in", kind.word()));
+        }
+    }
+    None
+}
+
+/// Whether the root directory is other than that of the mount namespace. The
+/// kernel compares the two; from here it shows by `/` being no mount point.
+pub fn is_chrooted(proc: &Proc) -> bool {
+    let mounts = proc.mounts("self");
+    !mounts.is_empty() && !mounts.iter().any(|m| m.point == "/")
+}
+
+/// Which limit of user.max_*_namespaces (namespaces(7)) has been reached.
+fn limit(proc: &Proc, kinds: &[Kind]) -> Option<Because> {
+    for kind in kinds {
+        let name = format!("max_{}_namespaces", kind.link());
+        let limit = proc.sysctl(&format!("user/{name}"))?;
+        if limit == 0 || limit <= used(proc, *kind) {
+            let cure = format!("sysctl -w user.{name}={}", limit + 64);
+            let sudo = if proc.own().uid[1] == 0 { "" } else { "sudo " };
+            return Some(Because::new(format!("user.{name} is {limit} here, and all are in use")).remedy(format!("{sudo}{cure}")));
+        }
+    }
+    (kinds.contains(&Kind::User) && depth(proc) >= 32).then(|| Because::new("user namespaces nest 33 deep and no deeper"))
+}
+
+/// How many namespaces of `kind` in use can be seen that our own user
+/// namespace counts: at least as many count against its limit.
+fn used(proc: &Proc, kind: Kind) -> u64 {
+    let Some(ours) = proc.ns_id("self", Kind::User) else { return 0 };
+    let mut seen = std::collections::BTreeSet::new();
+    for pid in proc.pids() {
+        let Ok(ns) = proc.ns(&pid.to_string(), kind) else { continue };
+        let owner = sys::ns_owner(ns.as_fd()).ok().and_then(|o| nix::sys::stat::fstat(o).ok());
+        if let (Some(owner), Ok(own)) = (owner, nix::sys::stat::fstat(&ns)) {
+            if owner.st_ino == ours {
+                seen.insert(own.st_ino);
+            }
+        }
+    }
+    u64::try_from(seen.len()).unwrap_or(u64::MAX)
+}
+
+/// How many user namespaces there are above ours.
+fn depth(proc: &Proc) -> u32 {
+    let mut at = proc.ns("self", Kind::User).ok();
+    let mut depth = 0;
+    while let Some(parent) = at.and_then(|ns| sys::ns_owner(ns.as_fd()).ok()) {
+        depth += 1;
+        at = Some(parent);
+    }
+    depth
+}
+
+/// Whether our namespace of `kind` belongs to another user namespace than the
+/// one we are in, so that no capability of ours is worth anything over it.
+pub fn foreign(kind: Kind, option: &str, facts: &Facts<'_>) -> Option<Because> {
+    let ns = facts.proc.ns(facts.who, kind).ok()?;
+    let user = facts.proc.ns_id(facts.who, Kind::User)?;
+    let owner = sys::ns_owner(ns.as_fd()).ok().and_then(|o| nix::sys::stat::fstat(o).ok()).map(|s| s.st_ino);
+    if owner == Some(user) {
+        return None;
+    }
+    let kind = kind.link();
+    Some(Because::new(format!("the {kind} namespace belongs to another user namespace: create it along with ours (ns-new {option})")))
+}
+
+fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    if errno == Errno::ESRCH {
+        return Some(Because::new(format!("process {} has ended", target.pid)));
+    }
+    if errno != Errno::EPERM {
+        return None;
+    }
+    let who = target.who();
+    // The checks count the capabilities of before the call, in the user
+    // namespace that owns each one entered.
+    let own = facts.proc.own();
+    for kind in kinds {
+        let Ok(ns) = facts.proc.ns(&who, *kind) else { return target::untouchable(facts.proc, &who) };
+        let owner = if *kind == Kind::User { Ok(ns) } else { sys::ns_owner(ns.as_fd()) };
+        let Ok(owner) = owner else {
+            return Some(Because::new(format!("its {} namespace belongs to a user namespace outside of ours", kind.link())));
+        };
+        let ours = facts.proc.ns_id("self", Kind::User);
+        let inode = nix::sys::stat::fstat(&owner).ok()?.st_ino;
+        let uid = sys::ns_owner_uid(owner.as_fd()).ok();
+        let mine = uid == Some(own.uid[1]) && ours != Some(inode);
+        if !mine && !own.can(CAP_SYS_ADMIN) {
+            let of = uid.map_or_else(String::new, |uid| format!(" of uid {uid}"));
+            let of = if inode == ns::INITIAL_USER { " (the initial one)".to_owned() } else { of };
+            return Some(Because::new(format!("its {} namespace belongs to a user namespace{of}, where we have no CAP_SYS_ADMIN", kind.link())));
+        }
+    }
+    None
+}

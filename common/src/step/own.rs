@@ -1,0 +1,165 @@
+//! This process itself: credentials, directory, descriptors. credentials(7),
+//! capabilities(7).
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{Gid, Uid, chdir, isatty, setgroups, setresgid, setresuid};
+
+use super::{Done, Facts, Hands, Step};
+use crate::fail::{Because, Errno, Failure};
+use crate::id::Kind;
+use crate::sys;
+
+/// An effect on this process.
+pub enum Effect {
+    /// Take this uid and gid, dropping groups if that is allowed.
+    Become { uid: u32, gid: u32, groups: bool },
+    /// Keep capabilities over the next exec although the uid is not 0.
+    RaiseAmbient,
+    /// Give those up again.
+    ClearAmbient,
+    /// Go (back) to a directory: its path, and the inode that it must have.
+    Chdir(PathBuf, Option<(u64, u64)>),
+    /// Standard input: this descriptor, or else the terminal.
+    Stdin(Option<RawFd>),
+    /// Die when the parent does.
+    DieWithParent,
+    /// Let nobody trace or read this process while it crosses.
+    Undumpable,
+    /// Hand on no descriptor above 2 but these.
+    Close(Vec<RawFd>),
+}
+
+impl From<Effect> for Step {
+    fn from(effect: Effect) -> Step {
+        let effect = Rc::new(effect);
+        let (doing, asking) = (effect.clone(), effect.clone());
+        let step = Step::new(effect.act(), effect.detail(), effect.why(), move |hands| doing.perform(hands));
+        step.because(move |errno, facts| asking.because(errno, facts))
+    }
+}
+
+impl Effect {
+    fn act(&self) -> String {
+        match self {
+            Effect::Become { uid, gid, .. } => format!("become uid {uid} gid {gid}"),
+            Effect::RaiseAmbient => "raise ambient capabilities".into(),
+            Effect::ClearAmbient => "clear ambient capabilities".into(),
+            Effect::Chdir(path, _) => format!("chdir to {}", crate::word::quote(path)),
+            Effect::Stdin(Some(n)) => format!("dup descriptor {n} to standard input"),
+            Effect::Stdin(None) => "dup the terminal to standard input".into(),
+            Effect::DieWithParent => "prctl PR_SET_PDEATHSIG SIGKILL".into(),
+            Effect::Undumpable => "prctl PR_SET_DUMPABLE 0".into(),
+            Effect::Close(_) => "close_range 3 ~0 CLOSE_RANGE_CLOEXEC".into(),
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Effect::Become { groups: true, .. } => "with no other groups".into(),
+            Effect::Become { groups: false, .. } => "keeping the groups: setgroups is denied here".into(),
+            Effect::Close(kept) if !kept.is_empty() => {
+                let kept: Vec<String> = kept.iter().map(RawFd::to_string).collect();
+                format!("but {}", kept.join(", "))
+            }
+            Effect::Stdin(None) => "or /dev/null".into(),
+            Effect::RaiseAmbient | Effect::ClearAmbient | Effect::Chdir(..) | Effect::Stdin(_) | Effect::DieWithParent | Effect::Undumpable | Effect::Close(_) => String::new(),
+        }
+    }
+
+    fn why(&self) -> &'static str {
+        match self {
+            Effect::Become { .. } => "an id that is not mapped here owns nothing, and an exec by it drops every capability",
+            Effect::RaiseAmbient => "an exec by a uid other than 0 drops every capability that is not ambient",
+            Effect::ClearAmbient => "what the chain needed on its way is not meant for the program",
+            Effect::Chdir(..) => "entering a mount namespace leaves the working directory at its root",
+            Effect::Stdin(_) => "standard input was the stream of records, not the program's",
+            Effect::DieWithParent => "set after the last change of credentials, which clears it; else SIGKILL to the parent would leave the program behind",
+            Effect::Undumpable => "whoever lives in the namespaces entered could trace us, with our descriptors, until the exec",
+            Effect::Close(_) => "an open directory of outside is a way out",
+        }
+    }
+
+    fn perform(&self, hands: &mut Hands) -> Done {
+        match self {
+            Effect::Become { uid, gid, groups } => {
+                if *groups {
+                    setgroups(&[])?;
+                }
+                let (uid, gid) = (Uid::from_raw(*uid), Gid::from_raw(*gid));
+                setresgid(gid, gid, gid)?;
+                Ok(setresuid(uid, uid, uid)?)
+            }
+            Effect::RaiseAmbient => Ok(sys::raise_ambient()?),
+            Effect::ClearAmbient => Ok(sys::clear_ambient()?),
+            Effect::Chdir(path, same) => go(path, *same),
+            Effect::Stdin(Some(n)) => Ok(sys::place(sys::lend(*n), 0)?),
+            Effect::Stdin(None) => Ok(terminal()?),
+            Effect::DieWithParent => {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                // It may have died before that: then nobody reads any more.
+                match &hands.report {
+                    Some(report) if crate::mind::has_hung_up(report)? => sys::exit_now(125),
+                    _ => Ok(()),
+                }
+            }
+            Effect::Undumpable => Ok(nix::sys::prctl::set_dumpable(false)?),
+            Effect::Close(kept) => Ok(close(kept)?),
+        }
+    }
+
+    fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+        match self {
+            Effect::Become { uid, gid, groups } => {
+                if errno == Errno::EPERM && *groups && facts.proc.setgroups(facts.who) == Some(false) {
+                    return Some(Because::new("setgroups is denied in this user namespace"));
+                }
+                if errno != Errno::EINVAL {
+                    return None;
+                }
+                let unmapped = |kind: Kind, id: u32| {
+                    let map = facts.proc.map(facts.who, kind)?;
+                    (!map.iter().any(|e| e.inside().has(id))).then(|| Because::new(format!("{} {id} is not mapped in this user namespace", kind.word())))
+                };
+                unmapped(Kind::Gid, *gid).or_else(|| unmapped(Kind::Uid, *uid))
+            }
+            Effect::RaiseAmbient | Effect::ClearAmbient | Effect::Chdir(..) | Effect::Stdin(_) | Effect::DieWithParent | Effect::Undumpable | Effect::Close(_) => None,
+        }
+    }
+}
+
+fn go(path: &std::path::Path, same: Option<(u64, u64)>) -> Done {
+    chdir(path)?;
+    let Some(wanted) = same else { return Ok(()) };
+    let here = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).and_then(fstat)?;
+    if (here.st_dev, here.st_ino) == wanted {
+        return Ok(());
+    }
+    Err(Failure::refused(format!("chdir to {}: another directory has this path in the namespace entered", crate::word::quote(path))).into())
+}
+
+/// The terminal under standard input: what is behind standard output or error
+/// if that is one (so that ttyname(3) finds its name), else the controlling
+/// one, else nothing.
+fn terminal() -> Result<(), Errno> {
+    for number in [1, 2] {
+        let fd = sys::lend(number);
+        let flags = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFL)?;
+        if isatty(fd).unwrap_or(false) && flags & OFlag::O_ACCMODE.bits() == OFlag::O_RDWR.bits() {
+            return sys::place(fd, 0);
+        }
+    }
+    let fd = open("/dev/tty", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+        .or_else(|_| open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))?;
+    sys::place(std::os::fd::AsFd::as_fd(&fd), 0)
+}
+
+fn close(kept: &[RawFd]) -> Result<(), Errno> {
+    sys::cloexec_range(3, RawFd::MAX)?;
+    kept.iter().try_for_each(|number| sys::keep_over_exec(*number))
+}

@@ -1,0 +1,544 @@
+//! The system calls that nix lacks, and all of nskit's unsafe code.
+//!
+//! Each function is one call: arguments in, the kernel's answer or its errno
+//! out. Nothing here knows ids, namespaces or messages. Call numbers are those
+//! of the generic table, which x86-64 and arm64 share from 424 on.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_int, c_long, c_uint};
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::{from_mut, from_ref, null};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use nix::errno::Errno;
+
+/// What a system call answers: a value, or the errno that it set.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+const CLONE3: c_long = 435;
+const CLOSE_RANGE: c_long = 436;
+const OPENAT2: c_long = 437;
+const PIDFD_GETFD: c_long = 438;
+const OPEN_TREE: c_long = 428;
+const MOVE_MOUNT: c_long = 429;
+const FSOPEN: c_long = 430;
+const FSCONFIG: c_long = 431;
+const FSMOUNT: c_long = 432;
+const PIDFD_SEND_SIGNAL: c_long = 424;
+const PIDFD_OPEN: c_long = 434;
+const MOUNT_SETATTR: c_long = 442;
+
+fn answer(n: c_long) -> Result<c_long> {
+    if n < 0 { Err(Errno::last()) } else { Ok(n) }
+}
+
+fn descriptor(n: c_long) -> Result<OwnedFd> {
+    let fd = RawFd::try_from(answer(n)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else
+    // in this process knows its number, so it has one owner from here on.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+// ---- what the process was started with ----
+
+static PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
+
+/// std sets SIGPIPE to "ignored" before main, and an ignored signal stays so
+/// over execve(2): every `PROG | head` below us would misbehave. What the
+/// caller really handed us must be seen before std's start-up runs.
+extern "C" fn note_sigpipe() {
+    // SAFETY: an all-zero sigaction is a valid value of this C struct.
+    let mut old: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: a null new action only asks; `old` is ours and large enough.
+    if unsafe { libc::sigaction(libc::SIGPIPE, null(), from_mut(&mut old)) } == 0 {
+        PIPE_IGNORED.store(old.sa_sigaction == libc::SIG_IGN, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: the C runtimes of glibc and musl call the functions listed in
+// .init_array before main, single-threaded; ours takes no argument it reads.
+#[unsafe(link_section = ".init_array")]
+#[used]
+static AT_START: extern "C" fn() = note_sigpipe;
+
+/// Gives SIGPIPE back the disposition that this process was started with.
+pub fn restore_sigpipe() {
+    if !PIPE_IGNORED.load(Ordering::Relaxed) {
+        set_disposition(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+/// Sets signal `number` to be ignored by this process.
+pub fn ignore_signal(number: c_int) {
+    set_disposition(number, libc::SIG_IGN);
+}
+
+/// Sets signal `number` to its default action.
+pub fn default_signal(number: c_int) {
+    set_disposition(number, libc::SIG_DFL);
+}
+
+fn set_disposition(number: c_int, to: libc::sighandler_t) {
+    // SAFETY: `to` is SIG_IGN or SIG_DFL, so no code of ours runs in a handler.
+    unsafe { libc::signal(number, to) };
+}
+
+/// Whether the kernel started this program with more privilege than its
+/// caller has (AT_SECURE of getauxval(3): file capabilities, a set-id bit).
+pub fn is_secure() -> bool {
+    // SAFETY: getauxval(3) reads the vector that the kernel put on the stack.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+// ---- descriptors ----
+
+/// Duplicates descriptor `number`, close-on-exec, to the lowest free number
+/// from `lowest` on: one that the caller of this program names as handed over
+/// (`fd:N`, `--stdin N`), or one of ours that is in the way.
+///
+/// # Errors
+/// EBADF: it is not open.
+pub fn dup_above(number: RawFd, lowest: RawFd) -> Result<OwnedFd> {
+    // SAFETY: fcntl(2) on a number that is not open answers EBADF.
+    descriptor(c_long::from(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, lowest) }))
+}
+
+/// Marks all descriptors from `first` to `last` close-on-exec (close_range(2),
+/// the flag since Linux 5.11).
+///
+/// # Errors
+/// EINVAL on older kernels.
+pub fn cloexec_range(first: RawFd, last: RawFd) -> Result<()> {
+    // SAFETY: no memory is passed; marking a descriptor does not close it.
+    answer(unsafe { libc::syscall(CLOSE_RANGE, first, last, libc::CLOSE_RANGE_CLOEXEC as c_uint) }).map(drop)
+}
+
+/// Clears close-on-exec of descriptor `number`.
+///
+/// # Errors
+/// EBADF: it is not open.
+pub fn keep_over_exec(number: RawFd) -> Result<()> {
+    // SAFETY: fcntl(2) on a number that is not open answers EBADF.
+    answer(c_long::from(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })).map(drop)
+}
+
+/// Makes `fd` also known as `number`, which is closed first if open, and stays
+/// open over execve(2). For a child that arranges the few numbers it lives on.
+///
+/// # Errors
+/// EBADF, EMFILE: `number` is over the limit.
+pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> Result<()> {
+    // SAFETY: `number` is below 16 and our children own nothing there that
+    // Rust believes to hold: they are about to exec or to close everything.
+    answer(c_long::from(unsafe { libc::dup2(fd.as_raw_fd(), number) })).map(drop)
+}
+
+/// Closes every descriptor from `first` on, whoever opened it.
+///
+/// # Errors
+/// EINVAL where close_range(2) is older than the numbers asked (Linux 5.9).
+pub fn close_from(first: RawFd) -> Result<()> {
+    // SAFETY: only a process that will never drop an OwnedFd again calls this
+    // (the holder, which leaves by exit_now).
+    answer(unsafe { libc::syscall(CLOSE_RANGE, first, RawFd::MAX, 0) }).map(drop)
+}
+
+/// Lends descriptor `number` of this process, known to be open.
+pub fn lend(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: callers pass 0-2, which std keeps open, or a number that
+    // `place` has just filled and that nobody closes.
+    unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+/// Takes ownership of a descriptor that a message has just brought.
+pub fn received(number: RawFd) -> OwnedFd {
+    // SAFETY: the kernel made it for us with the message (SCM_RIGHTS); whoever
+    // reads the message is the only one to know its number.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// The bytes that a signalfd gave, as what they are.
+pub fn signal_info(bytes: &[u8; size_of::<libc::signalfd_siginfo>()]) -> libc::signalfd_siginfo {
+    // SAFETY: as many bytes as the struct has, and any bytes are a valid
+    // value of it: it has only integers.
+    unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) }
+}
+
+// ---- processes ----
+
+/// Which of the two processes after a fork this is.
+pub enum Fork {
+    /// The new one.
+    Child,
+    /// The old one, with the new one's number and, unless it belongs to
+    /// somebody else (CLONE_PARENT), a pidfd.
+    Parent(i32, OwnedFd),
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+}
+
+/// Forks with the CLONE_NEW* and CLONE_PARENT `flags` of clone3(2) (Linux 5.3;
+/// CLONE_NEWTIME only here, not in clone(2)).
+///
+/// # Errors
+/// Those of clone(2): EPERM, ENOSPC (a limit of user namespaces or nesting),
+/// ENOMEM (also: the pid namespace has lost its first process), EINVAL.
+pub fn fork(flags: u64) -> Result<Fork> {
+    const CLONE_PIDFD: u64 = 0x1000;
+    const CLONE_PARENT: u64 = 0x8000;
+    let mut pidfd: RawFd = -1;
+    let args = CloneArgs {
+        flags: flags | CLONE_PIDFD,
+        pidfd: from_mut(&mut pidfd) as u64,
+        // With CLONE_PARENT the kernel takes the signal that we ourselves
+        // were born with, and refuses another.
+        exit_signal: if flags & CLONE_PARENT == 0 { 17 } else { 0 },
+        ..CloneArgs::default()
+    };
+    // SAFETY: no CLONE_VM and no stack, so this returns twice as fork(2) does,
+    // on a copy of our memory. nskit has no threads, hence no lock can be
+    // held in the copy, and allocating there is sound.
+    let pid = answer(unsafe { libc::syscall(CLONE3, from_ref(&args), size_of::<CloneArgs>()) })?;
+    if pid == 0 {
+        return Ok(Fork::Child);
+    }
+    // SAFETY: clone3 has stored a new descriptor of ours there.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Fork::Parent(i32::try_from(pid).unwrap_or(-1), pidfd))
+}
+
+/// Ends this process at once, running no destructor: for forked children.
+pub fn exit_now(status: u8) -> ! {
+    // SAFETY: _exit(2) does not return and touches no memory.
+    unsafe { libc::_exit(c_int::from(status)) }
+}
+
+/// A descriptor for process `pid` (pidfd_open(2), Linux 5.3).
+///
+/// # Errors
+/// ESRCH: there is none; EINVAL: not positive, or a thread's number.
+pub fn pidfd_open(pid: i32) -> Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    descriptor(unsafe { libc::syscall(PIDFD_OPEN, pid, 0) })
+}
+
+/// Sends signal `number` through a pidfd (0 only asks whether it lives).
+///
+/// # Errors
+/// ESRCH: the process is gone; EPERM.
+pub fn pidfd_signal(pidfd: BorrowedFd<'_>, number: c_int) -> Result<()> {
+    // SAFETY: a null siginfo is allowed and asks for that of kill(2).
+    let n = unsafe { libc::syscall(PIDFD_SEND_SIGNAL, pidfd.as_raw_fd(), number, null::<u8>(), 0) };
+    answer(n).map(drop)
+}
+
+/// A duplicate of descriptor `number` of another process (pidfd_getfd(2),
+/// Linux 5.6; needs the right to ptrace it).
+///
+/// # Errors
+/// EPERM; EBADF: that process has none of this number; ESRCH.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    descriptor(unsafe { libc::syscall(PIDFD_GETFD, pidfd.as_raw_fd(), number, 0) })
+}
+
+/// A pidfd for the process whose pidfs inode is `inode` (Linux 6.14), of any
+/// user, if it lives in the caller's tree of pid namespaces.
+///
+/// # Errors
+/// ESTALE: no such process there; EBADF or EINVAL: an older kernel.
+pub fn pidfd_by_inode(inode: u64) -> Result<OwnedFd> {
+    const FD_PIDFS_ROOT: c_int = -10002;
+    #[repr(C)]
+    struct Handle {
+        bytes: c_uint,
+        kind: c_int,
+        inode: [u8; 8],
+    }
+    // 0xfe: FILEID_INO64 of pidfs, eight bytes, the inode alone.
+    let mut handle = Handle { bytes: 8, kind: 0xfe, inode: inode.to_ne_bytes() };
+    let at = from_mut(&mut handle).cast::<libc::file_handle>();
+    // SAFETY: `handle` is laid out as struct file_handle with 8 bytes behind.
+    descriptor(c_long::from(unsafe { libc::open_by_handle_at(FD_PIDFS_ROOT, at, libc::O_CLOEXEC) }))
+}
+
+// ---- namespaces: ioctl_nsfs(2), and PIDFD_GET_*_NAMESPACE ----
+
+fn ioctl(fd: BorrowedFd<'_>, request: u64) -> Result<c_long> {
+    // musl declares the request as int, glibc as unsigned long; both hand the
+    // low 32 bits on.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+    // SAFETY: the requests used here take no argument or a zero.
+    let n = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, 0) };
+    answer(c_long::from(n))
+}
+
+/// The user namespace that owns a namespace; of a user namespace, its parent.
+///
+/// # Errors
+/// EPERM: it is outside the caller's; ENOTTY: `ns` is no namespace file.
+pub fn ns_owner(ns: BorrowedFd<'_>) -> Result<OwnedFd> {
+    descriptor(ioctl(ns, 0xb701)?)
+}
+
+/// The kind of a namespace file, as its CLONE_NEW* flag.
+///
+/// # Errors
+/// ENOTTY: it is no namespace file.
+pub fn ns_kind(ns: BorrowedFd<'_>) -> Result<u64> {
+    Ok(u64::try_from(ioctl(ns, 0xb703)?).unwrap_or(0))
+}
+
+/// The uid that owns a user namespace, as the caller sees it.
+///
+/// # Errors
+/// EINVAL: another kind of namespace.
+pub fn ns_owner_uid(ns: BorrowedFd<'_>) -> Result<u32> {
+    let mut uid: u32 = 0;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+    // SAFETY: NS_GET_OWNER_UID stores one uid_t there.
+    let n = unsafe { libc::ioctl(ns.as_raw_fd(), 0xb704 as _, from_mut(&mut uid)) };
+    answer(c_long::from(n)).map(|_| uid)
+}
+
+// ---- files ----
+
+/// Opens `path` below `dir`, which stands for `/` (RESOLVE_IN_ROOT of
+/// openat2(2), Linux 5.6): no symbolic link and no `..` leads out of it.
+/// Links of /proc that jump elsewhere are refused (ELOOP).
+///
+/// # Errors
+/// Those of open(2).
+pub fn open_in_root(dir: BorrowedFd<'_>, path: &CStr, flags: c_int, mode: u32) -> Result<OwnedFd> {
+    const RESOLVE_NO_MAGICLINKS: u64 = 2;
+    const RESOLVE_IN_ROOT: u64 = 0x10;
+    #[repr(C)]
+    struct How {
+        flags: u64,
+        mode: u64,
+        resolve: u64,
+    }
+    let flags = u64::try_from(flags | libc::O_CLOEXEC).unwrap_or(0);
+    let how = How { flags, mode: u64::from(mode), resolve: RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS };
+    // SAFETY: the path ends in NUL; `how` has the size that is passed.
+    descriptor(unsafe { libc::syscall(OPENAT2, dir.as_raw_fd(), path.as_ptr(), from_ref(&how), size_of::<How>()) })
+}
+
+// ---- mounts ----
+
+/// open_tree(2) flag: make a detached copy.
+pub const OPEN_TREE_CLONE: c_uint = 1;
+/// open_tree(2), mount_setattr(2): submounts too.
+pub const AT_RECURSIVE: c_uint = 0x8000;
+/// The path is empty: the descriptor itself is meant.
+pub const AT_EMPTY_PATH: c_uint = 0x1000;
+/// Attributes of mount_setattr(2) and fsmount(2).
+pub const MOUNT_ATTR_RDONLY: u64 = 1;
+/// Set-id bits and file capabilities have no effect.
+pub const MOUNT_ATTR_NOSUID: u64 = 2;
+/// Device nodes cannot be opened.
+pub const MOUNT_ATTR_NODEV: u64 = 4;
+/// Nothing can be executed.
+pub const MOUNT_ATTR_NOEXEC: u64 = 8;
+/// Shift owners by the maps of a user namespace.
+pub const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+
+/// Opens the mount tree at `path`, seen from `dir` (open_tree(2), Linux 5.2).
+///
+/// # Errors
+/// EPERM: the caller may not mount; EINVAL: unbindable, of another mount
+/// namespace, or a locked mount lies below and AT_RECURSIVE is missing.
+pub fn open_tree(dir: BorrowedFd<'_>, path: &CStr, flags: c_uint) -> Result<OwnedFd> {
+    let flags = flags | c_uint::try_from(libc::O_CLOEXEC).unwrap_or(0);
+    // SAFETY: the path ends in NUL.
+    descriptor(unsafe { libc::syscall(OPEN_TREE, dir.as_raw_fd(), path.as_ptr(), flags) })
+}
+
+/// Attaches the detached `tree` on the open directory or file `at`
+/// (move_mount(2), Linux 5.2).
+///
+/// # Errors
+/// EINVAL: file on directory or the reverse, or `at` is in another mount
+/// namespace; ENOENT: removed meanwhile; EPERM.
+pub fn move_mount(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> Result<()> {
+    const FROM_AND_TO_EMPTY: c_uint = 0x4 | 0x40;
+    let (from, to) = (tree.as_raw_fd(), at.as_raw_fd());
+    // SAFETY: both paths are empty strings that end in NUL.
+    answer(unsafe { libc::syscall(MOVE_MOUNT, from, c"".as_ptr(), to, c"".as_ptr(), FROM_AND_TO_EMPTY) }).map(drop)
+}
+
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns: u64,
+}
+
+/// Sets attributes of the detached `tree` (mount_setattr(2), Linux 5.12), with
+/// MOUNT_ATTR_IDMAP those of the user namespace `userns`.
+///
+/// # Errors
+/// EPERM, EINVAL, EBUSY: mount_setattr(2) has some thirty causes.
+pub fn mount_setattr(tree: BorrowedFd<'_>, recursive: bool, set: u64, userns: Option<BorrowedFd<'_>>) -> Result<()> {
+    let userns = userns.map_or(0, |fd| u64::try_from(fd.as_raw_fd()).unwrap_or(0));
+    let attr = MountAttr { set, clear: 0, propagation: 0, userns };
+    let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
+    let (fd, size) = (tree.as_raw_fd(), size_of::<MountAttr>());
+    // SAFETY: `attr` is laid out as struct mount_attr and lives over the call.
+    answer(unsafe { libc::syscall(MOUNT_SETATTR, fd, c"".as_ptr(), flags, from_ref(&attr), size) }).map(drop)
+}
+
+/// Asks whether this process may change mounts at all: all-zero attributes are
+/// accepted after that check and before any path is read.
+///
+/// # Errors
+/// EPERM: no CAP_SYS_ADMIN over the own mount namespace; ENOSYS before 5.12.
+pub fn may_mount() -> Result<()> {
+    let attr = MountAttr { set: 0, clear: 0, propagation: 0, userns: 0 };
+    let size = size_of::<MountAttr>();
+    // SAFETY: as in mount_setattr; descriptor -1 is never looked at.
+    answer(unsafe { libc::syscall(MOUNT_SETATTR, -1, c"".as_ptr(), 0, from_ref(&attr), size) }).map(drop)
+}
+
+/// A context for a new mount of type `fstype` (fsopen(2), Linux 5.2).
+///
+/// # Errors
+/// EPERM; ENODEV: no such type.
+pub fn fsopen(fstype: &CStr) -> Result<OwnedFd> {
+    // SAFETY: the name ends in NUL; 1 is FSOPEN_CLOEXEC.
+    descriptor(unsafe { libc::syscall(FSOPEN, fstype.as_ptr(), 1) })
+}
+
+/// Sets option `key` of a context (fsconfig(2)), to `value` or as a flag.
+///
+/// # Errors
+/// EINVAL: the file system does not take it; `fs_message` has its words.
+pub fn fsconfig(context: BorrowedFd<'_>, key: &CStr, value: Option<&CStr>) -> Result<()> {
+    let command = c_int::from(value.is_some());
+    let value = value.map_or(null(), CStr::as_ptr);
+    // SAFETY: both strings end in NUL; command 0 (a flag) takes no value.
+    answer(unsafe { libc::syscall(FSCONFIG, context.as_raw_fd(), command, key.as_ptr(), value, 0) }).map(drop)
+}
+
+/// Makes the file system of a context and a detached mount of it.
+///
+/// # Errors
+/// Those of mount(2) for this type.
+pub fn fsmount(context: BorrowedFd<'_>, attributes: u64) -> Result<OwnedFd> {
+    const FSCONFIG_CMD_CREATE: c_int = 6;
+    let fd = context.as_raw_fd();
+    // SAFETY: this command takes neither key nor value.
+    answer(unsafe { libc::syscall(FSCONFIG, fd, FSCONFIG_CMD_CREATE, null::<u8>(), null::<u8>(), 0) })?;
+    // SAFETY: no memory is passed; 1 is FSMOUNT_CLOEXEC.
+    descriptor(unsafe { libc::syscall(FSMOUNT, fd, 1, attributes) })
+}
+
+// ---- capabilities, through capctl ----
+
+fn caps<T>(result: capctl::Result<T>) -> Result<T> {
+    result.map_err(|e| Errno::from_raw(e.code()))
+}
+
+/// Makes all permitted capabilities inheritable and ambient (capabilities(7),
+/// Linux 4.3): a following exec keeps them whatever the uid.
+///
+/// # Errors
+/// EPERM: the securebits forbid it.
+pub fn raise_ambient() -> Result<()> {
+    let mut state = caps(capctl::CapState::get_current())?;
+    state.inheritable = state.permitted;
+    caps(state.set_current())?;
+    state.permitted.iter().try_for_each(|cap| caps(capctl::ambient::raise(cap)))
+}
+
+/// Takes all capabilities out of the inheritable and the ambient set.
+///
+/// # Errors
+/// None in practice.
+pub fn clear_ambient() -> Result<()> {
+    let mut state = caps(capctl::CapState::get_current())?;
+    state.inheritable.clear();
+    caps(state.set_current())
+}
+
+/// Sets which of the permitted capabilities have effect: CAP_SETUID and
+/// CAP_SETGID, or none.
+///
+/// # Errors
+/// EPERM: they are not permitted.
+pub fn set_effective_setid(on: bool) -> Result<()> {
+    let mut state = caps(capctl::CapState::get_current())?;
+    state.effective.clear();
+    if on {
+        state.effective.add(capctl::Cap::SETUID);
+        state.effective.add(capctl::Cap::SETGID);
+    }
+    caps(state.set_current())
+}
+
+/// Gives up every capability, for good.
+///
+/// # Errors
+/// None in practice.
+pub fn drop_capabilities() -> Result<()> {
+    caps(capctl::CapState::empty().set_current())
+}
+
+/// Whether CAP_SETUID and CAP_SETGID are both permitted.
+pub fn may_setid() -> bool {
+    let both = |s: capctl::CapState| s.permitted.has(capctl::Cap::SETUID) && s.permitted.has(capctl::Cap::SETGID);
+    capctl::CapState::get_current().is_ok_and(both)
+}
+
+/// Whether a file has the attribute that gives capabilities: xattr(7).
+pub fn has_file_capabilities(path: &CStr) -> bool {
+    // SAFETY: both strings end in NUL; size 0 only asks for the size.
+    let n = unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0) };
+    n > 0
+}
+
+// ---- for a privileged program, which shares no more code than it must ----
+
+/// The real uid and gid: those of whoever runs this.
+pub fn real_ids() -> (u32, u32) {
+    (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw())
+}
+
+/// The owner of an open file or directory.
+///
+/// # Errors
+/// Those of fstat(2).
+pub fn owner_of(fd: &OwnedFd) -> Result<(u32, u32)> {
+    nix::sys::stat::fstat(fd).map(|s| (s.st_uid, s.st_gid))
+}
+
+/// Opens `name` in `dir` for writing, following no link.
+///
+/// # Errors
+/// Those of open(2).
+pub fn open_for_writing(dir: &OwnedFd, name: &str) -> Result<OwnedFd> {
+    use nix::fcntl::{OFlag, openat};
+    openat(dir, name, OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+}
+
+/// Writes `bytes` in one write(2).
+///
+/// # Errors
+/// Those of write(2); EIO: not all was taken.
+pub fn write_whole(fd: &OwnedFd, bytes: &[u8]) -> Result<()> {
+    if nix::unistd::write(fd, bytes)? == bytes.len() { Ok(()) } else { Err(Errno::EIO) }
+}

@@ -1,0 +1,322 @@
+//! The process (or namespace file) that an operand names: opened once, proven,
+//! and from then on known only by its descriptors.
+
+use std::ffi::{CStr, OsStr};
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use nix::fcntl::{OFlag, open, readlinkat};
+use nix::sys::stat::{Mode, fstat};
+use nix::sys::statfs::{FsType, fstatfs};
+use nix::libc;
+
+use crate::fail::{Because, Errno, Failure, Result};
+use crate::id::{self, number};
+use crate::mind;
+use crate::ns;
+use crate::proc::{Proc, read_all};
+use crate::record::{Address, MAX_STREAM, Stream};
+use crate::sys;
+use crate::word::quote;
+
+/// What a TARGET operand says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// `-`: a stream on standard input.
+    Stream,
+    /// `PID` or `PID:INODE`.
+    Process(Address),
+    /// A word with a slash: a namespace file.
+    File(PathBuf),
+    /// `fd:N`: an open namespace file or pidfd.
+    Descriptor(i32),
+    /// Anything else: a name.
+    Name(String),
+}
+
+impl Operand {
+    /// Reads a TARGET.
+    ///
+    /// # Errors
+    /// Wrong usage: digits that are no process number, `fd:` without one.
+    pub fn parse(word: &OsStr) -> Result<Operand> {
+        let bytes = word.as_bytes();
+        let bad = |what: &str| Failure::usage(format!("{}: {what}", quote(word)));
+        if bytes == b"-" {
+            return Ok(Operand::Stream);
+        }
+        if let Some(n) = bytes.strip_prefix(b"fd:") {
+            let n = number(n).and_then(|n| i32::try_from(n).ok());
+            return Ok(Operand::Descriptor(n.ok_or_else(|| bad("not a descriptor"))?));
+        }
+        if bytes.contains(&b'/') {
+            return Ok(Operand::File(word.into()));
+        }
+        if bytes.first().is_some_and(u8::is_ascii_digit) {
+            return Ok(Operand::Process(Address::parse(bytes).ok_or_else(|| bad("not PID or PID:INODE"))?));
+        }
+        match word.to_str() {
+            Some(name) if !name.is_empty() => Ok(Operand::Name(name.to_owned())),
+            _ => Err(bad("not a target")),
+        }
+    }
+}
+
+impl fmt::Display for Operand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Operand::Stream => write!(f, "-"),
+            Operand::Process(at) => write!(f, "{at}"),
+            Operand::File(path) => write!(f, "{}", quote(path)),
+            Operand::Descriptor(n) => write!(f, "fd:{n}"),
+            Operand::Name(name) => write!(f, "{name}"),
+        }
+    }
+}
+
+/// An open process.
+pub struct Target {
+    /// Its pidfd.
+    pub fd: OwnedFd,
+    /// Its directory in /proc, proven to be that of `fd`.
+    pub dir: OwnedFd,
+    /// Its number in our pid namespace.
+    pub pid: i32,
+    /// How records and plans name it.
+    pub address: Address,
+}
+
+impl Target {
+    /// Its number, as the name of its directory in /proc.
+    pub fn who(&self) -> String {
+        self.pid.to_string()
+    }
+
+    /// Opens a process.
+    ///
+    /// # Errors
+    /// ESRCH, ESTALE: it is gone, or the number is another's by now.
+    pub fn open(proc: &Proc, at: Address) -> Result<Target> {
+        let said = |e| Failure::os(format!("open process {at}"), e);
+        let fd = match at.inode {
+            // The inode alone names the process, whatever its number is here.
+            Some(inode) => match sys::pidfd_by_inode(inode) {
+                Ok(fd) => fd,
+                Err(Errno::ESTALE) => return Err(said(Errno::ESRCH).because(another(proc, at))),
+                // Older than Linux 6.14: by number, then compared.
+                Err(_) => sys::pidfd_open(at.pid).map_err(|e| said(e).because(another(proc, at)))?,
+            },
+            None => sys::pidfd_open(at.pid).map_err(|e| said(e).because(another(proc, at)))?,
+        };
+        let inode = pidfs_inode(fd.as_fd());
+        if at.inode.is_some() && inode != at.inode {
+            return Err(said(Errno::ESRCH).because(another(proc, at)));
+        }
+        let pid = number_of(proc, fd.as_fd()).unwrap_or(at.pid);
+        let dir = proc.directory(&pid.to_string()).map_err(said)?;
+        // The number was looked up after the pidfd was open, and the process
+        // still lives: so the directory is its, and no later one's.
+        sys::pidfd_signal(fd.as_fd(), 0).or_else(|e| if e == Errno::EPERM { Ok(()) } else { Err(e) }).map_err(said)?;
+        Ok(Target { fd, dir, pid, address: Address { pid, inode: inode.or(at.inode) } })
+    }
+}
+
+/// The inode of a pidfd in pidfs (Linux 6.9); before, all pidfds shared one.
+pub fn pidfs_inode(fd: BorrowedFd<'_>) -> Option<u64> {
+    const PID_FS_MAGIC: FsType = FsType(0x5049_4446);
+    let fs = fstatfs(fd).ok()?;
+    if fs.filesystem_type() != PID_FS_MAGIC {
+        return None;
+    }
+    Some(fstat(fd).ok()?.st_ino)
+}
+
+/// The number, in our pid namespace, of the process behind a pidfd.
+fn number_of(proc: &Proc, fd: BorrowedFd<'_>) -> Option<i32> {
+    let info = proc.text(&format!("self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)))?;
+    let line = info.lines().find_map(|l| l.strip_prefix("Pid:"))?;
+    line.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+/// Why a process cannot be opened: as far as it can be seen.
+fn another(proc: &Proc, at: Address) -> Option<Because> {
+    let Some(status) = proc.status(&at.pid.to_string()) else {
+        return Some(Because::new(format!("no process has number {} here", at.pid)));
+    };
+    let theirs = pidfs_inode(sys::pidfd_open(at.pid).ok()?.as_fd());
+    if at.inode.is_some() && theirs.is_some() && theirs != at.inode {
+        return Some(Because::new(format!("number {} belongs to another process ({}) by now", at.pid, status.name)));
+    }
+    (status.state == 'Z').then(|| Because::new(format!("process {} ({}) has ended and waits to be reaped", at.pid, status.name)))
+}
+
+/// Why files of process `who` are not for us (EACCES; EPERM from setns(2)):
+/// the kernel's ptrace check, in the order of its rules.
+pub fn untouchable(proc: &Proc, who: &str) -> Option<Because> {
+    let (own, theirs) = (proc.own(), proc.status(who)?);
+    let owner = fstat(proc.directory(who).ok()?).ok()?.st_uid;
+    if theirs.uid[..3] != [own.uid[0]; 3] || theirs.gid[..3] != [own.gid[0]; 3] {
+        let name = crate::user::by_uid(theirs.uid[0]).map_or_else(|| theirs.uid[0].to_string(), |u| u.to_string());
+        return Some(Because::new(format!("process {who} ({}) belongs to {name}", theirs.name)));
+    }
+    // Files in /proc/PID belong to root instead of the process's user exactly
+    // while it is not dumpable: proc_pid(5).
+    (owner == 0 && theirs.uid[1] != 0).then(|| Because::new(format!("process {who} ({}) is not dumpable (PR_SET_DUMPABLE)", theirs.name)))
+}
+
+/// Reads the stream on standard input up to `end`.
+///
+/// # Errors
+/// It breaks off, is no stream, or an earlier stage failed.
+pub fn read_stream() -> Result<Stream> {
+    if nix::unistd::isatty(sys::lend(0)).unwrap_or(false) {
+        return Err(Failure::usage("`-` reads records from a pipe, and standard input is a terminal"));
+    }
+    let mut bytes = Vec::new();
+    let mut piece = [0; 4096];
+    // Not to the end of file: the stages before us stay as long as we do.
+    while !complete(&bytes) {
+        match nix::unistd::read(sys::lend(0), &mut piece) {
+            Ok(0) => break,
+            Ok(n) => bytes.extend_from_slice(&piece[..n]),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(Failure::os("read standard input", e)),
+        }
+        if bytes.len() > MAX_STREAM {
+            return Err(Failure::refused(format!("standard input is not a stream of records (no `end` within {MAX_STREAM} bytes)")));
+        }
+    }
+    Stream::parse(&bytes)
+}
+
+fn complete(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"end\n") || memchr::memmem::find(bytes, b"\nend\n").is_some() || memchr::memmem::find(bytes, b"failed\n").is_some()
+}
+
+/// Opens a namespace file, by path or as descriptor `fd:N`.
+///
+/// # Errors
+/// Those of open(2); a refusal where it is none.
+pub fn namespace_file(operand: &Operand) -> Result<Option<(OwnedFd, u64)>> {
+    let (fd, said) = match operand {
+        Operand::File(path) => {
+            let said = format!("open {}", quote(path));
+            (open(path.as_path(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()), said)
+        }
+        Operand::Descriptor(n) => (sys::dup_above(*n, 3), format!("use descriptor {n}")),
+        Operand::Stream | Operand::Process(_) | Operand::Name(_) => return Ok(None),
+    };
+    let fd = fd.map_err(|e| Failure::os(said.as_str(), e))?;
+    match sys::ns_kind(fd.as_fd()) {
+        Ok(flag) => Ok(Some((fd, flag))),
+        Err(e) => Err(Failure::os(format!("{said} as a namespace"), e).because(Some(Because::new("it is not a namespace file")))),
+    }
+}
+
+/// The map of `kind` of an open process, read through its own directory.
+///
+/// # Errors
+/// Those of open(2) and read(2).
+pub fn map_of(target: &Target, kind: id::Kind) -> std::result::Result<Vec<u8>, Errno> {
+    let flags = OFlag::from_bits_truncate(libc::O_RDONLY) | OFlag::O_CLOEXEC;
+    read_all(nix::fcntl::openat(&target.dir, kind.map_file(), flags, Mode::empty())?, usize::MAX)
+}
+
+/// Whether standard output is something whose reader can be seen to leave.
+pub fn has_reader() -> bool {
+    mind::is_pipe(1)
+}
+
+/// The inode of the namespace of `kind` that a target is in; None where this
+/// kernel has no such kind.
+///
+/// # Errors
+/// EACCES: it is another user's, or not dumpable; ENOENT: it is gone.
+pub fn namespace_of(proc: &Proc, target: &Target, kind: ns::Kind) -> Result<Option<u64>> {
+    let link = format!("ns/{}", kind.link());
+    match readlinkat(&target.dir, link.as_str()) {
+        Ok(text) => Ok(text.to_str().and_then(|t| number(t.split(['[', ']']).nth(1)?.as_bytes()))),
+        Err(Errno::ENOENT) if proc.ns_id("self", kind).is_none() => Ok(None),
+        Err(e) => {
+            let because = if e == Errno::EACCES { untouchable(proc, &target.who()) } else { None };
+            Err(Failure::os(format!("read /proc/{}/{link}", target.pid), e).because(because))
+        }
+    }
+}
+
+/// Whether a target's root directory is the same as ours, so that a path means
+/// the same there.
+pub fn same_root(proc: &Proc, target: &Target) -> bool {
+    let root = |who: &str| proc.directory(&format!("{who}/root")).ok().and_then(|fd| fstat(fd).ok()).map(|s| (s.st_dev, s.st_ino));
+    let ours = root("self");
+    ours.is_some() && ours == root(&target.who())
+}
+
+/// The working directory: its path and its inode.
+///
+/// # Errors
+/// ENOENT: it has been removed.
+pub fn working_directory() -> Result<(PathBuf, (u64, u64))> {
+    let said = |e| Failure::os("find the working directory", e);
+    let path = nix::unistd::getcwd().map_err(said)?;
+    let stat = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).and_then(fstat).map_err(said)?;
+    Ok((path, (stat.st_dev, stat.st_ino)))
+}
+
+/// Proves that descriptor `n`, named on the command line, is open.
+///
+/// # Errors
+/// Wrong usage: it is not.
+pub fn check_descriptor(n: i32) -> Result<()> {
+    sys::dup_above(n, 3).map(drop).map_err(|_| Failure::usage(format!("descriptor {n} is not open")))
+}
+
+/// The leader of this process's session: the shell of the terminal.
+///
+/// # Errors
+/// It is in a pid namespace that cannot be seen from here.
+pub fn session_leader() -> Result<i32> {
+    match nix::unistd::getsid(None) {
+        Ok(pid) if pid.as_raw() > 0 => Ok(pid.as_raw()),
+        _ => Err(Failure::refused("the leader of this session is outside of the pid namespace")),
+    }
+}
+
+/// The uid that owns the user namespace of a target, as seen from here.
+pub fn owner_of_user_namespace(proc: &Proc, target: &Target) -> Option<u32> {
+    sys::ns_owner_uid(proc.ns(&target.who(), ns::Kind::User).ok()?.as_fd()).ok()
+}
+
+/// The user namespace of process `who` and all above it that can be seen: the
+/// inode and the owner of each; and the name of its program.
+pub fn user_namespaces(proc: &Proc, who: &str) -> Option<(Vec<(u64, Option<u32>)>, String)> {
+    let mut chain = Vec::new();
+    let mut at = Some(proc.ns(who, ns::Kind::User).ok()?);
+    while let Some(ns) = at {
+        chain.push((fstat(&ns).ok()?.st_ino, sys::ns_owner_uid(ns.as_fd()).ok()));
+        at = sys::ns_owner(ns.as_fd()).ok();
+    }
+    Some((chain, proc.name(who)))
+}
+
+/// Whether executing the file at `path` gives the privilege to map ids: it is
+/// setuid root or has file capabilities, on a mount that honours them, and
+/// this process may still gain any.
+///
+/// # Errors
+/// What stands against it.
+pub fn gains_privilege(path: &CStr) -> std::result::Result<(), &'static str> {
+    let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(|_| "it cannot be opened")?;
+    let stat = fstat(&file).map_err(|_| "it cannot be opened")?;
+    let flags = nix::sys::statvfs::fstatvfs(&file).map_err(|_| "it cannot be opened")?.flags();
+    if nix::sys::prctl::get_no_new_privs().unwrap_or(false) {
+        return Err("no_new_privs is set for this process");
+    }
+    if flags.contains(nix::sys::statvfs::FsFlags::ST_NOSUID) {
+        return Err("it is on a mount that is nosuid");
+    }
+    let setuid = stat.st_mode & libc::S_ISUID != 0 && stat.st_uid == 0;
+    if setuid || sys::has_file_capabilities(path) { Ok(()) } else { Err("it is neither setuid root nor has it file capabilities") }
+}

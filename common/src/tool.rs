@@ -1,0 +1,92 @@
+//! What every tool does around its own decision: read the command line, ask
+//! the tool for its outcome, print or perform it, tell a failure, leave.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use nix::sys::signal::SigSet;
+
+use crate::cli::{Args, Cli};
+use crate::fail::{Errno, Exit, Failure, Result};
+use crate::mind;
+use crate::plan::Plan;
+use crate::proc::Proc;
+use crate::step::Hands;
+
+/// What a tool has decided.
+pub enum Outcome {
+    /// Print this on standard output and leave with this status: for tools
+    /// that list, check and show.
+    Answer(Vec<u8>, u8),
+    /// Perform this.
+    Plan(Plan),
+}
+
+/// The body of every tool's main.
+pub fn run(cli: &Cli, decide: impl FnOnce(&Args) -> Result<Outcome>) -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let status = match work(cli, &words, decide) {
+        Ok(status) => status,
+        Err(failure) => {
+            if !failure.is_silent() {
+                mind::tell(&format!("{}: {failure}\n", cli.name));
+            }
+            // The stages after us then know that somebody has told the reason.
+            if cli.stage && words.iter().any(|w| w == "-") && mind::is_pipe(1) {
+                let _ = mind::say(b"failed\n");
+            }
+            status_of(cli, failure.kind())
+        }
+    };
+    ExitCode::from(status)
+}
+
+fn work(cli: &Cli, words: &[OsString], decide: impl FnOnce(&Args) -> Result<Outcome>) -> Result<u8> {
+    let args = cli.parse(words)?;
+    if args.flag("help") {
+        return print(cli.help().as_bytes(), 0);
+    }
+    if args.flag("version") {
+        return print(concat!("nskit ", env!("CARGO_PKG_VERSION"), "\n").as_bytes(), 0);
+    }
+    let mask = SigSet::thread_get_mask().map_err(|e| Failure::os("read the signal mask", e))?;
+    match decide(&args)? {
+        Outcome::Answer(bytes, status) => print(&bytes, status),
+        Outcome::Plan(plan) if args.dry() || plan.dry => {
+            let text = plan.text(args.flag("explain"));
+            let stream = plan.dry_stream();
+            // In a pipe standard output belongs to the records.
+            if args.piped() {
+                let text: String = text.lines().map(|line| format!("{}: {line}\n", cli.name)).collect();
+                mind::tell(&text);
+                print(&stream, 0)
+            } else {
+                print(text.as_bytes(), 0)
+            }
+        }
+        Outcome::Plan(plan) => {
+            let proc = Proc::open()?;
+            let mut hands = Hands::new(mask);
+            hands.explain = args.flag("explain");
+            plan.perform(&mut hands, &proc)
+        }
+    }
+}
+
+/// A reader that has left is no failure of ours.
+fn print(bytes: &[u8], status: u8) -> Result<u8> {
+    match mind::say(bytes) {
+        Ok(()) | Err(Errno::EPIPE) => Ok(status),
+        Err(e) => Err(Failure::os("write to standard output", e)),
+    }
+}
+
+fn status_of(cli: &Cli, exit: Exit) -> u8 {
+    match (exit, cli.runs) {
+        (Exit::NotExecutable, _) => 126,
+        (Exit::NotFound, _) => 127,
+        (Exit::Refused | Exit::Usage, true) => 125,
+        (Exit::Refused, false) => 1,
+        (Exit::Usage, false) => 2,
+    }
+}

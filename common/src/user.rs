@@ -1,0 +1,84 @@
+//! Users by name and number: from /etc/passwd, then from whatever else the
+//! machine is configured to ask, through getent(1). Not by getpwnam(3): in a
+//! static program it loads foreign code or crashes.
+
+use std::fmt;
+
+use crate::helper;
+use crate::id::number;
+
+/// One user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The login name; the number in digits for a uid that nobody knows.
+    pub name: String,
+    /// The uid.
+    pub uid: u32,
+    /// The primary gid.
+    pub gid: u32,
+    /// The login shell.
+    pub shell: String,
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (uid {})", self.name, self.uid)
+    }
+}
+
+/// The user that `matches` picks in the text of a passwd file.
+pub fn in_passwd(text: &[u8], matches: impl Fn(&User) -> bool) -> Option<User> {
+    text.split(|b| *b == b'\n').filter_map(parse).find(matches)
+}
+
+fn parse(line: &[u8]) -> Option<User> {
+    let fields: Vec<&[u8]> = line.split(|b| *b == b':').collect();
+    let [name, _, uid, gid, _, _, shell] = fields.as_slice() else { return None };
+    let id = |field: &[u8]| u32::try_from(number(field)?).ok();
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    Some(User { name: text(name), uid: id(uid)?, gid: id(gid)?, shell: text(shell) })
+}
+
+fn find(key: &str, matches: impl Fn(&User) -> bool) -> Option<User> {
+    let local = std::fs::read("/etc/passwd").unwrap_or_default();
+    in_passwd(&local, &matches).or_else(|| {
+        let answer = helper::run(&helper::find("getent")?, &["passwd", key]).ok()?;
+        in_passwd(&answer.output, &matches)
+    })
+}
+
+/// The user with this uid.
+pub fn by_uid(uid: u32) -> Option<User> {
+    find(&uid.to_string(), |user| user.uid == uid)
+}
+
+/// The user that `word` names: by name, or by uid in digits.
+pub fn named(word: &str) -> Option<User> {
+    match number(word.as_bytes()).and_then(|n| u32::try_from(n).ok()) {
+        Some(uid) => by_uid(uid),
+        None => find(word, |user| user.name == word),
+    }
+}
+
+/// The shell of this process's user, as unshare(1) and nsenter(1) choose it:
+/// $SHELL, that of the passwd entry, /bin/sh.
+pub fn shell() -> std::ffi::OsString {
+    let named = std::env::var_os("SHELL").filter(|s| !s.is_empty());
+    named.unwrap_or_else(|| {
+        let user = by_uid(nix::unistd::getuid().as_raw());
+        user.map(|u| u.shell).filter(|s| !s.is_empty()).unwrap_or_else(|| "/bin/sh".into()).into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwd_lines() {
+        let text = b"root:x:0:0:root:/root:/bin/sh\n+::::::\nbad:x:1\nalice:x:1501:1502::/:/bin/bash\n";
+        let alice = in_passwd(text, |u| u.uid == 1501).unwrap();
+        assert_eq!((alice.name.as_str(), alice.gid, alice.shell.as_str()), ("alice", 1502, "/bin/bash"));
+        assert!(in_passwd(text, |u| u.name == "bad").is_none());
+    }
+}

@@ -1,0 +1,75 @@
+//! Words as a shell reads them back: for plans, failures and `try` lines.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fmt::Write as _;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use crate::fail::{Failure, Result};
+
+/// `word` as it can be pasted into bash, zsh, ksh or fish: bare, in single
+/// quotes, or (with bytes that no terminal should see) in `$'...'`.
+pub fn quote(word: impl AsRef<OsStr>) -> String {
+    let bytes = word.as_ref().as_bytes();
+    let bare = |b: &u8| b.is_ascii_alphanumeric() || b"%+,-./:=@_".contains(b);
+    if !bytes.is_empty() && bytes.iter().all(bare) {
+        return String::from_utf8_lossy(bytes).into_owned();
+    }
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.chars().any(|c| c.is_control() || c == '\'') => format!("'{text}'"),
+        _ => dollar_quote(bytes),
+    }
+}
+
+fn dollar_quote(bytes: &[u8]) -> String {
+    let mut out = String::from("$'");
+    for b in bytes {
+        match b {
+            b'\n' => out.push_str("\\n"),
+            b'\t' => out.push_str("\\t"),
+            b'\'' | b'\\' => {
+                out.push('\\');
+                out.push(char::from(*b));
+            }
+            0x20..0x7f => out.push(char::from(*b)),
+            // Writing to a String cannot fail.
+            _ => drop(write!(out, "\\x{b:02x}")),
+        }
+    }
+    out.push('\'');
+    out
+}
+
+/// `words` quoted, with blanks between.
+pub fn quote_all<W: AsRef<OsStr>>(words: &[W]) -> String {
+    words.iter().map(quote).collect::<Vec<_>>().join(" ")
+}
+
+/// `word` as the kernel takes it.
+///
+/// # Errors
+/// Wrong usage: a NUL byte (possible only in what a file said, not in argv).
+pub fn c(word: impl AsRef<OsStr>) -> Result<CString> {
+    let word: OsString = word.as_ref().to_owned();
+    CString::new(word.into_vec()).map_err(|e| Failure::usage(format!("NUL byte in {:?}", e.into_vec())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoted_words() {
+        for (word, wanted) in [
+            (&b"/bin/sh"[..], "/bin/sh"),
+            (b"", "''"),
+            (b"a b", "'a b'"),
+            (b"it's", "$'it\\'s'"),
+            (b"\xff\n", "$'\\xff\\n'"),
+            ("größe".as_bytes(), "'größe'"),
+            (b"*", "'*'"),
+            (b"~", "'~'"),
+        ] {
+            assert_eq!(quote(OsStr::from_bytes(word)), wanted);
+        }
+    }
+}
