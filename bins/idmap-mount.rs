@@ -9,7 +9,10 @@ use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Failure, Result};
 use common::id::{Both, Extent, Kind as IdKind, Map, parse_operand};
 use common::plan::Plan;
-use common::step::{mount::{self, Place}, ns};
+use common::step::{
+    mount::{self, Place},
+    ns,
+};
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID};
 use common::tool::{Outcome, run};
 use common::word::quote;
@@ -41,12 +44,15 @@ fn decide(args: &Args) -> Result<Outcome> {
     let mut extents = Both::<Vec<Extent>>::default();
     for word in &words {
         let text = word.to_string_lossy();
-        let (kinds, extent) = parse_operand(text.as_bytes()).map_err(|e| Failure::usage(format!("{}: {e}", quote(word))))?;
+        let (kinds, extent) =
+            parse_operand(text.as_bytes()).map_err(|e| Failure::usage(format!("{}: {e}", quote(word))))?;
         for kind in kinds {
             extents.of_mut(kind).push(extent);
         }
     }
-    let lawful = |kind: IdKind| Map::new(extents.of(kind).clone()).map_err(|e| Failure::usage(format!("{} map: {e}", kind.word())));
+    let lawful = |kind: IdKind| {
+        Map::new(extents.of(kind).clone()).map_err(|e| Failure::usage(format!("{} map: {e}", kind.word())))
+    };
     let maps = Both { uid: lawful(IdKind::Uid)?, gid: lawful(IdKind::Gid)? };
     let (source, is_directory) = Place::at(source)?;
     let (target, onto_directory) = Place::at(target)?;

@@ -50,7 +50,8 @@ fn main() -> ExitCode {
 
 fn decide(args: &Args) -> Result<Outcome> {
     let proc = Rc::new(Proc::open()?);
-    let word = args.value("target").or_else(|| args.operands.first().cloned()).ok_or_else(|| CLI.usage("which target?"))?;
+    let word =
+        args.value("target").or_else(|| args.operands.first().cloned()).ok_or_else(|| CLI.usage("which target?"))?;
     let program = |default| if args.program.is_empty() { vec![default] } else { args.program.clone() };
     let (address, holds) = match Operand::parse(&word)? {
         Operand::Process(address) => (address, false),
@@ -58,7 +59,9 @@ fn decide(args: &Args) -> Result<Outcome> {
             (Some(address), holds) => (address, holds),
             (None, _) => return Ok(Outcome::Plan(Plan { dry: true, ..enter_promised(program(user::shell())) })),
         },
-        file @ (Operand::File(_) | Operand::Descriptor(_)) => return enter_file(&file, program(user::shell()), args, &proc),
+        file @ (Operand::File(_) | Operand::Descriptor(_)) => {
+            return enter_file(&file, program(user::shell()), args, &proc);
+        }
         Operand::Name(name) => return Err(Failure::refused(format!("no holder and no container is called {name}"))),
     };
     let target = Rc::new(Target::open(&proc, address)?);
@@ -88,7 +91,12 @@ fn decide(args: &Args) -> Result<Outcome> {
     if let Some(holder) = &holder {
         plan.push(ns::Effect::Attach(holder.clone()));
     }
-    plan.push(ns::clone(Vec::new(), "this process stays outside: it can see why a step was refused, and keeps the pipe", inside, &proc));
+    plan.push(ns::clone(
+        Vec::new(),
+        "this process stays outside: it can see why a step was refused, and keeps the pipe",
+        inside,
+        &proc,
+    ));
     plan.push(end::Effect::Tend(holder, false));
     Ok(Outcome::Plan(plan))
 }
@@ -97,7 +105,9 @@ fn decide(args: &Args) -> Result<Outcome> {
 fn from_stream() -> Result<(Option<common::record::Address>, bool)> {
     let stream = target::read_stream()?;
     if stream.has_extents() {
-        return Err(Failure::refused("the stream has uid and gid records that nobody has used: uidmap-set is missing before this stage"));
+        return Err(Failure::refused(
+            "the stream has uid and gid records that nobody has used: uidmap-set is missing before this stage",
+        ));
     }
     stream.pid().ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage"))
 }
@@ -170,7 +180,10 @@ fn stdin(args: &Args, stream: bool, inside: &mut Plan) -> Result<()> {
 fn finish(args: &Args, program: Vec<OsString>, inside: &mut Plan) -> Result<()> {
     let mut kept = Vec::new();
     for word in args.values("keep-fd") {
-        let n = word.to_str().and_then(|w| w.parse::<RawFd>().ok()).ok_or_else(|| CLI.usage("--keep-fd: not a descriptor"))?;
+        let n = word
+            .to_str()
+            .and_then(|w| w.parse::<RawFd>().ok())
+            .ok_or_else(|| CLI.usage("--keep-fd: not a descriptor"))?;
         target::check_descriptor(n)?;
         kept.push(n);
     }
@@ -183,7 +196,10 @@ fn finish(args: &Args, program: Vec<OsString>, inside: &mut Plan) -> Result<()> 
 /// Enters the one namespace that a file stands for.
 fn enter_file(file: &Operand, program: Vec<OsString>, args: &Args, proc: &Rc<Proc>) -> Result<Outcome> {
     let Some((fd, flag)) = target::namespace_file(file)? else { return Err(CLI.usage("which target?")) };
-    let kind = Kind::ALL.into_iter().find(|k| k.flag() == flag).ok_or_else(|| Failure::refused("an unknown kind of namespace"))?;
+    let kind = Kind::ALL
+        .into_iter()
+        .find(|k| k.flag() == flag)
+        .ok_or_else(|| Failure::refused("an unknown kind of namespace"))?;
     let mut inside = Plan::default();
     inside.push(own::Effect::Undumpable);
     inside.push(ns::Effect::JoinFile(Rc::new(fd), kind, file.to_string()));

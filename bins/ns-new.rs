@@ -81,7 +81,8 @@ fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
         return Err(CLI.usage("a holder is mapped from outside, by uidmap-set"));
     }
     if args.piped() && !target::has_reader() {
-        let advice = Because::new("the namespaces live as long as the reader of a pipe, and this is none").remedy("t=$(ns-new -a --detach --with $$)");
+        let advice = Because::new("the namespaces live as long as the reader of a pipe, and this is none")
+            .remedy("t=$(ns-new -a --detach --with $$)");
         return Err(Failure::usage("standard output is not a pipe").because(Some(advice)));
     }
     let life = if args.piped() { Life::of_this_process() } else { Life::of(with(args)?) };
@@ -92,7 +93,12 @@ fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
     }
     inner.push(end::Effect::Hold(life));
     let mut plan = Plan::default();
-    plan.push(ns::clone(kinds, "the holder is the first process in the new namespaces; this one stays outside", inner, proc));
+    plan.push(ns::clone(
+        kinds,
+        "the holder is the first process in the new namespaces; this one stays outside",
+        inner,
+        proc,
+    ));
     plan.push(end::Effect::SayChild { record: args.piped() });
     if args.piped() {
         plan.push(end::Effect::LingerOverChild);
@@ -102,7 +108,9 @@ fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
 
 /// The process that a detached holder ends with.
 fn with(args: &Args) -> Result<i32> {
-    let word = args.value("with").ok_or_else(|| CLI.usage("--detach needs --with: the process that the holder ends with, as in --with $$"))?;
+    let word = args
+        .value("with")
+        .ok_or_else(|| CLI.usage("--detach needs --with: the process that the holder ends with, as in --with $$"))?;
     if word == "tty" {
         return target::session_leader();
     }
@@ -152,7 +160,8 @@ fn own_map(args: &Args, kinds: &[Kind], proc: &Proc) -> Result<Option<Both<Map>>
 }
 
 fn from_outside(word: &str) -> Failure {
-    let because = Because::new("from inside, only the own uid and gid can be mapped").remedy(format!("ns-new -U -m - | uidmap-set - {word} | ns-enter - sh"));
+    let because = Because::new("from inside, only the own uid and gid can be mapped")
+        .remedy(format!("ns-new -U -m - | uidmap-set - {word} | ns-enter - sh"));
     Failure::usage(format!("--map {word}")).because(Some(because))
 }
 
@@ -176,7 +185,12 @@ fn become_program(args: &Args, kinds: Vec<Kind>, map: Option<Both<Map>>, proc: &
     if forks {
         inside.push(own::Effect::DieWithParent);
         inside.push(end::Effect::Exec(program));
-        plan.push(ns::clone(kinds, "a process never changes its own pid namespace: a child is born in the new one", inside, proc));
+        plan.push(ns::clone(
+            kinds,
+            "a process never changes its own pid namespace: a child is born in the new one",
+            inside,
+            proc,
+        ));
         plan.push(end::Effect::Tend(None, first));
     } else {
         plan.push(ns::Effect::Unshare(kinds));

@@ -42,7 +42,10 @@ fn decide(args: &Args) -> Result<Outcome> {
         return Err(CLI.usage("one TARGET"));
     }
     if args.dry() && args.flag("can") {
-        return Ok(Outcome::Plan(Plan { steps: tries(&proc).into_iter().flat_map(|(_, plan)| plan.steps).collect(), dry: true }));
+        return Ok(Outcome::Plan(Plan {
+            steps: tries(&proc).into_iter().flat_map(|(_, plan)| plan.steps).collect(),
+            dry: true,
+        }));
     }
     if args.flag("can") {
         let (text, status) = can(&proc);
@@ -104,7 +107,8 @@ fn drawn(kind: IdKind, extents: &[Extent]) -> String {
     if extents.is_empty() {
         return format!("\n  {word}_map      not written: every {word} is the overflow id inside\n");
     }
-    let mut text = format!("\n  {:<22} {}\n", format!("{word} inside"), format_args!("{word} outside (seen from here)"));
+    let mut text =
+        format!("\n  {:<22} {}\n", format!("{word} inside"), format_args!("{word} outside (seen from here)"));
     for extent in extents {
         let _ = writeln!(text, "  {:<22} {}", extent.inside().to_string(), extent.outside());
     }
@@ -125,7 +129,7 @@ fn tree(proc: &Proc) -> String {
     let mut hidden = 0;
     for pid in proc.pids() {
         let who = pid.to_string();
-        let Some((chain, name)) = target::user_namespaces(proc, &who) else {
+        let Some(chain) = target::user_namespaces(proc, &who) else {
             hidden += 1;
             continue;
         };
@@ -133,13 +137,14 @@ fn tree(proc: &Proc) -> String {
             let parent = chain.get(at + 1).map(|(inode, _)| *inode);
             let entry = seen.entry(*inode).or_insert(Seen { parent, owner: *owner, processes: Vec::new() });
             if at == 0 {
-                entry.processes.push((pid, name.clone()));
+                entry.processes.push((pid, proc.name(&who)));
             }
         }
     }
     let ours = proc.ns_id("self", Kind::User);
     let mut text = String::new();
-    let roots: Vec<u64> = seen.iter().filter(|(_, s)| s.parent.is_none_or(|p| !seen.contains_key(&p))).map(|(inode, _)| *inode).collect();
+    let roots: Vec<u64> =
+        seen.iter().filter(|(_, s)| s.parent.is_none_or(|p| !seen.contains_key(&p))).map(|(inode, _)| *inode).collect();
     for root in roots {
         branch(proc, &seen, root, ours, 0, &mut text);
     }
@@ -198,7 +203,10 @@ fn tries(proc: &Rc<Proc>) -> Vec<(String, Plan)> {
     let mut tries = vec![("make a user namespace".to_owned(), try_in(vec![Kind::User], Plan::default()))];
     tries.push(("map the own id in it".to_owned(), try_in(vec![Kind::User], mapped())));
     for kind in Kind::ALL.into_iter().skip(1) {
-        tries.push((format!("make a {} namespace along with it", kind.link()), try_in(vec![Kind::User, kind], Plan::default())));
+        tries.push((
+            format!("make a {} namespace along with it", kind.link()),
+            try_in(vec![Kind::User, kind], Plan::default()),
+        ));
     }
     let harmless = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
     for fstype in ["tmpfs", "devpts", "proc", "sysfs", "mqueue", "cgroup2"] {
@@ -240,7 +248,9 @@ fn subordinate(proc: &Proc) -> Vec<(bool, String)> {
     let mut lines = Vec::new();
     for (kind, program) in [(IdKind::Uid, "newuidmap"), (IdKind::Gid, "newgidmap")] {
         lines.push(match subid::granted(&me.user, kind) {
-            Ok(ranges) if ranges.is_empty() => (false, format!("subordinate {}s: {} has no line for {}", kind.word(), kind.grant_file(), me.user)),
+            Ok(ranges) if ranges.is_empty() => {
+                (false, format!("subordinate {}s: {} has no line for {}", kind.word(), kind.grant_file(), me.user))
+            }
             Ok(ranges) => {
                 let ranges: Vec<String> = ranges.iter().map(Range::to_string).collect();
                 (true, format!("subordinate {}s: {}", kind.word(), ranges.join(", ")))

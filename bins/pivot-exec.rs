@@ -9,11 +9,15 @@ use std::process::ExitCode;
 
 use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Errno, Failure, Result};
-use common::ns::Kind;
 use common::id::Kind as IdKind;
+use common::ns::Kind;
 use common::plan::Plan;
 use common::proc::Proc;
-use common::step::{end, mount::{self, Place}, ns, own};
+use common::step::{
+    end,
+    mount::{self, Place},
+    ns, own,
+};
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use common::target;
 use common::tool::{Outcome, run};
@@ -123,7 +127,10 @@ fn pts_options(proc: &Proc) -> Vec<(&'static str, String)> {
 
 fn kept(args: &Args) -> Result<Vec<RawFd>> {
     let number = |word: &OsStr| {
-        let n = word.to_str().and_then(|w| w.parse::<RawFd>().ok()).ok_or_else(|| CLI.usage("--keep-fd: not a descriptor"))?;
+        let n = word
+            .to_str()
+            .and_then(|w| w.parse::<RawFd>().ok())
+            .ok_or_else(|| CLI.usage("--keep-fd: not a descriptor"))?;
         target::check_descriptor(n).map(|()| n)
     };
     args.values("keep-fd").iter().map(|word| number(word)).collect()

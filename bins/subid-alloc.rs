@@ -27,7 +27,12 @@ const CLI: Cli = Cli {
     usage: &["[OPTION...] OWNER", "--list [OWNER]", "--map PRESET [OWNER]", "--map PRESET -"],
     options: &[
         Opt { short: "", long: "list", value: "", help: "print the grants (of OWNER)" },
-        Opt { short: "", long: "map", value: "PRESET", help: "print records of the map: root, same, subids, auto, keep, all" },
+        Opt {
+            short: "",
+            long: "map",
+            value: "PRESET",
+            help: "print records of the map: root, same, subids, auto, keep, all",
+        },
         Opt { short: "", long: "host-root", value: "", help: "let a map put the real root inside" },
         Opt { short: "", long: "count", value: "N", help: "how many ids to grant (65536)" },
         Opt { short: "", long: "start", value: "ID", help: "the first id to grant (the first that is free)" },
@@ -50,7 +55,8 @@ fn decide(args: &Args) -> Result<Outcome> {
     }
     if let Some(word) = args.value("map") {
         let word = word.to_string_lossy().into_owned();
-        let preset = Preset::named(&word).ok_or_else(|| CLI.usage(&format!("--map {word}: the presets are {}", preset::NAMES)))?;
+        let preset = Preset::named(&word)
+            .ok_or_else(|| CLI.usage(&format!("--map {word}: the presets are {}", preset::NAMES)))?;
         return map(args, preset);
     }
     allocate(args)
@@ -120,7 +126,8 @@ fn allocate(args: &Args) -> Result<Outcome> {
     let owner = owner(args)?.ok_or_else(|| CLI.usage("which OWNER?"))?;
     let count = args.number("count")?.unwrap_or(65536);
     let start = args.number("start")?;
-    let range = Range::new(start.unwrap_or(0), count).ok_or_else(|| CLI.usage("ids go from 0 to 4294967294, and N is at least 1"))?;
+    let range = Range::new(start.unwrap_or(0), count)
+        .ok_or_else(|| CLI.usage("ids go from 0 to 4294967294, and N is at least 1"))?;
     let proc = Proc::open()?;
     // The lock leaves files in /etc for a moment, so a dry run does without.
     let locked = if args.dry() { None } else { Some(Locked::take(&proc)?) };
@@ -145,7 +152,9 @@ fn allocate(args: &Args) -> Result<Outcome> {
         if kept.is_none() {
             if let Some(other) = taken(table, place, &owner) {
                 let because = Because::new(format!("{} has {}", kind.grant_file(), other));
-                return Err(Failure::refused(format!("grant {place} to {owner}: it is not free")).because(Some(because)));
+                return Err(
+                    Failure::refused(format!("grant {place} to {owner}: it is not free")).because(Some(because))
+                );
             }
             let path = PathBuf::from(kind.grant_file());
             plan.push(file::Effect::Prepare(change.clone(), path.clone(), table.with(&owner.name, place)));
@@ -169,12 +178,18 @@ fn free(tables: &[(Kind, Table); 2], count: u32, owner: &User) -> Result<Range> 
     }
     let align = if count >= 65536 { 65536 } else { 1 };
     let others = tables[1].1.taken();
-    tables[0].1.gap(POOL, count, align, &others).ok_or_else(|| Failure::refused(format!("no {count} ids are free in {POOL}")))
+    tables[0]
+        .1
+        .gap(POOL, count, align, &others)
+        .ok_or_else(|| Failure::refused(format!("no {count} ids are free in {POOL}")))
 }
 
 /// A line of somebody else that may be read as having one of `range`.
 fn taken(table: &Table, range: Range, owner: &User) -> Option<String> {
     let uid = owner.uid.to_string();
     let others = table.grants().filter(|g| g.owner != owner.name && g.owner != uid);
-    others.filter(|g| g.range.common(range).is_some()).map(|g| format!("{}:{}:{}", g.owner, g.range.first, g.range.count)).next()
+    others
+        .filter(|g| g.range.common(range).is_some())
+        .map(|g| format!("{}:{}:{}", g.owner, g.range.first, g.range.count))
+        .next()
 }

@@ -54,11 +54,7 @@ enum Outcome {
 fn main() -> ExitCode {
     // Options are for the usual harness, and may come from `cargo test`.
     let option = |word: &String| word.starts_with('-');
-    let files: Vec<PathBuf> = env::args()
-        .skip(1)
-        .filter(|word| !option(word))
-        .map(PathBuf::from)
-        .collect();
+    let files: Vec<PathBuf> = env::args().skip(1).filter(|word| !option(word)).map(PathBuf::from).collect();
     match World::new().and_then(|world| run_all(&world, &files)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -105,11 +101,7 @@ fn run_all(world: &World, files: &[PathBuf]) -> io::Result<bool> {
 fn select(world: &World, wanted: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
     let everything = [PathBuf::from("README.md"), PathBuf::from("tests")];
     let mut chosen = Vec::new();
-    for path in if wanted.is_empty() {
-        &everything
-    } else {
-        wanted
-    } {
+    for path in if wanted.is_empty() { &everything } else { wanted } {
         if !path.is_dir() {
             if world.quick || !wanted.is_empty() {
                 chosen.push(path.clone());
@@ -186,11 +178,7 @@ fn run_file(world: &World, path: &Path) -> io::Result<Outcome> {
     if env::var("NSKIT_RECORD").is_ok_and(|value| value == "1") && recorded != text {
         fs::write(path, recorded)?;
     }
-    Ok(if details.is_empty() {
-        Outcome::Passed
-    } else {
-        Outcome::Failed(details)
-    })
+    Ok(if details.is_empty() { Outcome::Passed } else { Outcome::Failed(details) })
 }
 
 /// What is wrong with this command: nothing, or so much that no other can follow (`Err`).

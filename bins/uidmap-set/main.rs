@@ -26,7 +26,12 @@ const CLI: Cli = Cli {
     purpose: "write a target's uid_map, gid_map and setgroups",
     usage: &["[OPTION...] TARGET MAP...", "[OPTION...] - [MAP...]"],
     options: &[
-        Opt { short: "", long: "setgroups", value: "allow|deny", help: "what to write to setgroups (deny, unless a gid range is granted)" },
+        Opt {
+            short: "",
+            long: "setgroups",
+            value: "allow|deny",
+            help: "what to write to setgroups (deny, unless a gid range is granted)",
+        },
         Opt { short: "", long: "host-root", value: "", help: "let a map put the real root inside" },
     ],
     operands: Operands::Free,
@@ -62,8 +67,12 @@ fn decide(args: &Args, gained: bool) -> Result<Outcome> {
     };
     let (address, hold) = match operand {
         Operand::Process(address) => (Some(address), false),
-        Operand::Stream => stream.pid().ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage"))?,
-        Operand::File(_) | Operand::Descriptor(_) => return Err(CLI.usage("a map is written through a process: PID, PID:INODE or -")),
+        Operand::Stream => stream
+            .pid()
+            .ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage"))?,
+        Operand::File(_) | Operand::Descriptor(_) => {
+            return Err(CLI.usage("a map is written through a process: PID, PID:INODE or -"));
+        }
         Operand::Name(name) => return Err(Failure::refused(format!("no holder and no container is called {name}"))),
     };
     let mut plan = Plan::default();
@@ -112,7 +121,8 @@ fn of_words(args: &Args, proc: &Proc) -> Result<Both<Map>> {
             all.gid.extend(made.gid);
             continue;
         }
-        let (kinds, extent) = parse_operand(text.as_bytes()).map_err(|e| Failure::usage(format!("{}: {e}", quote(word))))?;
+        let (kinds, extent) =
+            parse_operand(text.as_bytes()).map_err(|e| Failure::usage(format!("{}: {e}", quote(word))))?;
         for kind in kinds {
             all.of_mut(kind).push(extent);
         }

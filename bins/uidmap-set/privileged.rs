@@ -16,7 +16,6 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
-
 use common::fail::{Because, Failure, Result};
 use common::id::{Both, Kind, Map, Range, without};
 use common::proc::Proc;
@@ -87,8 +86,12 @@ fn authorise(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) -> std:
     let (uid, gid) = sys::real_ids();
     let nsswitch = trusted("/etc/nsswitch.conf").unwrap_or_default();
     if let Some(name) = provider(&String::from_utf8_lossy(&nsswitch)) {
-        let because = Because::new(format!("/etc/nsswitch.conf takes subordinate ids from {name}, and a privileged program asks nobody"));
-        return Err(Failure::refused("authorise the map").because(Some(because.remedy("sudo setcap -r \"$(command -v uidmap-set)\""))).into());
+        let because = Because::new(format!(
+            "/etc/nsswitch.conf takes subordinate ids from {name}, and a privileged program asks nobody"
+        ));
+        return Err(Failure::refused("authorise the map")
+            .because(Some(because.remedy("sudo setcap -r \"$(command -v uidmap-set)\"")))
+            .into());
     }
     let passwd = trusted("/etc/passwd")?;
     let user = in_passwd(&passwd, |user| user.uid == uid);
@@ -96,9 +99,15 @@ fn authorise(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) -> std:
     let owner = sys::owner_of(&target.dir).map_err(|e| Failure::os(format!("look at /proc/{}", target.pid), e))?;
     if owner != (uid, gid) || user.gid != gid {
         let (of, and) = owner;
-        return Err(Failure::refused(format!("process {} belongs to uid {of} gid {and}; {user} with gid {} is uid {uid} gid {gid} here", target.pid, user.gid)).into());
+        return Err(Failure::refused(format!(
+            "process {} belongs to uid {of} gid {and}; {user} with gid {} is uid {uid} gid {gid} here",
+            target.pid, user.gid
+        ))
+        .into());
     }
-    let granted = |kind: Kind| -> std::result::Result<Vec<Range>, Refused> { Ok(Table::parse(trusted(kind.grant_file())?).of(&user)) };
+    let granted = |kind: Kind| -> std::result::Result<Vec<Range>, Refused> {
+        Ok(Table::parse(trusted(kind.grant_file())?).of(&user))
+    };
     let grants = Both { uid: granted(Kind::Uid)?, gid: granted(Kind::Gid)? };
     for (kind, own) in [(Kind::Uid, uid), (Kind::Gid, gid)] {
         let of_own = |e: &common::id::Extent| e.count == 1 && e.outside == own;
@@ -131,8 +140,11 @@ fn trusted(path: &str) -> Result<Vec<u8>> {
 // ---- the act ----
 
 fn write_all(target: &Target, maps: &Both<Map>, deny: bool) -> std::result::Result<(), Refused> {
-    let open = |file: &'static str, kind| sys::open_for_writing(&target.dir, file).map_err(|e| Refused::Call(file, kind, e));
-    let put = |fd: &OwnedFd, text: &str, file, kind| sys::write_whole(fd, text.as_bytes()).map_err(|e| Refused::Call(file, kind, e));
+    let open =
+        |file: &'static str, kind| sys::open_for_writing(&target.dir, file).map_err(|e| Refused::Call(file, kind, e));
+    let put = |fd: &OwnedFd, text: &str, file, kind| {
+        sys::write_whole(fd, text.as_bytes()).map_err(|e| Refused::Call(file, kind, e))
+    };
     let groups = if deny { Some(open("setgroups", None)?) } else { None };
     let uids = open("uid_map", Some(Kind::Uid))?;
     let gids = open("gid_map", Some(Kind::Gid))?;

@@ -118,7 +118,9 @@ impl Cli {
                 return Ok(args);
             };
             let wanted = if args.value(instead).is_some() { 0 } else { wanted };
-            let is_operand = |word: &String| args.operands.len() < wanted || (wanted == 0 && args.operands.is_empty() && word == "-");
+            let is_operand = |word: &String| {
+                args.operands.len() < wanted || (wanted == 0 && args.operands.is_empty() && word == "-")
+            };
             if ended || free.first().is_none_or(|word| !is_operand(word)) {
                 let split = if ended { wanted.saturating_sub(args.operands.len()).min(free.len()) } else { 0 };
                 args.operands.extend(free[..split].iter().map(|w| narrow(w)));
@@ -132,7 +134,12 @@ impl Cli {
 
     /// A wrong command line, said with where to read on.
     pub fn usage(&self, what: &str) -> Failure {
-        Failure::usage(format!("{}\nusage: {} {}", narrow(what).to_string_lossy().trim_end_matches('.'), self.name, self.usage.join(&format!("\n       {} ", self.name))))
+        Failure::usage(format!(
+            "{}\nusage: {} {}",
+            narrow(what).to_string_lossy().trim_end_matches('.'),
+            self.name,
+            self.usage.join(&format!("\n       {} ", self.name))
+        ))
     }
 
     /// What --help prints.

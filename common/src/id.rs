@@ -432,7 +432,8 @@ mod tests {
         let maps: Vec<Map> = lists(4).into_iter().filter_map(|l| Map::new(l).ok()).collect();
         for map in &maps {
             for parent in &maps {
-                let all_there = map.extents().iter().all(|e| (0..e.count).all(|n| parent.outside(e.outside + n).is_some()));
+                let all_there =
+                    map.extents().iter().all(|e| (0..e.count).all(|n| parent.outside(e.outside + n).is_some()));
                 let split = map.split_at(parent);
                 assert_eq!(split.is_ok(), all_there, "{map:?} {parent:?}");
                 let Ok(split) = split else { continue };
@@ -531,7 +532,19 @@ mod tests {
         assert_eq!(parse_operand(b"0:1000:1"), Ok((Kind::BOTH.to_vec(), Extent::new(0, 1000, 1).unwrap())));
         assert_eq!(parse_operand(b"u:0:1000:2"), Ok((vec![Kind::Uid], Extent::new(0, 1000, 2).unwrap())));
         assert_eq!(parse_operand(b"b:0:0:4294967295").unwrap().1.count, 4_294_967_295);
-        let bad = ["", "0", "0:0", "0:0:0", "0:0:1:1", "0x0:0:1", "+0:0:1", " 0:0:1", "00:0:1", "0:0:4294967296", "4294967295:0:1"];
+        let bad = [
+            "",
+            "0",
+            "0:0",
+            "0:0:0",
+            "0:0:1:1",
+            "0x0:0:1",
+            "+0:0:1",
+            " 0:0:1",
+            "00:0:1",
+            "0:0:4294967296",
+            "4294967295:0:1",
+        ];
         for word in bad.iter().chain(&["0:1:18446744073709551616", "x:0:0:1", "1:4294967294:2", "-1:0:1", "0:0:1 "]) {
             assert!(parse_operand(word.as_bytes()).is_err(), "{word}");
         }

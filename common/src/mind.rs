@@ -361,7 +361,8 @@ pub fn tend(hands: &Hands, child: &Child, holder: Option<BorrowedFd<'_>>, first:
 /// SIGKILL in place of that; answers the signal that was meant then.
 fn pass_on(child: &Child, signal: Signal, code: i32, first: bool, proc: &Proc) -> Option<Signal> {
     const SI_KERNEL: i32 = 0x80;
-    let send = |signal: Signal| drop(sys::pidfd_signal(child.fd.as_fd(), signal as c_int));
+    // That it has ended meanwhile is what the loop will see next.
+    let send = |signal: Signal| sys::pidfd_signal(child.fd.as_fd(), signal as c_int).unwrap_or_default();
     let stops = matches!(signal, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU);
     let harmless = matches!(signal, Signal::SIGCONT | Signal::SIGWINCH);
     if first && !harmless {

@@ -154,7 +154,8 @@ pub fn maps(preset: Preset, me: &Me) -> Result<Both<Vec<Extent>>> {
 
 fn none(me: &Me, kind: Kind) -> Failure {
     let file = kind.grant_file();
-    let because = Because::new(format!("{file} has no line for {}", me.user)).remedy(format!("sudo subid-alloc {}", me.user.name));
+    let because = Because::new(format!("{file} has no line for {}", me.user))
+        .remedy(format!("sudo subid-alloc {}", me.user.name));
     Failure::refused(format!("no subordinate {}s", kind.word())).because(Some(because))
 }
 
@@ -168,7 +169,9 @@ pub fn guard_root(preset: Preset, me: &Me, proc: &Proc, host_root: bool) -> Resu
     if host_root || me.own.uid != 0 || !initial || !preset.maps_me() {
         return Ok(());
     }
-    Err(Failure::usage("this maps uid 0 of the initial user namespace, the real root: say --host-root if that is meant"))
+    Err(Failure::usage(
+        "this maps uid 0 of the initial user namespace, the real root: say --host-root if that is meant",
+    ))
 }
 
 /// Whether the map needs CAP_SETFCAP, and this process lacks it: the kernel

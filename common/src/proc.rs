@@ -124,7 +124,8 @@ impl Proc {
         let Ok(dir) = self.open_at(".", OFlag::O_RDONLY | OFlag::O_DIRECTORY) else { return Vec::new() };
         let Ok(dir) = nix::dir::Dir::from_fd(dir) else { return Vec::new() };
         let name = |e: nix::Result<nix::dir::Entry>| e.ok().map(|e| e.file_name().to_bytes().to_vec());
-        let mut pids: Vec<i32> = dir.into_iter().filter_map(name).filter_map(|n| i32::try_from(number(&n)?).ok()).collect();
+        let mut pids: Vec<i32> =
+            dir.into_iter().filter_map(name).filter_map(|n| i32::try_from(number(&n)?).ok()).collect();
         pids.sort_unstable();
         pids
     }
@@ -267,7 +268,10 @@ fn parse_mount(line: &str) -> Option<Mount> {
     Some(Mount {
         id: fields.next()?.parse().ok()?,
         parent: fields.next()?.parse().ok()?,
-        root: { fields.next()?; unescape(fields.next()?) },
+        root: {
+            fields.next()?;
+            unescape(fields.next()?)
+        },
         point: unescape(fields.next()?),
         options: fields.next()?.to_owned(),
         propagation: fields.collect::<Vec<_>>().join(" "),
@@ -296,9 +300,13 @@ mod tests {
         assert_eq!(unescape("/a\\9"), "/a\\9");
         let line = "36 35 98:0 /m\\0401 /mnt rw,noatime shared:1 master:2 - ext3 /dev/root rw";
         let mount = parse_mount(line).unwrap();
-        assert_eq!((mount.root.as_str(), mount.propagation.as_str(), mount.fstype.as_str()), ("/m 1", "shared:1 master:2", "ext3"));
+        assert_eq!(
+            (mount.root.as_str(), mount.propagation.as_str(), mount.fstype.as_str()),
+            ("/m 1", "shared:1 master:2", "ext3")
+        );
         assert_eq!(parse_map("         0       1000          1\n").len(), 1);
-        let status = parse_status("Name:\ta b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nCapEff:\t80\n");
+        let status =
+            parse_status("Name:\ta b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nCapEff:\t80\n");
         assert_eq!((status.uid[1], status.handled, status.state, status.can(CAP_SETUID)), (2, 3, 'Z', true));
     }
 }

@@ -70,7 +70,8 @@ impl Record {
     /// # Errors
     /// A known word with wrong fields.
     pub fn parse(line: &[u8]) -> Result<Record> {
-        let bad = || Failure::refused(format!("bad record: {}", crate::word::quote(String::from_utf8_lossy(line).as_ref())));
+        let bad =
+            || Failure::refused(format!("bad record: {}", crate::word::quote(String::from_utf8_lossy(line).as_ref())));
         let fields: Vec<&[u8]> = line.split(|b| *b == b' ' || *b == b'\t').filter(|f| !f.is_empty()).collect();
         let address = |word: &[u8]| if word == b"?" { Some(None) } else { Address::parse(word).map(Some) };
         match fields.as_slice() {
@@ -123,7 +124,9 @@ impl Stream {
             let line = &rest[..at];
             rest = &rest[at + 1..];
             if line.len() > MAX_LINE || memchr::memchr(0, line).is_some() {
-                return Err(Failure::refused("standard input is not a stream of records (a NUL byte or a line over 4096 bytes)"));
+                return Err(Failure::refused(
+                    "standard input is not a stream of records (a NUL byte or a line over 4096 bytes)",
+                ));
             }
             if line == b"end" {
                 return Ok(stream);
@@ -202,10 +205,25 @@ mod tests {
     fn broken_streams() {
         let long = [b"x".repeat(MAX_LINE + 1), b"\nend\n".to_vec()].concat();
         for text in [
-            &b""[..], b"end", b"pid 1\n", b"pid 0\nend\n", b"pid -1\nend\n", b"pid 1:0\nend\n", b"pid 1:\nend\n",
-            b"pid 1 2\nend\n", b"pid 1\npid 2\nend\n", b"1\n2\nend\n", b"uid 0 0\nend\n", b"uid 0 0 0\nend\n",
-            b"uid 0 4294967295 1\nend\n", b"gid 0 0x1 1\nend\n", b"a\0b\nend\n", b"end now\nend\n", b"12x\nend\n",
-            b"pid 99999999999\nend\n", &long,
+            &b""[..],
+            b"end",
+            b"pid 1\n",
+            b"pid 0\nend\n",
+            b"pid -1\nend\n",
+            b"pid 1:0\nend\n",
+            b"pid 1:\nend\n",
+            b"pid 1 2\nend\n",
+            b"pid 1\npid 2\nend\n",
+            b"1\n2\nend\n",
+            b"uid 0 0\nend\n",
+            b"uid 0 0 0\nend\n",
+            b"uid 0 4294967295 1\nend\n",
+            b"gid 0 0x1 1\nend\n",
+            b"a\0b\nend\n",
+            b"end now\nend\n",
+            b"12x\nend\n",
+            b"pid 99999999999\nend\n",
+            &long,
         ] {
             assert!(Stream::parse(text).is_err(), "{}", String::from_utf8_lossy(text));
         }

@@ -76,7 +76,14 @@ fn readings(line: &[u8]) -> Vec<Range> {
     let decimal = |field: &[u8]| std::str::from_utf8(field).ok()?.parse::<u64>().ok();
     let both = |field: &[u8]| [shadow_number(field), decimal(field)];
     let starts = both(start).into_iter().flatten();
-    starts.flat_map(|s| both(count).into_iter().flatten().filter_map(move |c| Range::new(s, c.min(u64::from(u32::MAX).saturating_sub(s))))).collect()
+    starts
+        .flat_map(|s| {
+            both(count)
+                .into_iter()
+                .flatten()
+                .filter_map(move |c| Range::new(s, c.min(u64::from(u32::MAX).saturating_sub(s))))
+        })
+        .collect()
 }
 
 impl Table {
@@ -163,7 +170,8 @@ pub fn granted(user: &User, kind: Kind) -> Result<Vec<Range>> {
         return Ok(Table::read(Path::new(kind.grant_file()))?.of(user));
     };
     let words: &[&str] = if kind == Kind::Gid { &["-g", &user.name] } else { &[&user.name] };
-    let cannot = |why: &str| Failure::refused(format!("subordinate ids come from {name} (/etc/nsswitch.conf), and {why}"));
+    let cannot =
+        |why: &str| Failure::refused(format!("subordinate ids come from {name} (/etc/nsswitch.conf), and {why}"));
     let program = helper::find("getsubids").ok_or_else(|| cannot("getsubids is not installed"))?;
     let answer = helper::run(&program, words).map_err(|e| cannot(e.desc()))?;
     if answer.status != 0 {
@@ -225,9 +233,11 @@ impl Locked {
         let file = kind.grant_file();
         let lock = PathBuf::from(format!("{file}.lock"));
         let own = PathBuf::from(format!("{file}.{}", std::process::id()));
-        let said = |e: std::io::Error| Failure::os(format!("lock {file}"), Errno::from_raw(e.raw_os_error().unwrap_or(0)));
+        let said =
+            |e: std::io::Error| Failure::os(format!("lock {file}"), Errno::from_raw(e.raw_os_error().unwrap_or(0)));
         let number = format!("{}\0", std::process::id());
-        let mut made = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&own).map_err(said)?;
+        let mut made =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&own).map_err(said)?;
         let written = made.write_all(number.as_bytes()).and_then(|()| made.sync_data());
         let mut linked = written.and_then(|()| fs::hard_link(&own, &lock));
         if linked.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EEXIST)) && is_stale(&lock, proc) {
@@ -256,7 +266,8 @@ fn whole_file() -> libc::flock {
 fn holder_of(fd: &OwnedFd, proc: &Proc) -> Option<Because> {
     let mut lock = whole_file();
     fcntl(fd, FcntlArg::F_OFD_GETLK(&mut lock)).ok()?;
-    (lock.l_pid > 0).then(|| Because::new(format!("process {} ({}) has it", lock.l_pid, proc.name(&lock.l_pid.to_string()))))
+    (lock.l_pid > 0)
+        .then(|| Because::new(format!("process {} ({}) has it", lock.l_pid, proc.name(&lock.l_pid.to_string()))))
 }
 
 /// The number that a lock file holds.

@@ -8,9 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use nix::fcntl::{OFlag, open, readlinkat};
+use nix::libc;
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
-use nix::libc;
 
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::id::{self, number};
@@ -149,7 +149,8 @@ fn another(proc: &Proc, at: Address) -> Option<Because> {
     if at.inode.is_some() && theirs.is_some() && theirs != at.inode {
         return Some(Because::new(format!("number {} belongs to another process ({}) by now", at.pid, status.name)));
     }
-    (status.state == 'Z').then(|| Because::new(format!("process {} ({}) has ended and waits to be reaped", at.pid, status.name)))
+    (status.state == 'Z')
+        .then(|| Because::new(format!("process {} ({}) has ended and waits to be reaped", at.pid, status.name)))
 }
 
 /// Why files of process `who` are not for us (EACCES; EPERM from setns(2)):
@@ -163,7 +164,8 @@ pub fn untouchable(proc: &Proc, who: &str) -> Option<Because> {
     }
     // Files in /proc/PID belong to root instead of the process's user exactly
     // while it is not dumpable: proc_pid(5).
-    (owner == 0 && theirs.uid[1] != 0).then(|| Because::new(format!("process {who} ({}) is not dumpable (PR_SET_DUMPABLE)", theirs.name)))
+    (owner == 0 && theirs.uid[1] != 0)
+        .then(|| Because::new(format!("process {who} ({}) is not dumpable (PR_SET_DUMPABLE)", theirs.name)))
 }
 
 /// Reads the stream on standard input up to `end`.
@@ -185,14 +187,18 @@ pub fn read_stream() -> Result<Stream> {
             Err(e) => return Err(Failure::os("read standard input", e)),
         }
         if bytes.len() > MAX_STREAM {
-            return Err(Failure::refused(format!("standard input is not a stream of records (no `end` within {MAX_STREAM} bytes)")));
+            return Err(Failure::refused(format!(
+                "standard input is not a stream of records (no `end` within {MAX_STREAM} bytes)"
+            )));
         }
     }
     Stream::parse(&bytes)
 }
 
 fn complete(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"end\n") || memchr::memmem::find(bytes, b"\nend\n").is_some() || memchr::memmem::find(bytes, b"failed\n").is_some()
+    bytes.starts_with(b"end\n")
+        || memchr::memmem::find(bytes, b"\nend\n").is_some()
+        || memchr::memmem::find(bytes, b"failed\n").is_some()
 }
 
 /// Opens a namespace file, by path or as descriptor `fd:N`.
@@ -211,7 +217,10 @@ pub fn namespace_file(operand: &Operand) -> Result<Option<(OwnedFd, u64)>> {
     let fd = fd.map_err(|e| Failure::os(said.as_str(), e))?;
     match sys::ns_kind(fd.as_fd()) {
         Ok(flag) => Ok(Some((fd, flag))),
-        Err(e) => Err(Failure::os(format!("{said} as a namespace"), e).because(Some(Because::new("it is not a namespace file")))),
+        Err(e) => {
+            Err(Failure::os(format!("{said} as a namespace"), e)
+                .because(Some(Because::new("it is not a namespace file"))))
+        }
     }
 }
 
@@ -249,7 +258,9 @@ pub fn namespace_of(proc: &Proc, target: &Target, kind: ns::Kind) -> Result<Opti
 /// Whether a target's root directory is the same as ours, so that a path means
 /// the same there.
 pub fn same_root(proc: &Proc, target: &Target) -> bool {
-    let root = |who: &str| proc.directory(&format!("{who}/root")).ok().and_then(|fd| fstat(fd).ok()).map(|s| (s.st_dev, s.st_ino));
+    let root = |who: &str| {
+        proc.directory(&format!("{who}/root")).ok().and_then(|fd| fstat(fd).ok()).map(|s| (s.st_dev, s.st_ino))
+    };
     let ours = root("self");
     ours.is_some() && ours == root(&target.who())
 }
@@ -290,15 +301,15 @@ pub fn owner_of_user_namespace(proc: &Proc, target: &Target) -> Option<u32> {
 }
 
 /// The user namespace of process `who` and all above it that can be seen: the
-/// inode and the owner of each; and the name of its program.
-pub fn user_namespaces(proc: &Proc, who: &str) -> Option<(Vec<(u64, Option<u32>)>, String)> {
+/// inode and the owner of each.
+pub fn user_namespaces(proc: &Proc, who: &str) -> Option<Vec<(u64, Option<u32>)>> {
     let mut chain = Vec::new();
     let mut at = Some(proc.ns(who, ns::Kind::User).ok()?);
     while let Some(ns) = at {
         chain.push((fstat(&ns).ok()?.st_ino, sys::ns_owner_uid(ns.as_fd()).ok()));
         at = sys::ns_owner(ns.as_fd()).ok();
     }
-    Some((chain, proc.name(who)))
+    Some(chain)
 }
 
 /// Whether executing the file at `path` gives the privilege to map ids: it is
@@ -318,5 +329,9 @@ pub fn gains_privilege(path: &CStr) -> std::result::Result<(), &'static str> {
         return Err("it is on a mount that is nosuid");
     }
     let setuid = stat.st_mode & libc::S_ISUID != 0 && stat.st_uid == 0;
-    if setuid || sys::has_file_capabilities(path) { Ok(()) } else { Err("it is neither setuid root nor has it file capabilities") }
+    if setuid || sys::has_file_capabilities(path) {
+        Ok(())
+    } else {
+        Err("it is neither setuid root nor has it file capabilities")
+    }
 }

@@ -7,12 +7,7 @@ const GLOB: &str = " (glob)";
 
 /// Where each expected line stands in the output, if this is as expected.
 pub(crate) fn lines(want: &[Want], got: &[String]) -> Option<Vec<usize>> {
-    align(
-        want,
-        got,
-        |want| want.text == "...",
-        |want, got| same(&want.text, got),
-    )
+    align(want, got, |want| want.text == "...", |want, got| same(&want.text, got))
 }
 
 /// What was expected (-) and what came (+), without the difference where there is none.
@@ -20,20 +15,11 @@ pub(crate) fn difference(want: &[Want], got: &[String]) -> Vec<String> {
     let same = |(want, got): &(&Want, &String)| same(&want.text, got);
     let head = want.iter().zip(got).take_while(same).count();
     let (want, rest) = (&want[head..], &got[head..]);
-    let tail = want
-        .iter()
-        .rev()
-        .zip(rest.iter().rev())
-        .take_while(same)
-        .count();
+    let tail = want.iter().rev().zip(rest.iter().rev()).take_while(same).count();
     let (came, after) = rest.split_at(rest.len() - tail);
     let mut told = Vec::new();
     told.extend(got[..head].iter().map(|line| format!(" {}", visible(line))));
-    told.extend(
-        want[..want.len() - tail]
-            .iter()
-            .map(|want| format!("-{}", visible(&want.text))),
-    );
+    told.extend(want[..want.len() - tail].iter().map(|want| format!("-{}", visible(&want.text))));
     told.extend(came.iter().map(|line| format!("+{}", visible(line))));
     told.extend(after.iter().map(|line| format!(" {}", visible(line))));
     told
@@ -41,11 +27,7 @@ pub(crate) fn difference(want: &[Want], got: &[String]) -> Vec<String> {
 
 /// Puts what came into the lines whose numbers are free to vary; no other line is ever changed.
 pub(crate) fn record(file: &mut [String], want: &[Want], got: &[String], places: &[usize]) {
-    for (want, &place) in want
-        .iter()
-        .zip(places)
-        .filter(|(want, _)| want.text.ends_with(FREE))
-    {
+    for (want, &place) in want.iter().zip(places).filter(|(want, _)| want.text.ends_with(FREE)) {
         let line = &mut file[want.line - 1];
         line.truncate(line.len() - want.text.len());
         line.push_str(got[place].strip_suffix(FREE).unwrap_or(&got[place]));
@@ -82,12 +64,7 @@ fn loose(line: &str) -> String {
 
 /// Where each element of the pattern `want` stands in `got`, if `got` follows it; `star` says
 /// which elements stand for any number of others.
-fn align<W, G>(
-    want: &[W],
-    got: &[G],
-    star: impl Fn(&W) -> bool,
-    same: impl Fn(&W, &G) -> bool,
-) -> Option<Vec<usize>> {
+fn align<W, G>(want: &[W], got: &[G], star: impl Fn(&W) -> bool, same: impl Fn(&W, &G) -> bool) -> Option<Vec<usize>> {
     let mut places = vec![0; want.len()];
     let (mut w, mut g) = (0, 0);
     // The last star, and where what it stands for ends: when all else fails it takes one more.

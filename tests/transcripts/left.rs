@@ -21,11 +21,7 @@ pub(crate) struct Before {
 
 impl Before {
     pub(crate) fn look(world: &World) -> io::Result<Before> {
-        let mut before = Before {
-            processes: processes(),
-            mounts: Vec::new(),
-            etc: BTreeMap::new(),
-        };
+        let mut before = Before { processes: processes(), mounts: Vec::new(), etc: BTreeMap::new() };
         if world.private {
             before.mounts = mounts()?;
             before.etc = etc()?;
@@ -33,12 +29,7 @@ impl Before {
         Ok(before)
     }
 
-    pub(crate) fn left(
-        &self,
-        world: &World,
-        mark: &str,
-        homes: &[PathBuf],
-    ) -> io::Result<Vec<String>> {
+    pub(crate) fn left(&self, world: &World, mark: &str, homes: &[PathBuf]) -> io::Result<Vec<String>> {
         let mut told = self.left_running(world, mark)?;
         if world.private {
             told.extend(self.left_mounted()?);
@@ -49,10 +40,7 @@ impl Before {
                 told.push(format!("{}: {error}", home.display()));
             }
         }
-        Ok(told
-            .into_iter()
-            .map(|what| format!("left behind: {what}"))
-            .collect())
+        Ok(told.into_iter().map(|what| format!("left behind: {what}")).collect())
     }
 
     /// In a private world every process is of this file; elsewhere those with its mark are.
@@ -78,11 +66,7 @@ impl Before {
 
     fn left_mounted(&self) -> io::Result<Vec<String>> {
         let mut told = Vec::new();
-        for mount in mounts()?
-            .iter()
-            .rev()
-            .filter(|mount| !self.mounts.contains(mount))
-        {
+        for mount in mounts()?.iter().rev().filter(|mount| !self.mounts.contains(mount)) {
             let point = mount.rsplit(' ').next().unwrap_or_default();
             told.push(format!("a mount on {point}"));
             run("umount", &["--lazy", point])?;
@@ -118,27 +102,18 @@ impl Process {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (_, fields) = stat.rsplit_once(") ")?;
         let start = fields.split(' ').nth(19)?.parse().ok()?;
-        if fields.starts_with("Z 1 ") {
-            None
-        } else {
-            Some(Process { pid, start })
-        }
+        if fields.starts_with("Z 1 ") { None } else { Some(Process { pid, start }) }
     }
 
     fn bears(&self, mark: &str) -> bool {
         let mark = format!("NSKIT_TEST_RUN={mark}");
         let environment = fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default();
-        environment
-            .split(|byte| *byte == 0)
-            .any(|variable| variable.starts_with(mark.as_bytes()))
+        environment.split(|byte| *byte == 0).any(|variable| variable.starts_with(mark.as_bytes()))
     }
 
     fn command(&self) -> String {
         let words = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
-        String::from_utf8_lossy(&words)
-            .replace('\0', " ")
-            .trim_end()
-            .to_owned()
+        String::from_utf8_lossy(&words).replace('\0', " ").trim_end().to_owned()
     }
 }
 
@@ -146,14 +121,8 @@ impl Process {
 fn processes() -> BTreeSet<Process> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok());
-        found.extend(
-            pid.and_then(Process::look)
-                .filter(|other| other.pid != process::id()),
-        );
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        found.extend(pid.and_then(Process::look).filter(|other| other.pid != process::id()));
     }
     found
 }
@@ -179,9 +148,5 @@ fn etc() -> io::Result<BTreeMap<PathBuf, Vec<u8>>> {
 
 /// Whether it works will be seen.
 fn run(program: &str, words: &[&str]) -> io::Result<()> {
-    Command::new(program)
-        .args(words)
-        .stderr(Stdio::null())
-        .status()
-        .map(|_| ())
+    Command::new(program).args(words).stderr(Stdio::null()).status().map(|_| ())
 }

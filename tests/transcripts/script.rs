@@ -58,11 +58,7 @@ pub(crate) fn parse(text: &str) -> Script {
                 script.cases.extend(cases(&without_layout(&block)));
                 block.clear();
                 if let Some(language) = fence {
-                    place = if language == "console" {
-                        Place::Session
-                    } else {
-                        Place::Other
-                    };
+                    place = if language == "console" { Place::Session } else { Place::Other };
                 }
                 script.needs.extend(needs(line).map(String::from));
             }
@@ -79,9 +75,7 @@ pub(crate) fn parse(text: &str) -> Script {
 }
 
 fn needs(line: &str) -> impl Iterator<Item = &str> {
-    let words = line
-        .strip_prefix("<!-- needs:")
-        .and_then(|rest| rest.split("-->").next());
+    let words = line.strip_prefix("<!-- needs:").and_then(|rest| rest.split("-->").next());
     words.unwrap_or_default().split_whitespace()
 }
 
@@ -105,9 +99,7 @@ fn without_layout<'a>(block: &[(usize, &'a str)]) -> Vec<(usize, &'a str)> {
 }
 
 fn prompt(line: &str) -> Option<(&'static str, &str)> {
-    USERS
-        .iter()
-        .find_map(|user| Some((user.name, line.strip_prefix(user.prompt)?)))
+    USERS.iter().find_map(|user| Some((user.name, line.strip_prefix(user.prompt)?)))
 }
 
 /// The commands of a block; none if it does not begin with a prompt, for then it is no session.
@@ -116,13 +108,7 @@ fn cases(block: &[(usize, &str)]) -> Vec<Case> {
     for &(line, text) in block {
         if let Some((user, command)) = prompt(text) {
             let (command, want) = (command.to_owned(), Vec::new());
-            found.push(Case {
-                line,
-                user,
-                command,
-                want,
-                status: 0,
-            });
+            found.push(Case { line, user, command, want, status: 0 });
             continue;
         }
         let Some(case) = found.last_mut() else {
@@ -131,13 +117,9 @@ fn cases(block: &[(usize, &str)]) -> Vec<Case> {
         match text.strip_prefix('>').filter(|_| case.want.is_empty()) {
             Some(more) => {
                 case.command.push('\n');
-                case.command
-                    .push_str(more.strip_prefix(' ').unwrap_or(more));
+                case.command.push_str(more.strip_prefix(' ').unwrap_or(more));
             }
-            None => case.want.push(Want {
-                line,
-                text: text.to_owned(),
-            }),
+            None => case.want.push(Want { line, text: text.to_owned() }),
         }
     }
     for case in &mut found {

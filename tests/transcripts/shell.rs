@@ -38,14 +38,8 @@ impl Shell {
         let home = world.make_home(user)?;
         let bash = ["bash", "--noprofile", "--norc", "-c", SHELL, "bash"];
         let mut command = world.command(user, &bash);
-        command
-            .env("HOME", &home)
-            .env("TMPDIR", &home)
-            .current_dir(&home);
-        command
-            .env("NSKIT_TEST_RUN", mark)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+        command.env("HOME", &home).env("TMPDIR", &home).current_dir(&home);
+        command.env("NSKIT_TEST_RUN", mark).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn()?;
         let (send, output) = sync_channel(1);
         let pipe = child.stdout.take();
@@ -60,13 +54,7 @@ impl Shell {
                 }
             }
         });
-        let mut shell = Shell {
-            child,
-            home,
-            output,
-            mark: secret()?,
-            pending: Vec::new(),
-        };
+        let mut shell = Shell { child, home, output, mark: secret()?, pending: Vec::new() };
         shell.say(&shell.mark.clone())?;
         Ok(shell)
     }
@@ -81,11 +69,7 @@ impl Shell {
 
     /// What the command printed, and its status, or why that will never be known. Then the shell
     /// and its children are ended.
-    pub(crate) fn run(
-        &mut self,
-        command: &str,
-        timeout: Duration,
-    ) -> (Vec<String>, Result<i32, String>) {
+    pub(crate) fn run(&mut self, command: &str, timeout: Duration) -> (Vec<String>, Result<i32, String>) {
         let deadline = Instant::now() + timeout;
         // A shell that is gone is noticed below, after the last of its output.
         let _ = self.say(command);
@@ -106,10 +90,7 @@ impl Shell {
             }
         };
         let group = format!("-{}", self.child.id());
-        let _ = Command::new("kill")
-            .args(["-KILL", "--", &group])
-            .stderr(Stdio::null())
-            .status();
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
         let mut output = lines(&String::from_utf8_lossy(&self.pending));
         output.truncate(100);
         (output, Err(why))
@@ -143,10 +124,5 @@ fn lines(output: &str) -> Vec<String> {
     if output.is_empty() {
         return Vec::new();
     }
-    output
-        .strip_suffix('\n')
-        .unwrap_or(output)
-        .split('\n')
-        .map(String::from)
-        .collect()
+    output.strip_suffix('\n').unwrap_or(output).split('\n').map(String::from).collect()
 }

@@ -17,26 +17,10 @@ pub(crate) struct User {
 }
 
 pub(crate) const USERS: [User; 4] = [
-    User {
-        prompt: "$ ",
-        name: "alice",
-        id: 1501,
-    },
-    User {
-        prompt: "# ",
-        name: "root",
-        id: 0,
-    },
-    User {
-        prompt: "bob$ ",
-        name: "bob",
-        id: 1502,
-    },
-    User {
-        prompt: "carol$ ",
-        name: "carol",
-        id: 1503,
-    },
+    User { prompt: "$ ", name: "alice", id: 1501 },
+    User { prompt: "# ", name: "root", id: 0 },
+    User { prompt: "bob$ ", name: "bob", id: 1502 },
+    User { prompt: "carol$ ", name: "carol", id: 1503 },
 ];
 
 /// Programs whose Debian package has another name.
@@ -84,17 +68,10 @@ impl World {
         let scratch = env::temp_dir().join(format!("transcripts-{}", secret()?));
         make_dir(&scratch)?;
         fs::copy("/proc/self/exe", scratch.join("transcripts"))?;
-        fs::set_permissions(
-            scratch.join("transcripts"),
-            fs::Permissions::from_mode(0o755),
-        )?;
+        fs::set_permissions(scratch.join("transcripts"), fs::Permissions::from_mode(0o755))?;
         // A runner started by a transcript leaves the homes to the one above it.
         let nested = !set("TRANSCRIPTS").is_empty();
-        let homes = if root && !nested {
-            PathBuf::from("/home")
-        } else {
-            scratch.clone()
-        };
+        let homes = if root && !nested { PathBuf::from("/home") } else { scratch.clone() };
         let mut path = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned();
         if !private && !set("NSKIT_BIN").is_empty() {
             path = format!("{}:{path}", set("NSKIT_BIN"));
@@ -131,11 +108,7 @@ impl World {
     }
 
     fn missing_program(&self, name: &str) -> Option<String> {
-        if self
-            .path
-            .split(':')
-            .any(|dir| Path::new(dir).join(name).exists())
-        {
+        if self.path.split(':').any(|dir| Path::new(dir).join(name).exists()) {
             return None;
         }
         let package = PACKAGES.iter().find(|(program, _)| *program == name);
@@ -145,10 +118,7 @@ impl World {
 
     fn has_userns(&self) -> bool {
         let mut command = self.command("alice", &["unshare", "--user", "true"]);
-        command
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
+        command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     }
 
     /// A program as this user, with little in its environment, and in a session of its own so that
@@ -159,18 +129,10 @@ impl World {
             command.args(["setpriv", "--reuid", user, "--regid", user, "--init-groups"]);
         }
         command.args(program).env_clear().stdin(Stdio::null());
-        command
-            .env("PATH", &self.path)
-            .env("LC_ALL", "C.UTF-8")
-            .env("TERM", "dumb");
-        command
-            .env("TRANSCRIPTS", self.scratch.join("transcripts"))
-            .env("USER", user);
+        command.env("PATH", &self.path).env("LC_ALL", "C.UTF-8").env("TERM", "dumb");
+        command.env("TRANSCRIPTS", self.scratch.join("transcripts")).env("USER", user);
         let own_name = if self.private { None } else { Some("USER") };
-        for kept in ["NSKIT_PRIVATE", "NSKIT_ROOT", "NSKIT_LONG"]
-            .into_iter()
-            .chain(own_name)
-        {
+        for kept in ["NSKIT_PRIVATE", "NSKIT_ROOT", "NSKIT_LONG"].into_iter().chain(own_name) {
             if let Some(value) = env::var_os(kept) {
                 command.env(kept, value);
             }
@@ -185,10 +147,7 @@ impl World {
             fs::remove_dir_all(&home)?;
         }
         make_dir(&home)?;
-        for user in USERS
-            .iter()
-            .filter(|known| known.name == user && self.private)
-        {
+        for user in USERS.iter().filter(|known| known.name == user && self.private) {
             chown(&home, Some(user.id), Some(user.id))?;
         }
         Ok(home)

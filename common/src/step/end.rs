@@ -26,7 +26,10 @@ pub enum Effect {
     Answer(Vec<u8>),
     /// Write the record of the child just made, a holder if the flag is set,
     /// or its bare address.
-    SayChild { record: bool },
+    SayChild {
+        /// Whether it is a record, with `hold`, or a bare address.
+        record: bool,
+    },
     /// Stay as long as the reader, or as the holder that the records name.
     Linger(Option<Rc<Target>>),
     /// Stay as long as the reader, then end the holder that is our child.
@@ -85,7 +88,12 @@ impl Effect {
             Effect::Say(stream) => stream.bytes(),
             Effect::SayChild { record: true } => Stream { records: vec![Record::Pid(None, true)] }.bytes(),
             Effect::SayChild { record: false } => b"?\n".to_vec(),
-            Effect::Linger(_) | Effect::LingerOverChild | Effect::Hold(_) | Effect::Tend(..) | Effect::Answer(_) | Effect::Exec(_) => Vec::new(),
+            Effect::Linger(_)
+            | Effect::LingerOverChild
+            | Effect::Hold(_)
+            | Effect::Tend(..)
+            | Effect::Answer(_)
+            | Effect::Exec(_) => Vec::new(),
         }
     }
 
@@ -123,7 +131,13 @@ impl Effect {
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
             Effect::Exec(words) => exec_refused(words.first()?, errno, facts),
-            Effect::Say(_) | Effect::Answer(_) | Effect::SayChild { .. } | Effect::Linger(_) | Effect::LingerOverChild | Effect::Hold(_) | Effect::Tend(..) => None,
+            Effect::Say(_)
+            | Effect::Answer(_)
+            | Effect::SayChild { .. }
+            | Effect::Linger(_)
+            | Effect::LingerOverChild
+            | Effect::Hold(_)
+            | Effect::Tend(..) => None,
         }
     }
 }
@@ -168,14 +182,18 @@ fn exec_refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Option<Beca
             look(root, &file).map(|fd| (file, fd))
         });
         return match found {
-            None if errno == Errno::ENOENT => Some(Because::new(format!("no directory of PATH has it there ({})", path.to_string_lossy()))),
+            None if errno == Errno::ENOENT => {
+                Some(Because::new(format!("no directory of PATH has it there ({})", path.to_string_lossy())))
+            }
             None => None,
             Some((file, fd)) => not_executable(root, &file, &fd, errno, facts),
         };
     }
     let from = if bytes.starts_with(b"/") { root } else { cwd };
     match look(from, bytes) {
-        None if errno == Errno::ENOENT => Some(Because::new("there is no such file in the root that the program would run in")),
+        None if errno == Errno::ENOENT => {
+            Some(Because::new("there is no such file in the root that the program would run in"))
+        }
         None => None,
         Some(fd) => not_executable(root, bytes, &fd, errno, facts),
     }
@@ -192,7 +210,10 @@ fn not_executable(root: &OwnedFd, file: &[u8], fd: &OwnedFd, errno: Errno, facts
     if errno == Errno::ENOENT {
         let interpreter = interpreter(facts, fd)?;
         if look(root, &interpreter).is_none() {
-            return Some(Because::new(format!("{file} is there, but not its interpreter {}", String::from_utf8_lossy(&interpreter))));
+            return Some(Because::new(format!(
+                "{file} is there, but not its interpreter {}",
+                String::from_utf8_lossy(&interpreter)
+            )));
         }
         return None;
     }
@@ -207,7 +228,9 @@ fn not_executable(root: &OwnedFd, file: &[u8], fd: &OwnedFd, errno: Errno, facts
         return Some(because);
     }
     let flags = nix::sys::statvfs::fstatvfs(fd).ok()?.flags();
-    flags.contains(nix::sys::statvfs::FsFlags::ST_NOEXEC).then(|| Because::new(format!("{file} is on a mount that is noexec")))
+    flags
+        .contains(nix::sys::statvfs::FsFlags::ST_NOEXEC)
+        .then(|| Because::new(format!("{file} is on a mount that is noexec")))
 }
 
 /// The interpreter that a program names: behind `#!`, or in the PT_INTERP

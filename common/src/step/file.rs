@@ -1,9 +1,9 @@
 //! Files below /etc that several programs keep: replaced whole, safely, both
 //! or neither. subuid(5), rename(2).
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::cell::RefCell;
 
 use super::{Done, Step};
 use crate::fail::Errno;
@@ -63,7 +63,9 @@ impl Effect {
     fn why(&self) -> &'static str {
         match self {
             Effect::Prepare(..) => "a crash while the file itself is written would leave half of it",
-            Effect::Replace(..) => "rename(2) shows every reader the old file or the new one; then the directory is synced",
+            Effect::Replace(..) => {
+                "rename(2) shows every reader the old file or the new one; then the directory is synced"
+            }
         }
     }
 

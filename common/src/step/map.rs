@@ -52,7 +52,9 @@ impl Whose {
             nix::unistd::write(fd, text.as_bytes()).and_then(|n| if n == text.len() { Ok(()) } else { Err(Errno::EIO) })
         };
         match self {
-            Whose::Own => write(&Proc::open().map_err(|_| Errno::ENOENT)?.open_at(&format!("self/{file}"), OFlag::O_WRONLY)?),
+            Whose::Own => {
+                write(&Proc::open().map_err(|_| Errno::ENOENT)?.open_at(&format!("self/{file}"), OFlag::O_WRONLY)?)
+            }
             Whose::Of(_, fd) => write(fd),
         }
     }
@@ -101,10 +103,16 @@ impl Effect {
 
     fn why(&self) -> &'static str {
         match self {
-            Effect::Setgroups(..) => "whoever may drop groups may pass by permissions that deny a group: without an administrator's grant it must be off before gid_map is written",
-            Effect::Write(_, Kind::Uid, _) => "without a map every id is the overflow id (65534) and owns nothing; it can be written once, in one write(2), from this or the parent user namespace",
+            Effect::Setgroups(..) => {
+                "whoever may drop groups may pass by permissions that deny a group: without an administrator's grant it must be off before gid_map is written"
+            }
+            Effect::Write(_, Kind::Uid, _) => {
+                "without a map every id is the overflow id (65534) and owns nothing; it can be written once, in one write(2), from this or the parent user namespace"
+            }
             Effect::Write(_, Kind::Gid, _) => "the same for groups",
-            Effect::Helper(..) => "more than the own id needs CAP_SETUID or CAP_SETGID in the parent user namespace; this program has it and enforces /etc/subuid and /etc/subgid",
+            Effect::Helper(..) => {
+                "more than the own id needs CAP_SETUID or CAP_SETGID in the parent user namespace; this program has it and enforces /etc/subuid and /etc/subgid"
+            }
         }
     }
 
@@ -189,7 +197,11 @@ pub fn write_reason(proc: &Proc, who: &str, from_inside: bool, kind: Kind, map: 
 fn uncovered(proc: &Proc, kind: Kind, map: &Map) -> Option<Because> {
     let parent = Map::new(proc.map("self", kind)?).ok()?;
     match map.split_at(&parent) {
-        Err(missing) => Some(Because::new(format!("outside {}s {} are not mapped in our user namespace", kind.word(), list(&missing)))),
+        Err(missing) => Some(Because::new(format!(
+            "outside {}s {} are not mapped in our user namespace",
+            kind.word(),
+            list(&missing)
+        ))),
         Ok(split) if split.len() != map.extents().len() => {
             Some(Because::new("an extent crosses a boundary between two lines of our own map: split it there"))
         }
@@ -221,7 +233,10 @@ fn run_helper(target: &Target, kind: Kind, map: &Map) -> std::result::Result<(),
     let words = helper_words(kind, target.pid, map);
     let act = format!("run {}", words.join(" "));
     let Some(program) = helper::find(helper_name(kind)) else {
-        let because = Because::new(format!("{} is not installed, and more than the own id needs CAP_SETUID and CAP_SETGID", helper_name(kind)));
+        let because = Because::new(format!(
+            "{} is not installed, and more than the own id needs CAP_SETUID and CAP_SETGID",
+            helper_name(kind)
+        ));
         return Err(Failure::os(act, Errno::ENOENT).because(Some(install(because))));
     };
     let answer = helper::run(&program, &words[1..]).map_err(|e| Failure::os(act.as_str(), e))?;
@@ -256,6 +271,7 @@ pub fn not_granted(kind: Kind, map: &Map) -> Option<Because> {
     let wanted: Vec<Range> = map.extents().iter().map(|e| e.outside()).collect();
     let missing = without(&wanted, &covered);
     let first = missing.first()?;
-    let because = Because::new(format!("outside ids {} are not granted to {user} in {}", list(&missing), kind.grant_file()));
+    let because =
+        Because::new(format!("outside ids {} are not granted to {user} in {}", list(&missing), kind.grant_file()));
     Some(because.remedy(format!("sudo subid-alloc {} --start {} --count {}", user.name, first.first, first.count)))
 }

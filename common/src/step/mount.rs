@@ -41,7 +41,16 @@ pub enum Effect {
     /// Make a directory a mount of its own: the new root.
     BindRoot(Place),
     /// A new file system in the new root: type, options, attributes, where.
-    New { fstype: &'static str, options: Vec<(&'static str, String)>, attributes: u64, at: &'static str },
+    New {
+        /// As mount(8) knows it.
+        fstype: &'static str,
+        /// Options with their values, "" for a flag.
+        options: Vec<(&'static str, String)>,
+        /// MOUNT_ATTR_* bits.
+        attributes: u64,
+        /// Where in the new root, without a leading slash.
+        at: &'static str,
+    },
     /// A new file system that is attached nowhere: whether it can be made.
     Try(&'static str, u64),
     /// A device node of the present root, bound at the same place in the new.
@@ -53,7 +62,14 @@ pub enum Effect {
     /// A detached copy of the mounts at a path.
     CloneTree(Place, bool),
     /// Attributes of that copy, with the maps of the user namespace made.
-    MapTree { attributes: u64, recursive: bool, source: Place },
+    MapTree {
+        /// MOUNT_ATTR_* bits besides that for the map.
+        attributes: u64,
+        /// Whether the mounts below are mapped too.
+        recursive: bool,
+        /// Where the tree was copied from.
+        source: Place,
+    },
     /// Attach the copy.
     Attach(Place),
 }
@@ -117,7 +133,11 @@ impl Effect {
             Effect::Link(to, at) => format!("symlink {to} NEWROOT/{at}"),
             Effect::Pivot => "pivot_root . .".into(),
             Effect::CloneTree(place, recursive) => {
-                format!("open_tree {} OPEN_TREE_CLONE{}", quote(&place.path), if *recursive { "|AT_RECURSIVE" } else { "" })
+                format!(
+                    "open_tree {} OPEN_TREE_CLONE{}",
+                    quote(&place.path),
+                    if *recursive { "|AT_RECURSIVE" } else { "" }
+                )
             }
             Effect::MapTree { .. } => "mount_setattr tree MOUNT_ATTR_IDMAP".into(),
             Effect::Attach(place) => format!("move_mount tree {}", quote(&place.path)),
@@ -127,38 +147,60 @@ impl Effect {
     fn detail(&self) -> String {
         match self {
             Effect::New { options, attributes, .. } => {
-                let mut words: Vec<String> = options.iter().map(|(k, v)| if v.is_empty() { (*k).to_owned() } else { format!("{k}={v}") }).collect();
+                let mut words: Vec<String> = options
+                    .iter()
+                    .map(|(k, v)| if v.is_empty() { (*k).to_owned() } else { format!("{k}={v}") })
+                    .collect();
                 words.extend(attribute_names(*attributes).map(str::to_owned));
                 words.join(",")
             }
             Effect::MapTree { attributes, .. } => attribute_names(*attributes).collect::<Vec<_>>().join(","),
             Effect::Pivot => "and detach the old root".into(),
-            Effect::Slave | Effect::BindRoot(_) | Effect::Try(..) | Effect::Device(..) | Effect::Link(..) | Effect::CloneTree(..) | Effect::Attach(_) => String::new(),
+            Effect::Slave
+            | Effect::BindRoot(_)
+            | Effect::Try(..)
+            | Effect::Device(..)
+            | Effect::Link(..)
+            | Effect::CloneTree(..)
+            | Effect::Attach(_) => String::new(),
         }
     }
 
     fn why(&self) -> &'static str {
         match self {
             Effect::Slave => "a shared mount passes every mount and umount on to its peers, out of this namespace too",
-            Effect::BindRoot(_) => "pivot_root(2) wants a mount, and a locked mount counts only as a copy; with its submounts, since those may be locked to it",
-            Effect::New { fstype: "proc" | "sysfs", .. } => "before the pivot: a user namespace may mount it only while another one is visible",
-            Effect::New { .. } => "file systems that a user namespace may mount: tmpfs, devpts, proc, sysfs, mqueue, cgroup2, overlay, FUSE",
+            Effect::BindRoot(_) => {
+                "pivot_root(2) wants a mount, and a locked mount counts only as a copy; with its submounts, since those may be locked to it"
+            }
+            Effect::New { fstype: "proc" | "sysfs", .. } => {
+                "before the pivot: a user namespace may mount it only while another one is visible"
+            }
+            Effect::New { .. } => {
+                "file systems that a user namespace may mount: tmpfs, devpts, proc, sysfs, mqueue, cgroup2, overlay, FUSE"
+            }
             Effect::Try(..) => "",
             Effect::Device(..) => "a user namespace may not make device nodes; the ones outside can be bound",
             Effect::Link(..) => "programs expect it",
-            Effect::Pivot => "chroot(2) could be left again, and forbids new user namespaces; the old root would stay reachable",
+            Effect::Pivot => {
+                "chroot(2) could be left again, and forbids new user namespaces; the old root would stay reachable"
+            }
             Effect::CloneTree(..) => "a map can be set only on a mount that is not attached anywhere yet",
-            Effect::MapTree { .. } => "the kernel shifts the owners by this user namespace's maps: inside is on disk, outside is seen",
+            Effect::MapTree { .. } => {
+                "the kernel shifts the owners by this user namespace's maps: inside is on disk, outside is seen"
+            }
             Effect::Attach(_) => "now it can be seen",
         }
     }
 
     fn perform(&self, hands: &mut Hands) -> Done {
         match self {
-            Effect::Slave => Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?),
+            Effect::Slave => {
+                Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?)
+            }
             Effect::BindRoot(place) => {
                 let tree = place.tree(true)?;
-                let at = open(place.path.as_os_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+                let at =
+                    open(place.path.as_os_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
                 sys::move_mount(tree.as_fd(), at.as_fd())?;
                 hands.put(ROOT, tree);
                 Ok(())
@@ -198,11 +240,27 @@ impl Effect {
                 Some(Because::new("this process is chrooted: its / is not a mount point"))
             }
             Effect::New { fstype: "proc", .. } | Effect::Try("proc", _) if errno == Errno::EPERM => proc_refused(facts),
-            Effect::New { fstype: "sysfs", .. } | Effect::Try("sysfs", _) if errno == Errno::EPERM => namespaces::foreign(Kind::Net, "-n", facts),
-            Effect::Slave | Effect::BindRoot(_) | Effect::New { .. } | Effect::Device(..) | Effect::Pivot if errno == Errno::EPERM => may_not_mount(facts),
-            Effect::BindRoot(_) | Effect::CloneTree(..) | Effect::Attach(_) if errno == Errno::EPERM => may_not_mount(facts),
+            Effect::New { fstype: "sysfs", .. } | Effect::Try("sysfs", _) if errno == Errno::EPERM => {
+                namespaces::foreign(Kind::Net, "-n", facts)
+            }
+            Effect::Slave | Effect::BindRoot(_) | Effect::New { .. } | Effect::Device(..) | Effect::Pivot
+                if errno == Errno::EPERM =>
+            {
+                may_not_mount(facts)
+            }
+            Effect::BindRoot(_) | Effect::CloneTree(..) | Effect::Attach(_) if errno == Errno::EPERM => {
+                may_not_mount(facts)
+            }
             Effect::MapTree { recursive, source, .. } => map_refused(*recursive, source, errno, facts),
-            Effect::Slave | Effect::BindRoot(_) | Effect::New { .. } | Effect::Try(..) | Effect::Device(..) | Effect::Link(..) | Effect::Pivot | Effect::CloneTree(..) | Effect::Attach(_) => None,
+            Effect::Slave
+            | Effect::BindRoot(_)
+            | Effect::New { .. }
+            | Effect::Try(..)
+            | Effect::Device(..)
+            | Effect::Link(..)
+            | Effect::Pivot
+            | Effect::CloneTree(..)
+            | Effect::Attach(_) => None,
         }
     }
 }
@@ -304,14 +362,19 @@ fn proc_refused(facts: &Facts<'_>) -> Option<Because> {
     let mounts = facts.proc.mounts(facts.who);
     let whole: Vec<&proc::Mount> = mounts.iter().filter(|m| m.fstype == "proc" && m.root == "/").collect();
     if whole.is_empty() {
-        return Some(Because::new("no proc file system is visible in this mount namespace, and a user namespace may only mount what it can see already"));
+        return Some(Because::new(
+            "no proc file system is visible in this mount namespace, and a user namespace may only mount what it can see already",
+        ));
     }
     let covers: Vec<&proc::Mount> = whole.iter().filter_map(|p| mounts.iter().find(|m| m.parent == p.id)).collect();
     if covers.len() < whole.len() {
         return None;
     }
     let cover = covers.first()?;
-    Some(Because::new(format!("the proc that is visible here is covered at {} by {}: a new one would uncover it", cover.point, cover.fstype)))
+    Some(Because::new(format!(
+        "the proc that is visible here is covered at {} by {}: a new one would uncover it",
+        cover.point, cover.fstype
+    )))
 }
 
 /// Why a tree does not take a map: the mount is judged by a user namespace that
@@ -323,19 +386,25 @@ fn map_refused(recursive: bool, source: &Place, errno: Errno, facts: &Facts<'_>)
     let mounts = facts.proc.mounts("self");
     let path = std::fs::canonicalize(&source.path).ok()?;
     let top = mounts.iter().rev().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.len())?;
-    let below = mounts.iter().filter(|m| recursive && m.id != top.id && std::path::Path::new(&m.point).starts_with(&path));
+    let below =
+        mounts.iter().filter(|m| recursive && m.id != top.id && std::path::Path::new(&m.point).starts_with(&path));
     let good = Proc::open().ok()?;
     for mount in std::iter::once(top).chain(below) {
         let judged = if mount.id == top.id { path.clone() } else { mount.point.clone().into() };
         let (place, _) = Place::at(judged.as_os_str()).ok()?;
         let Some(refusal) = judge(&place, &good) else { continue };
         let (at, fstype) = (quote(&mount.point), &mount.fstype);
-        return match refusal {
-            Errno::EINVAL => Some(Because::new(format!("{at} is a {fstype} file system, which does not take id maps here"))),
-            Errno::EPERM if mount.options.split(',').any(|o| o == "idmapped") => Some(Because::new(format!("{at} is idmapped already"))),
-            Errno::EPERM => Some(Because::new(format!("{at} ({fstype}) was mounted by a user namespace above ours"))),
-            _ => None,
+        let idmapped = mount.options.split(',').any(|o| o == "idmapped");
+        let text = if refusal == Errno::EINVAL {
+            format!("{at} is a {fstype} file system, which does not take id maps here")
+        } else if refusal == Errno::EPERM && idmapped {
+            format!("{at} is idmapped already")
+        } else if refusal == Errno::EPERM {
+            format!("{at} ({fstype}) was mounted by a user namespace above ours")
+        } else {
+            return None;
         };
+        return Some(Because::new(text));
     }
     None
 }

@@ -85,16 +85,27 @@ impl Effect {
                 let text = |map: &Map| map.text().trim_end().replace('\n', ", ");
                 format!("with uid_map '{}' and gid_map '{}'", text(&maps.uid), text(&maps.gid))
             }
-            Effect::Unshare(_) | Effect::Join(..) | Effect::JoinFile(..) | Effect::IntoPid | Effect::Attach(_) | Effect::Hostname(_) => String::new(),
+            Effect::Unshare(_)
+            | Effect::Join(..)
+            | Effect::JoinFile(..)
+            | Effect::IntoPid
+            | Effect::Attach(_)
+            | Effect::Hostname(_) => String::new(),
         }
     }
 
     fn why(&self) -> &'static str {
         match self {
-            Effect::Unshare(_) => "new namespaces belong to the user namespace that makes them; a user namespace in the same call owns the others",
-            Effect::Join(..) => "one call for all that differ: setns(2) checks everything first with the credentials of before, and enters all or none",
+            Effect::Unshare(_) => {
+                "new namespaces belong to the user namespace that makes them; a user namespace in the same call owns the others"
+            }
+            Effect::Join(..) => {
+                "one call for all that differ: setns(2) checks everything first with the credentials of before, and enters all or none"
+            }
             Effect::JoinFile(..) => "a namespace file stands for one namespace",
-            Effect::IntoPid => "a process keeps its pid namespace for life; only its children are born in the one just entered",
+            Effect::IntoPid => {
+                "a process keeps its pid namespace for life; only its children are born in the one just entered"
+            }
             Effect::Attach(_) => "the namespaces go with the last one who is attached, however he ends",
             Effect::ForMaps(_) => "the kernel takes the map of a mount from a user namespace; nobody has to live in it",
             Effect::Hostname(_) => "a new uts namespace begins with a copy of the old name",
@@ -180,22 +191,28 @@ fn write_both(proc: &Proc, pid: i32, maps: &Both<Map>) -> Done {
 /// Why namespaces of `kinds` were not created.
 fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
     let proc = facts.proc;
-    match errno {
-        Errno::EPERM if kinds.contains(&Kind::User) => user_refused(proc),
-        Errno::EPERM => {
-            let lacks = !proc.own().can(CAP_SYS_ADMIN);
-            lacks.then(|| Because::new("without a user namespace (-U) this needs CAP_SYS_ADMIN, and we do not have it"))
-        }
-        Errno::ENOSPC => limit(proc, kinds),
-        _ => None,
+    if errno == Errno::ENOSPC {
+        return limit(proc, kinds);
     }
+    if errno != Errno::EPERM {
+        return None;
+    }
+    if kinds.contains(&Kind::User) {
+        return user_refused(proc);
+    }
+    let lacks = !proc.own().can(CAP_SYS_ADMIN);
+    lacks.then(|| Because::new("without a user namespace (-U) this needs CAP_SYS_ADMIN, and we do not have it"))
 }
 
 fn user_refused(proc: &Proc) -> Option<Because> {
     let said = |text: String| Some(Because::new(text));
     for (name, value, rule) in [
         ("kernel/unprivileged_userns_clone", 0, "it is switched off for ordinary users"),
-        ("kernel/apparmor_restrict_unprivileged_userns", 1, "AppArmor restricts it to programs that have a profile for it"),
+        (
+            "kernel/apparmor_restrict_unprivileged_userns",
+            1,
+            "AppArmor restricts it to programs that have a profile for it",
+        ),
     ] {
         if proc.sysctl(name) == Some(value) && proc.own().uid[1] != 0 {
             let setting = name.replace('/', ".");
@@ -231,10 +248,14 @@ fn limit(proc: &Proc, kinds: &[Kind]) -> Option<Because> {
         if limit == 0 || limit <= used(proc, *kind) {
             let cure = format!("sysctl -w user.{name}={}", limit + 64);
             let sudo = if proc.own().uid[1] == 0 { "" } else { "sudo " };
-            return Some(Because::new(format!("user.{name} is {limit} here, and all are in use")).remedy(format!("{sudo}{cure}")));
+            return Some(
+                Because::new(format!("user.{name} is {limit} here, and all are in use"))
+                    .remedy(format!("{sudo}{cure}")),
+            );
         }
     }
-    (kinds.contains(&Kind::User) && depth(proc) >= 32).then(|| Because::new("user namespaces nest 33 deep and no deeper"))
+    (kinds.contains(&Kind::User) && depth(proc) >= 32)
+        .then(|| Because::new("user namespaces nest 33 deep and no deeper"))
 }
 
 /// How many namespaces of `kind` in use can be seen that our own user
@@ -275,7 +296,9 @@ pub fn foreign(kind: Kind, option: &str, facts: &Facts<'_>) -> Option<Because> {
         return None;
     }
     let kind = kind.link();
-    Some(Because::new(format!("the {kind} namespace belongs to another user namespace: create it along with ours (ns-new {option})")))
+    Some(Because::new(format!(
+        "the {kind} namespace belongs to another user namespace: create it along with ours (ns-new {option})"
+    )))
 }
 
 fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
@@ -293,7 +316,10 @@ fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>
         let Ok(ns) = facts.proc.ns(&who, *kind) else { return target::untouchable(facts.proc, &who) };
         let owner = if *kind == Kind::User { Ok(ns) } else { sys::ns_owner(ns.as_fd()) };
         let Ok(owner) = owner else {
-            return Some(Because::new(format!("its {} namespace belongs to a user namespace outside of ours", kind.link())));
+            return Some(Because::new(format!(
+                "its {} namespace belongs to a user namespace outside of ours",
+                kind.link()
+            )));
         };
         let ours = facts.proc.ns_id("self", Kind::User);
         let inode = nix::sys::stat::fstat(&owner).ok()?.st_ino;
@@ -302,7 +328,10 @@ fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>
         if !mine && !own.can(CAP_SYS_ADMIN) {
             let of = uid.map_or_else(String::new, |uid| format!(" of uid {uid}"));
             let of = if inode == ns::INITIAL_USER { " (the initial one)".to_owned() } else { of };
-            return Some(Because::new(format!("its {} namespace belongs to a user namespace{of}, where we have no CAP_SYS_ADMIN", kind.link())));
+            return Some(Because::new(format!(
+                "its {} namespace belongs to a user namespace{of}, where we have no CAP_SYS_ADMIN",
+                kind.link()
+            )));
         }
     }
     None

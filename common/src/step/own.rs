@@ -18,7 +18,14 @@ use crate::sys;
 /// An effect on this process.
 pub enum Effect {
     /// Take this uid and gid, dropping groups if that is allowed.
-    Become { uid: u32, gid: u32, groups: bool },
+    Become {
+        /// All of real, effective and saved uid.
+        uid: u32,
+        /// The same of the gid.
+        gid: u32,
+        /// Whether setgroups(2) is allowed: then all other groups go.
+        groups: bool,
+    },
     /// Keep capabilities over the next exec although the uid is not 0.
     RaiseAmbient,
     /// Give those up again.
@@ -68,19 +75,31 @@ impl Effect {
                 format!("but {}", kept.join(", "))
             }
             Effect::Stdin(None) => "or /dev/null".into(),
-            Effect::RaiseAmbient | Effect::ClearAmbient | Effect::Chdir(..) | Effect::Stdin(_) | Effect::DieWithParent | Effect::Undumpable | Effect::Close(_) => String::new(),
+            Effect::RaiseAmbient
+            | Effect::ClearAmbient
+            | Effect::Chdir(..)
+            | Effect::Stdin(_)
+            | Effect::DieWithParent
+            | Effect::Undumpable
+            | Effect::Close(_) => String::new(),
         }
     }
 
     fn why(&self) -> &'static str {
         match self {
-            Effect::Become { .. } => "an id that is not mapped here owns nothing, and an exec by it drops every capability",
+            Effect::Become { .. } => {
+                "an id that is not mapped here owns nothing, and an exec by it drops every capability"
+            }
             Effect::RaiseAmbient => "an exec by a uid other than 0 drops every capability that is not ambient",
             Effect::ClearAmbient => "what the chain needed on its way is not meant for the program",
             Effect::Chdir(..) => "entering a mount namespace leaves the working directory at its root",
             Effect::Stdin(_) => "standard input was the stream of records, not the program's",
-            Effect::DieWithParent => "set after the last change of credentials, which clears it; else SIGKILL to the parent would leave the program behind",
-            Effect::Undumpable => "whoever lives in the namespaces entered could trace us, with our descriptors, until the exec",
+            Effect::DieWithParent => {
+                "set after the last change of credentials, which clears it; else SIGKILL to the parent would leave the program behind"
+            }
+            Effect::Undumpable => {
+                "whoever lives in the namespaces entered could trace us, with our descriptors, until the exec"
+            }
             Effect::Close(_) => "an open directory of outside is a way out",
         }
     }
@@ -124,11 +143,18 @@ impl Effect {
                 }
                 let unmapped = |kind: Kind, id: u32| {
                     let map = facts.proc.map(facts.who, kind)?;
-                    (!map.iter().any(|e| e.inside().has(id))).then(|| Because::new(format!("{} {id} is not mapped in this user namespace", kind.word())))
+                    (!map.iter().any(|e| e.inside().has(id)))
+                        .then(|| Because::new(format!("{} {id} is not mapped in this user namespace", kind.word())))
                 };
                 unmapped(Kind::Gid, *gid).or_else(|| unmapped(Kind::Uid, *uid))
             }
-            Effect::RaiseAmbient | Effect::ClearAmbient | Effect::Chdir(..) | Effect::Stdin(_) | Effect::DieWithParent | Effect::Undumpable | Effect::Close(_) => None,
+            Effect::RaiseAmbient
+            | Effect::ClearAmbient
+            | Effect::Chdir(..)
+            | Effect::Stdin(_)
+            | Effect::DieWithParent
+            | Effect::Undumpable
+            | Effect::Close(_) => None,
         }
     }
 }
@@ -140,7 +166,11 @@ fn go(path: &std::path::Path, same: Option<(u64, u64)>) -> Done {
     if (here.st_dev, here.st_ino) == wanted {
         return Ok(());
     }
-    Err(Failure::refused(format!("chdir to {}: another directory has this path in the namespace entered", crate::word::quote(path))).into())
+    Err(Failure::refused(format!(
+        "chdir to {}: another directory has this path in the namespace entered",
+        crate::word::quote(path)
+    ))
+    .into())
 }
 
 /// The terminal under standard input: what is behind standard output or error
