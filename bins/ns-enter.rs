@@ -13,7 +13,7 @@ use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;
-use common::plan::Plan;
+use common::plan::{Plan, clone};
 use common::preset::Me;
 use common::proc::Proc;
 use common::step::{end, ns, own};
@@ -91,7 +91,7 @@ fn decide(args: &Args) -> Result<Outcome> {
     if let Some(holder) = &holder {
         plan.push(ns::Effect::Attach(holder.clone()));
     }
-    plan.push(ns::clone(
+    plan.push(clone(
         Vec::new(),
         "this process stays outside: it can see why a step was refused, and keeps the pipe",
         inside,
@@ -208,7 +208,7 @@ fn enter_file(file: &Operand, program: Vec<OsString>, args: &Args, proc: &Rc<Pro
     }
     finish(args, program, &mut inside)?;
     let mut plan = Plan::default();
-    plan.push(ns::clone(Vec::new(), "this process stays outside: it can see why a step was refused", inside, proc));
+    plan.push(clone(Vec::new(), "this process stays outside: it can see why a step was refused", inside, proc));
     plan.push(end::Effect::Tend(None, false));
     Ok(Outcome::Plan(plan))
 }

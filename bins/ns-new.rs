@@ -15,7 +15,7 @@ use common::fail::{Because, Failure, Result};
 use common::id::{Both, Extent, Kind as IdKind, Map, parse_operand};
 use common::mind::Life;
 use common::ns::Kind;
-use common::plan::Plan;
+use common::plan::{Plan, clone};
 use common::preset::{Me, Preset, guard_root};
 use common::proc::Proc;
 use common::step::{end, map, mount, ns, own};
@@ -93,7 +93,7 @@ fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
     }
     inner.push(end::Effect::Hold(life));
     let mut plan = Plan::default();
-    plan.push(ns::clone(
+    plan.push(clone(
         kinds,
         "the holder is the first process in the new namespaces; this one stays outside",
         inner,
@@ -185,7 +185,7 @@ fn become_program(args: &Args, kinds: Vec<Kind>, map: Option<Both<Map>>, proc: &
     if forks {
         inside.push(own::Effect::DieWithParent);
         inside.push(end::Effect::Exec(program));
-        plan.push(ns::clone(
+        plan.push(clone(
             kinds,
             "a process never changes its own pid namespace: a child is born in the new one",
             inside,

@@ -13,10 +13,10 @@ use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Failure, Result};
 use common::id::{Extent, Kind as IdKind, Map, Range};
 use common::ns::{INITIAL_USER, Kind};
-use common::plan::Plan;
+use common::plan::{Plan, clone};
 use common::preset::{Me, Preset};
 use common::proc::Proc;
-use common::step::{map, mount, ns};
+use common::step::{map, mount};
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use common::target::{self, Operand, Target, read_stream};
 use common::tool::{Outcome, run};
@@ -197,7 +197,7 @@ fn tries(proc: &Rc<Proc>) -> Vec<(String, Plan)> {
     };
     let try_in = |kinds: Vec<Kind>, inner: Plan| {
         let mut plan = Plan::default();
-        plan.push(ns::clone(kinds, "", inner, proc));
+        plan.push(clone(kinds, "", inner, proc));
         plan
     };
     let mut tries = vec![("make a user namespace".to_owned(), try_in(vec![Kind::User], Plan::default()))];

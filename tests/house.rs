@@ -1,1 +1,188 @@
+//! The rules of the house that the compiler does not know: which module may
+//! use which, where unsafe code and system calls stand, who prints and exits.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What each module of common may use of the others. In this order nothing
+/// points upward: a module uses only those above it.
+const MODULES: &[(&str, &[&str])] = &[
+    ("id", &[]),
+    ("ns", &[]),
+    ("sys", &[]),
+    ("fail", &[]),
+    ("word", &["fail"]),
+    ("record", &["fail", "id", "word"]),
+    ("cli", &["fail", "id", "word"]),
+    ("proc", &["fail", "id", "ns"]),
+    ("mind", &["proc", "sys"]),
+    ("helper", &["mind", "sys"]),
+    ("user", &["helper", "id"]),
+    ("subid", &["fail", "helper", "id", "proc", "user"]),
+    ("preset", &["fail", "id", "ns", "proc", "subid", "user"]),
+    ("target", &["fail", "id", "mind", "ns", "proc", "record", "sys", "user", "word"]),
+    ("step", &["fail", "mind", "ns", "proc", "sys"]),
+    ("step/map", &["step", "fail", "helper", "id", "ns", "proc", "subid", "sys", "target", "user"]),
+    ("step/ns", &["step", "fail", "id", "mind", "ns", "proc", "sys", "target", "word"]),
+    ("step/mount", &["step", "fail", "ns", "proc", "sys", "word"]),
+    ("step/own", &["step", "fail", "id", "mind", "sys", "word"]),
+    ("step/file", &["step", "fail", "subid"]),
+    ("step/end", &["step", "fail", "mind", "proc", "record", "sys", "target", "word"]),
+    ("plan", &["step", "step/ns", "fail", "mind", "ns", "proc", "sys"]),
+    ("tool", &["cli", "fail", "mind", "plan", "proc", "step"]),
+];
+
+/// The rooms that may call `sys`: one, by design (design: safety rules).
+const PRIVILEGED: &str = "bins/uidmap-set/privileged.rs";
+
+fn rust_files(dir: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().to_str().unwrap()));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+fn name(path: &Path) -> String {
+    path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().to_str().unwrap().to_owned()
+}
+
+/// The code of a file: without its tests, comments and what stands in quotes.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    let text = text.split("#[cfg(test)]").next().unwrap().to_owned();
+    let lines = text.lines().map(|l| l.split("//").next().unwrap_or_default());
+    let mut bare = String::new();
+    for line in lines {
+        bare.extend(line.replace("\\\"", "").split('"').step_by(2));
+        bare.push('\n');
+    }
+    bare
+}
+
+/// The modules of common that `code` names by paths that begin with `head`.
+fn used(code: &str, head: &str) -> BTreeSet<String> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = BTreeSet::new();
+    for (at, _) in code.match_indices(head) {
+        let rest = &code[at + head.len()..];
+        let paths: Vec<&str> = match rest.strip_prefix('{') {
+            // use crate::{a, b::{c, d}}: what stands at the first depth
+            Some(list) => {
+                let mut depth = 0;
+                let mut starts = vec![list];
+                for (i, c) in list.char_indices() {
+                    match c {
+                        '{' => depth += 1,
+                        '}' if depth == 0 => break,
+                        '}' => depth -= 1,
+                        ',' if depth == 0 => starts.push(list[i + 1..].trim_start()),
+                        _ => {}
+                    }
+                }
+                starts
+            }
+            None => vec![rest],
+        };
+        for path in paths {
+            let first = word(path.trim_start());
+            let below = path
+                .trim_start()
+                .strip_prefix("step::")
+                .map(word)
+                .filter(|w| MODULES.iter().any(|(m, _)| *m == format!("step/{w}")));
+            found.insert(below.map_or(first, |w| format!("step/{w}")));
+        }
+    }
+    found.remove("");
+    found
+}
+
+#[test]
+fn arrows_point_down() {
+    for (at, (module, may)) in MODULES.iter().enumerate() {
+        for other in *may {
+            let above = MODULES.iter().position(|(m, _)| m == other).unwrap();
+            assert!(above < at, "{module} may not use {other}: it comes later");
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for path in rust_files("common/src") {
+        let module = name(&path).trim_start_matches("common/src/").trim_end_matches(".rs").to_owned();
+        if module == "lib" {
+            continue;
+        }
+        let (_, may) =
+            MODULES.iter().find(|(m, _)| *m == module).unwrap_or_else(|| panic!("{module} is new: give it its place"));
+        let mut uses = used(&code(&path), "crate::");
+        if module.starts_with("step/") {
+            uses.insert("step".to_owned());
+            uses.extend(
+                used(&code(&path), "super::")
+                    .iter()
+                    .map(|w| format!("step/{w}"))
+                    .filter(|w| MODULES.iter().any(|(m, _)| m == w)),
+            );
+        }
+        for other in &uses {
+            assert!(may.contains(&other.as_str()), "{module} uses {other}");
+        }
+        for other in *may {
+            assert!(uses.contains(*other), "{module} does not use {other} any more");
+        }
+        seen.insert(module);
+    }
+    assert_eq!(seen.len(), MODULES.len());
+}
+
+#[test]
+fn unsafe_code_is_in_sys() {
+    let files = rust_files("common/src").into_iter().chain(rust_files("bins"));
+    let with: Vec<String> = files.filter(|p| code(p).contains("unsafe")).map(|p| name(&p)).collect();
+    assert_eq!(with, ["common/src/sys.rs"]);
+}
+
+#[test]
+fn tools_decide_and_do_nothing_themselves() {
+    for path in rust_files("bins") {
+        let (code, name) = (code(&path), name(&path));
+        for word in ["nix::", "libc::", "println!", "print!(", "process::exit", "Command", "std::thread", "getopts"] {
+            let whole = |at: usize| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+            assert!(!code.match_indices(word).any(|(at, _)| whole(at)), "{name}: {word}");
+        }
+        // Constants of mounts are names of the kernel's, not calls.
+        let calls = code.replace("sys::{MOUNT_ATTR", "").replace("sys::MOUNT_ATTR", "");
+        assert!(name == PRIVILEGED || !calls.contains("sys::"), "{name} uses sys");
+    }
+}
+
+#[test]
+fn the_privileged_room_is_small() {
+    let code = code(&Path::new(env!("CARGO_MANIFEST_DIR")).join(PRIVILEGED));
+    let uses = used(&code, "common::");
+    let may = ["fail", "id", "proc", "step/map", "subid", "sys", "target", "user"];
+    assert!(uses.iter().all(|m| may.contains(&m.as_str())), "{uses:?}");
+    assert!(!uses.contains("helper") && !uses.contains("plan"));
+}
+
+/// One forgotten arm `_` over an enum of ours would let a new effect go
+/// undone, unnamed or unexplained.
+#[test]
+fn effects_are_matched_one_by_one() {
+    for path in rust_files("common/src/step") {
+        let text = fs::read_to_string(&path).unwrap();
+        for body in text.split("match self {").skip(1) {
+            let body = body.split("\n        }\n").next().unwrap();
+            assert!(!body.contains("\n            _ =>"), "{}", name(&path));
+        }
+    }
+}

@@ -102,6 +102,11 @@ impl Failure {
         self.silent
     }
 
+    /// The errno of the call that failed, if one did.
+    pub fn errno(&self) -> Option<Errno> {
+        self.errno
+    }
+
     /// What it means for the exit status.
     pub fn kind(&self) -> Exit {
         self.exit

@@ -25,10 +25,17 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{getpid, setsid, write};
 
 use crate::proc::Proc;
-use crate::step::{Child, Hands};
 use crate::sys;
 
 type Result<T> = std::result::Result<T, Errno>;
+
+/// A child process of this one.
+pub struct Child {
+    /// Its number here.
+    pub pid: i32,
+    /// And its descriptor.
+    pub fd: OwnedFd,
+}
 
 /// Where a holder keeps its end for whoever wants to attach: pidfd_getfd(2)
 /// needs a number that both sides know.
@@ -178,6 +185,11 @@ pub fn linger(mask: &SigSet, other: Option<BorrowedFd<'_>>) -> Result<()> {
 /// the kernel reports its first process only after all others have gone.
 pub fn end(child: &Child) {
     let _ = sys::pidfd_signal(child.fd.as_fd(), Signal::SIGKILL as c_int);
+    reap(child);
+}
+
+/// Waits for a child that is about to end by itself.
+pub fn reap(child: &Child) {
     while waitid(Id::PIDFd(child.fd.as_fd()), WaitPidFlag::WEXITED) == Err(Errno::EINTR) {}
 }
 
@@ -213,7 +225,11 @@ impl Life {
     }
 }
 
-fn pair() -> Result<(OwnedFd, OwnedFd)> {
+/// Two connected sockets that keep messages apart, close-on-exec.
+///
+/// # Errors
+/// EMFILE, ENFILE.
+pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
 }
 
@@ -324,7 +340,7 @@ pub fn attach(holder: BorrowedFd<'_>) -> Result<()> {
 ///
 /// # Errors
 /// Those of poll(2) and signalfd(2).
-pub fn tend(hands: &Hands, child: &Child, holder: Option<BorrowedFd<'_>>, first: bool, proc: &Proc) -> Result<u8> {
+pub fn tend(mask: &SigSet, child: &Child, holder: Option<BorrowedFd<'_>>, first: bool, proc: &Proc) -> Result<u8> {
     let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
     let mut killed_for = None;
     let mut holder = holder;
@@ -345,7 +361,7 @@ pub fn tend(hands: &Hands, child: &Child, holder: Option<BorrowedFd<'_>>, first:
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
         match waitid(Id::PIDFd(child.fd.as_fd()), flags) {
             Ok(WaitStatus::Exited(_, status)) => return Ok(u8::try_from(status & 0xff).unwrap_or(1)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(die_of(killed_for.unwrap_or(signal), &hands.mask)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(die_of(killed_for.unwrap_or(signal), mask)),
             // The shell must see its job stopped; SIGCONT comes through the
             // loop above when it is continued.
             Ok(WaitStatus::Stopped(..)) => kill(getpid(), Signal::SIGSTOP)?,

@@ -13,15 +13,15 @@ use std::rc::Rc;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::SigSet;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::Mode;
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::read;
 
 use crate::fail::{Errno, Failure, Result};
-use crate::mind;
+use crate::mind::{self, Child};
+use crate::ns::{Kind, flag_names, flags};
 use crate::proc::Proc;
-use crate::step::{Child, Done, Facts, Hands, Refusal, Step};
+use crate::step::ns::refused;
+use crate::step::{Done, Facts, Hands, Refusal, Step};
 use crate::sys;
 
 /// What a tool has decided to do.
@@ -31,16 +31,6 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Whether an earlier stage runs dry, so that this one does too.
     pub dry: bool,
-}
-
-/// How a forked child begins.
-pub struct Start {
-    /// CLONE_NEW* flags.
-    pub flags: u64,
-    /// What the plan prints: `clone CLONE_NEWUSER|...`, or `fork`.
-    pub said: String,
-    /// The kernel rule that makes a fork necessary.
-    pub why: &'static str,
 }
 
 impl Plan {
@@ -53,56 +43,28 @@ impl Plan {
     /// kernel rule stands under each.
     pub fn text(&self, explain: bool) -> String {
         let mut text = String::new();
-        self.write(&mut text, 0, explain);
+        print(&self.steps, &mut text, 0, explain);
         text
-    }
-
-    fn write(&self, text: &mut String, depth: usize, explain: bool) {
-        let indent = "    ".repeat(depth);
-        for step in &self.steps {
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "{indent}{step}");
-            if explain && !step.why.is_empty() {
-                let _ = writeln!(text, "{indent}    # {}", step.why);
-            }
-            if let Some(inner) = &step.inner {
-                inner.write(text, depth + 1, explain);
-            }
-        }
     }
 
     /// What a dry run writes into the pipe in place of what would be written.
     pub fn dry_stream(&self) -> Vec<u8> {
-        self.steps.iter().filter_map(|s| s.says.as_ref()).flat_map(|says| says(true)).collect()
+        self.steps.iter().filter_map(|s| s.says.as_ref()).flat_map(|says| says()).collect()
     }
 
     /// Does everything, in order, and answers the exit status.
     ///
     /// # Errors
-    /// The first step that was refused; those before it stay done.
+    /// The first step that was refused; those before it stay done, but no
+    /// child is left.
     pub fn perform(&self, hands: &mut Hands, proc: &Proc) -> Result<u8> {
-        match self.run(hands) {
-            Ok(()) => Ok(hands.status),
-            Err((at, refusal)) => Err(self.failure(at, refusal, proc, "self", &own_places())),
+        let Err((at, refusal)) = run(&self.steps, hands) else { return Ok(hands.status) };
+        let child = hands.child.as_ref().map(|c| c.pid);
+        let failure = failure(&self.steps, at, refusal, &Seen { proc, who: "self", child, places: &own_places() });
+        if let Some(child) = hands.child.take() {
+            mind::end(&child);
         }
-    }
-
-    fn run(&self, hands: &mut Hands) -> std::result::Result<(), (usize, Refusal)> {
-        for (at, step) in self.steps.iter().enumerate() {
-            if hands.explain {
-                let rule = if step.why.is_empty() { String::new() } else { format!("    # {}\n", step.why) };
-                mind::tell(&format!("{step}\n{rule}"));
-            }
-            (step.perform)(hands).map_err(|refusal| (at, refusal))?;
-        }
-        Ok(())
-    }
-
-    fn failure(&self, at: usize, refusal: Refusal, proc: &Proc, who: &str, places: &[OwnedFd]) -> Failure {
-        match self.steps.get(at) {
-            Some(step) => step.failure(refusal, &Facts { proc, who, root: places.first(), cwd: places.get(1) }),
-            None => Failure::refused("the child died before it began"),
-        }
+        Err(failure)
     }
 
     /// Performs a plan that leaves nothing here, since it forks at once, and
@@ -119,40 +81,43 @@ impl Plan {
     }
 }
 
-impl Hands {
-    /// Empty hands.
-    pub fn new(mask: SigSet) -> Hands {
-        Hands { made: Vec::new(), child: None, report: None, mask, explain: false, status: 0 }
+fn print(steps: &[Step], text: &mut String, depth: usize, explain: bool) {
+    let indent = "    ".repeat(depth);
+    for step in steps {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{indent}{step}");
+        if explain && !step.why.is_empty() {
+            let _ = writeln!(text, "{indent}    # {}", step.why);
+        }
+        print(step.inner.as_deref().map_or(&[], Vec::as_slice), text, depth + 1, explain);
     }
 }
 
-/// The step that forks: the child performs `inner`, and the parent goes on
-/// once the child has executed a program, said that it is ready (by closing
-/// its end), or failed.
-pub fn fork(start: Start, inner: Plan, proc: &Rc<Proc>) -> Step {
-    let inner = Rc::new(inner);
-    let (proc, plan, flags) = (proc.clone(), inner.clone(), start.flags);
-    let perform = move |hands: &mut Hands| {
-        // From here on a signal must neither get lost nor kill us between the
-        // fork and the loop that minds the child.
-        mind::block_signals()?;
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        match sys::fork(flags)? {
-            sys::Fork::Child => {
-                drop(ours);
-                hands.report = Some(theirs);
-                be_child(&plan, hands)
-            }
-            sys::Fork::Parent(pid, fd) => {
-                drop(theirs);
-                hands.child = Some(Child { pid, fd });
-                watch_child(&plan, hands, ours, &proc)
-            }
+fn run(steps: &[Step], hands: &mut Hands) -> std::result::Result<(), (usize, Refusal)> {
+    for (at, step) in steps.iter().enumerate() {
+        if hands.explain {
+            let rule = if step.why.is_empty() { String::new() } else { format!("    # {}\n", step.why) };
+            mind::tell(&format!("{step}\n{rule}"));
         }
-    };
-    let mut step = Step::new(start.said, String::new(), start.why, perform);
-    step.inner = Some(inner);
-    step
+        (step.perform)(hands).map_err(|refusal| (at, refusal))?;
+    }
+    Ok(())
+}
+
+// ---- reasons, found by a process that can see ----
+
+/// What the process that looks for a reason sees.
+struct Seen<'a> {
+    proc: &'a Proc,
+    who: &'a str,
+    child: Option<i32>,
+    places: &'a [OwnedFd],
+}
+
+fn failure(steps: &[Step], at: usize, refusal: Refusal, seen: &Seen<'_>) -> Failure {
+    let Some(step) = steps.get(at) else { return Failure::refused("the child died before it began") };
+    let (root, cwd) = (seen.places.first(), seen.places.get(1));
+    step.failure(refusal, &Facts { proc: seen.proc, who: seen.who, child: seen.child, root, cwd })
 }
 
 /// The root and the working directory of this process, for whoever looks for
@@ -162,8 +127,39 @@ fn own_places() -> Vec<OwnedFd> {
     ["/", "."].into_iter().filter_map(|path| place(path).ok()).collect()
 }
 
-fn be_child(plan: &Plan, hands: &mut Hands) -> Done {
-    let status = match plan.run(hands) {
+// ---- children ----
+
+/// The step that forks, with new namespaces of `kinds` around the child: it
+/// performs `inner`, and the parent goes on once the child has executed a
+/// program, said that it is ready (by closing its end), or failed.
+pub fn clone(kinds: Vec<Kind>, why: &'static str, inner: Plan, proc: &Rc<Proc>) -> Step {
+    let said = if kinds.is_empty() { "fork".to_owned() } else { format!("clone {}", flag_names(&kinds)) };
+    let inner = Rc::new(inner.steps);
+    let (proc, steps, bits) = (proc.clone(), inner.clone(), flags(&kinds));
+    let perform = move |hands: &mut Hands| {
+        // From here on a signal must neither get lost nor kill us between the
+        // fork and the loop that minds the child.
+        mind::block_signals()?;
+        let (ours, theirs) = mind::pair()?;
+        match sys::fork(bits)? {
+            sys::Fork::Child => {
+                drop(ours);
+                hands.report = Some(theirs);
+                be_child(&steps, hands)
+            }
+            sys::Fork::Parent(pid, fd) => {
+                drop(theirs);
+                hands.child = Some(Child { pid, fd });
+                watch_child(&steps, hands, ours, &proc)
+            }
+        }
+    };
+    let step = Step::new(said, String::new(), why, perform).because(move |errno, facts| refused(&kinds, errno, facts));
+    Step { inner: Some(inner), ..step }
+}
+
+fn be_child(steps: &[Step], hands: &mut Hands) -> Done {
+    let status = match run(steps, hands) {
         Ok(()) => hands.status,
         Err((at, refusal)) => {
             let message = match refusal {
@@ -184,7 +180,7 @@ fn be_child(plan: &Plan, hands: &mut Hands) -> Done {
     sys::exit_now(status)
 }
 
-fn watch_child(plan: &Plan, hands: &mut Hands, ours: OwnedFd, proc: &Proc) -> Done {
+fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc) -> Done {
     let mut message = [0; 4096];
     loop {
         let (n, places) = match mind::receive(ours.as_fd(), &mut message) {
@@ -202,18 +198,19 @@ fn watch_child(plan: &Plan, hands: &mut Hands, ours: OwnedFd, proc: &Proc) -> Do
             // that of an unreaped child of ours, so it cannot be another's.
             let fd = sys::pidfd_open(number)?;
             if let Some(old) = hands.child.replace(Child { pid: number, fd }) {
-                let _ = waitid(Id::PIDFd(old.fd.as_fd()), WaitPidFlag::WEXITED);
+                mind::reap(&old);
             }
             continue;
         }
         let errno = Errno::from_raw(words.next().and_then(|w| w.parse().ok()).unwrap_or(0));
         let rest = words.next().unwrap_or_default().to_owned();
-        let who = hands.child.as_ref().map_or_else(|| "self".to_owned(), |c| c.pid.to_string());
         let refusal = if what == "F" { Refusal::Os(errno, rest) } else { Failure::refused(rest).into() };
-        let failure = plan.failure(usize::try_from(number).unwrap_or(usize::MAX), refusal, proc, &who, &places);
+        let who = hands.child.as_ref().map_or_else(|| "self".to_owned(), |c| c.pid.to_string());
+        let seen = Seen { proc, who: &who, child: None, places: &places };
+        let failure = failure(steps, usize::try_from(number).unwrap_or(usize::MAX), refusal, &seen);
         drop(ours);
         if let Some(child) = hands.child.take() {
-            let _ = waitid(Id::PIDFd(child.fd.as_fd()), WaitPidFlag::WEXITED);
+            mind::reap(&child);
         }
         return Err(failure.into());
     }

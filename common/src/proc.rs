@@ -172,6 +172,14 @@ impl Proc {
         text.lines().filter_map(parse_mount).collect()
     }
 
+    /// Whether the root directory of this process is other than that of its
+    /// mount namespace. The kernel compares the two; from here it shows by `/`
+    /// being no mount point.
+    pub fn is_chrooted(&self) -> bool {
+        let mounts = self.mounts("self");
+        !mounts.is_empty() && !mounts.iter().any(|m| m.point == "/")
+    }
+
     /// The name of the program that process `who` runs, for messages.
     pub fn name(&self, who: &str) -> String {
         self.status(who).map(|s| s.name).unwrap_or_default()

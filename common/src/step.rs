@@ -17,10 +17,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use nix::sys::signal::SigSet;
+use nix::sys::stat::fstat;
 
 use crate::fail::{Because, Errno, Exit, Failure};
-use crate::plan::Plan;
+use crate::mind::Child;
+use crate::ns::Kind;
 use crate::proc::Proc;
+use crate::sys;
 
 /// What a refusing system call said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,14 +49,6 @@ impl From<Failure> for Refusal {
 /// What doing a step answers.
 pub type Done = std::result::Result<(), Refusal>;
 
-/// A child process of this one.
-pub struct Child {
-    /// Its number here.
-    pub pid: i32,
-    /// And its descriptor.
-    pub fd: OwnedFd,
-}
-
 /// What steps hand to later steps, and how the whole is being performed.
 pub struct Hands {
     /// Descriptors that a step made, under the name that plans print.
@@ -70,7 +65,15 @@ pub struct Hands {
     pub status: u8,
 }
 
+/// The name under which a user namespace made for its maps is handed on.
+pub const USERNS: &str = "userns";
+
 impl Hands {
+    /// Empty hands.
+    pub fn new(mask: SigSet) -> Hands {
+        Hands { made: Vec::new(), child: None, report: None, mask, explain: false, status: 0 }
+    }
+
     /// The descriptor made under `name`.
     ///
     /// # Errors
@@ -92,10 +95,31 @@ pub struct Facts<'a> {
     pub proc: &'a Proc,
     /// The process: its number, or `self`.
     pub who: &'a str,
+    /// A child of it that it worked on.
+    pub child: Option<i32>,
     /// Its root directory, as it saw it.
     pub root: Option<&'a OwnedFd>,
     /// Its working directory.
     pub cwd: Option<&'a OwnedFd>,
+}
+
+impl Facts<'_> {
+    /// Whether the namespace of `kind` that was worked on belongs to another
+    /// user namespace than the process is in: then no capability of its is
+    /// worth anything over it. `option` is that of ns-new.
+    pub fn foreign(&self, kind: Kind, option: &str) -> Option<Because> {
+        let ns = self.proc.ns(self.who, kind).ok()?;
+        let user = self.proc.ns_id(self.who, Kind::User)?;
+        let owner = sys::ns_owner(ns.as_fd()).ok().and_then(|o| fstat(o).ok()).map(|s| s.st_ino);
+        if owner == Some(user) {
+            return None;
+        }
+        let kind = kind.link();
+        let text = format!(
+            "the {kind} namespace belongs to another user namespace: create it along with ours (ns-new {option})"
+        );
+        Some(Because::new(text))
+    }
 }
 
 type Perform = Box<dyn Fn(&mut Hands) -> Done>;
@@ -110,10 +134,10 @@ pub struct Step {
     /// The kernel rule that makes it necessary.
     pub why: &'static str,
     /// What a forked child does, to be printed below.
-    pub inner: Option<Rc<Plan>>,
+    pub inner: Option<Rc<Vec<Step>>>,
     /// Whether this step writes the stream and nothing else: then a dry run
     /// does it, with `?` for an address.
-    pub says: Option<Rc<dyn Fn(bool) -> Vec<u8>>>,
+    pub says: Option<Rc<dyn Fn() -> Vec<u8>>>,
     /// What a refusal means for the exit status.
     pub exit: fn(Errno) -> Exit,
     /// How it is done.

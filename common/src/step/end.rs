@@ -36,6 +36,8 @@ pub enum Effect {
     LingerOverChild,
     /// Hold the namespaces of this process.
     Hold(Rc<Life>),
+    /// Wait to be ended by the parent, or with it.
+    Wait,
     /// Mind the child until it ends: which holder has to outlive it, and
     /// whether it is the first process of a pid namespace.
     Tend(Option<Rc<Target>>, bool),
@@ -49,7 +51,7 @@ impl From<Effect> for Step {
         let (doing, asking, saying) = (effect.clone(), effect.clone(), effect.clone());
         let mut step = Step::new(effect.act(), String::new(), effect.why(), move |hands| doing.perform(hands));
         if matches!(*effect, Effect::Say(_) | Effect::SayChild { .. }) {
-            step.says = Some(Rc::new(move |_| saying.dry()));
+            step.says = Some(Rc::new(move || saying.dry()));
         }
         if matches!(*effect, Effect::Exec(_)) {
             step.exit = |errno| if errno == Errno::ENOENT { Exit::NotFound } else { Exit::NotExecutable };
@@ -67,6 +69,7 @@ impl Effect {
             Effect::SayChild { record: false } => "write the address of the holder to standard output".into(),
             Effect::Linger(_) | Effect::LingerOverChild => "stay as long as the reader of standard output".into(),
             Effect::Hold(_) => "hold the namespaces".into(),
+            Effect::Wait => "wait to be ended".into(),
             Effect::Tend(..) => "wait for the program".into(),
             Effect::Exec(words) => format!("exec {}", quote_all(words)),
         }
@@ -78,6 +81,7 @@ impl Effect {
             Effect::Linger(_) => "the stages before us live as long as we do",
             Effect::LingerOverChild => "the holder lives as long as we do, and with it the namespaces",
             Effect::Hold(_) => "namespaces are gone with their last process, and a pid namespace with its first",
+            Effect::Wait => "a namespace is gone with its last process",
             Effect::Tend(..) => "signals go in, the exit status comes out",
             Effect::Answer(_) | Effect::Exec(_) => "",
         }
@@ -91,6 +95,7 @@ impl Effect {
             Effect::Linger(_)
             | Effect::LingerOverChild
             | Effect::Hold(_)
+            | Effect::Wait
             | Effect::Tend(..)
             | Effect::Answer(_)
             | Effect::Exec(_) => Vec::new(),
@@ -117,11 +122,12 @@ impl Effect {
                 Ok(over?)
             }
             Effect::Hold(life) => mind::hold(life),
+            Effect::Wait => wait(hands),
             Effect::Tend(holder, first) => {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 let proc = Proc::open()?;
                 let holder = holder.as_ref().map(|t| t.fd.as_fd());
-                hands.status = mind::tend(hands, &child, holder, *first, &proc)?;
+                hands.status = mind::tend(&hands.mask, &child, holder, *first, &proc)?;
                 Ok(())
             }
             Effect::Exec(words) => Err(exec(words, hands).into()),
@@ -137,8 +143,23 @@ impl Effect {
             | Effect::Linger(_)
             | Effect::LingerOverChild
             | Effect::Hold(_)
+            | Effect::Wait
             | Effect::Tend(..) => None,
         }
+    }
+}
+
+/// Says that it is ready, and waits for SIGKILL.
+fn wait(hands: &mut Hands) -> Done {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    // Closing it is the word; a parent that has gone meanwhile ends us here.
+    let report = hands.report.take().ok_or(Errno::ECHILD)?;
+    if mind::has_hung_up(&report)? {
+        sys::exit_now(125);
+    }
+    drop(report);
+    loop {
+        nix::unistd::pause();
     }
 }
 

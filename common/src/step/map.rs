@@ -9,7 +9,7 @@ use std::rc::Rc;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
-use super::{Done, Facts, Step};
+use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::helper;
 use crate::id::{Kind, Map, Range, without};
@@ -26,6 +26,8 @@ pub enum Whose {
     Own,
     /// Those of another process: its number, and the file, opened and checked.
     Of(String, Rc<OwnedFd>),
+    /// Those of the child that an earlier step of the plan forks.
+    Child,
 }
 
 /// An effect on the maps of a user namespace.
@@ -43,19 +45,23 @@ impl Whose {
         match self {
             Whose::Own => "self",
             Whose::Of(who, _) => who,
+            Whose::Child => "CHILD",
         }
     }
 
-    fn write(&self, file: &str, text: &str) -> std::result::Result<(), Errno> {
+    fn write(&self, file: &str, text: &str, hands: &Hands) -> std::result::Result<(), Errno> {
         let write = |fd: &OwnedFd| {
             // One write(2): what a first part says is the whole map (W3).
             nix::unistd::write(fd, text.as_bytes()).and_then(|n| if n == text.len() { Ok(()) } else { Err(Errno::EIO) })
         };
+        let below_proc = |who: &str| {
+            let proc = Proc::open().map_err(|_| Errno::ENOENT)?;
+            write(&proc.open_at(&format!("{who}/{file}"), OFlag::O_WRONLY)?)
+        };
         match self {
-            Whose::Own => {
-                write(&Proc::open().map_err(|_| Errno::ENOENT)?.open_at(&format!("self/{file}"), OFlag::O_WRONLY)?)
-            }
+            Whose::Own => below_proc("self"),
             Whose::Of(_, fd) => write(fd),
+            Whose::Child => below_proc(&hands.child.as_ref().ok_or(Errno::ECHILD)?.pid.to_string()),
         }
     }
 }
@@ -79,7 +85,7 @@ impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);
         let (doing, asking) = (effect.clone(), effect.clone());
-        let step = Step::new(effect.act(), effect.detail(), effect.why(), move |_| doing.perform());
+        let step = Step::new(effect.act(), effect.detail(), effect.why(), move |hands| doing.perform(hands));
         step.because(move |errno, facts| asking.because(errno, facts))
     }
 }
@@ -116,10 +122,12 @@ impl Effect {
         }
     }
 
-    fn perform(&self) -> Done {
+    fn perform(&self, hands: &Hands) -> Done {
         match self {
-            Effect::Setgroups(whose, allow) => Ok(whose.write("setgroups", if *allow { "allow" } else { "deny" })?),
-            Effect::Write(whose, kind, map) => Ok(whose.write(kind.map_file(), &map.text())?),
+            Effect::Setgroups(whose, allow) => {
+                Ok(whose.write("setgroups", if *allow { "allow" } else { "deny" }, hands)?)
+            }
+            Effect::Write(whose, kind, map) => Ok(whose.write(kind.map_file(), &map.text(), hands)?),
             Effect::Helper(target, kind, map) => Ok(run_helper(target, *kind, map)?),
         }
     }
@@ -130,6 +138,9 @@ impl Effect {
             // A child that writes its own is a number to us who look.
             Effect::Write(Whose::Own, kind, map) => write_reason(facts.proc, facts.who, true, *kind, map, errno),
             Effect::Write(Whose::Of(who, _), kind, map) => write_reason(facts.proc, who, false, *kind, map, errno),
+            Effect::Write(Whose::Child, kind, map) => {
+                write_reason(facts.proc, &facts.child?.to_string(), false, *kind, map, errno)
+            }
             Effect::Helper(..) => None,
         }
     }

@@ -17,10 +17,10 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::unistd::{chdir, fchdir, pivot_root, symlinkat};
 
-use super::{Done, Facts, Hands, Refusal, Step, ns as namespaces};
+use super::{Done, Facts, Hands, Refusal, Step, USERNS};
 use crate::fail::{Because, Errno, Failure};
 use crate::ns::Kind;
-use crate::proc::{self, CAP_SYS_ADMIN, Proc};
+use crate::proc::{self, CAP_SYS_ADMIN};
 use crate::sys;
 use crate::word::quote;
 
@@ -67,8 +67,6 @@ pub enum Effect {
         attributes: u64,
         /// Whether the mounts below are mapped too.
         recursive: bool,
-        /// Where the tree was copied from.
-        source: Place,
     },
     /// Attach the copy.
     Attach(Place),
@@ -222,8 +220,8 @@ impl Effect {
                 hands.put(TREE, tree);
                 Ok(())
             }
-            Effect::MapTree { attributes, recursive, .. } => {
-                let (tree, userns) = (hands.get(TREE)?, hands.get(namespaces::MADE)?);
+            Effect::MapTree { attributes, recursive } => {
+                let (tree, userns) = (hands.get(TREE)?, hands.get(USERNS)?);
                 Ok(sys::mount_setattr(tree, *recursive, *attributes | sys::MOUNT_ATTR_IDMAP, Some(userns))?)
             }
             Effect::Attach(place) => {
@@ -236,12 +234,12 @@ impl Effect {
 
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
-            Effect::Slave if errno == Errno::EINVAL && namespaces::is_chrooted(facts.proc) => {
+            Effect::Slave if errno == Errno::EINVAL && facts.proc.is_chrooted() => {
                 Some(Because::new("this process is chrooted: its / is not a mount point"))
             }
             Effect::New { fstype: "proc", .. } | Effect::Try("proc", _) if errno == Errno::EPERM => proc_refused(facts),
             Effect::New { fstype: "sysfs", .. } | Effect::Try("sysfs", _) if errno == Errno::EPERM => {
-                namespaces::foreign(Kind::Net, "-n", facts)
+                facts.foreign(Kind::Net, "-n")
             }
             Effect::Slave | Effect::BindRoot(_) | Effect::New { .. } | Effect::Device(..) | Effect::Pivot
                 if errno == Errno::EPERM =>
@@ -251,7 +249,6 @@ impl Effect {
             Effect::BindRoot(_) | Effect::CloneTree(..) | Effect::Attach(_) if errno == Errno::EPERM => {
                 may_not_mount(facts)
             }
-            Effect::MapTree { recursive, source, .. } => map_refused(*recursive, source, errno, facts),
             Effect::Slave
             | Effect::BindRoot(_)
             | Effect::New { .. }
@@ -260,6 +257,7 @@ impl Effect {
             | Effect::Link(..)
             | Effect::Pivot
             | Effect::CloneTree(..)
+            | Effect::MapTree { .. }
             | Effect::Attach(_) => None,
         }
     }
@@ -346,7 +344,7 @@ fn pivot(root: BorrowedFd<'_>) -> Done {
 // ---- why not ----
 
 fn may_not_mount(facts: &Facts<'_>) -> Option<Because> {
-    if let Some(foreign) = namespaces::foreign(Kind::Mnt, "-m", facts) {
+    if let Some(foreign) = facts.foreign(Kind::Mnt, "-m") {
         return Some(foreign);
     }
     let lacks = facts.proc.status(facts.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
@@ -356,7 +354,7 @@ fn may_not_mount(facts: &Facts<'_>) -> Option<Because> {
 /// Why a new proc was refused. mount_too_revealing() in fs/namespace.c: in a
 /// user namespace a fully visible one must be there already.
 fn proc_refused(facts: &Facts<'_>) -> Option<Because> {
-    if let Some(foreign) = namespaces::foreign(Kind::Pid, "-p", facts) {
+    if let Some(foreign) = facts.foreign(Kind::Pid, "-p") {
         return Some(foreign);
     }
     let mounts = facts.proc.mounts(facts.who);
@@ -375,48 +373,4 @@ fn proc_refused(facts: &Facts<'_>) -> Option<Because> {
         "the proc that is visible here is covered at {} by {}: a new one would uncover it",
         cover.point, cover.fstype
     )))
-}
-
-/// Why a tree does not take a map: the mount is judged by a user namespace that
-/// is known to be good, so that the answer is about this mount alone.
-fn map_refused(recursive: bool, source: &Place, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
-    if !matches!(errno, Errno::EINVAL | Errno::EPERM) {
-        return None;
-    }
-    let mounts = facts.proc.mounts("self");
-    let path = std::fs::canonicalize(&source.path).ok()?;
-    let top = mounts.iter().rev().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.len())?;
-    let below =
-        mounts.iter().filter(|m| recursive && m.id != top.id && std::path::Path::new(&m.point).starts_with(&path));
-    let good = Proc::open().ok()?;
-    for mount in std::iter::once(top).chain(below) {
-        let judged = if mount.id == top.id { path.clone() } else { mount.point.clone().into() };
-        let (place, _) = Place::at(judged.as_os_str()).ok()?;
-        let Some(refusal) = judge(&place, &good) else { continue };
-        let (at, fstype) = (quote(&mount.point), &mount.fstype);
-        let idmapped = mount.options.split(',').any(|o| o == "idmapped");
-        let text = if refusal == Errno::EINVAL {
-            format!("{at} is a {fstype} file system, which does not take id maps here")
-        } else if refusal == Errno::EPERM && idmapped {
-            format!("{at} is idmapped already")
-        } else if refusal == Errno::EPERM {
-            format!("{at} ({fstype}) was mounted by a user namespace above ours")
-        } else {
-            return None;
-        };
-        return Some(Because::new(text));
-    }
-    None
-}
-
-/// What a mount says to a map of one id onto itself; None if it takes it.
-fn judge(place: &Place, proc: &Proc) -> Option<Errno> {
-    let own = proc.own();
-    let one = |id: u32| crate::id::Map::new(vec![crate::id::Extent { inside: id, outside: id, count: 1 }]).ok();
-    let maps = crate::id::Both { uid: one(own.uid[1])?, gid: one(own.gid[1])? };
-    let made: Step = namespaces::Effect::ForMaps(maps).into();
-    let mut hands = Hands::new(nix::sys::signal::SigSet::empty());
-    (made.perform)(&mut hands).ok()?;
-    let tree = place.tree(true).ok()?;
-    sys::mount_setattr(tree.as_fd(), false, sys::MOUNT_ATTR_IDMAP, Some(hands.get(namespaces::MADE).ok()?)).err()
 }

@@ -6,12 +6,11 @@ use std::rc::Rc;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use super::{Child, Done, Facts, Hands, Step};
+use super::{Done, Facts, Hands, Step, USERNS};
 use crate::fail::{Because, Errno};
-use crate::id::{self, Both, Map};
+use crate::id;
 use crate::mind;
 use crate::ns::{self, Kind, flag_names, flags};
-use crate::plan::{Plan, Start, fork};
 use crate::proc::{CAP_SYS_ADMIN, Proc};
 use crate::sys;
 use crate::target::{self, Target};
@@ -28,27 +27,18 @@ pub enum Effect {
     IntoPid,
     /// Tell a holder that it has to live at least as long as this process.
     Attach(Rc<Target>),
-    /// Make a user namespace that nobody lives in, for its maps.
-    ForMaps(Both<Map>),
+    /// Keep the user namespace of the child and end the child: it was made for
+    /// its maps, and nobody has to live in it.
+    TakeUser,
     /// Name the machine.
     Hostname(OsString),
 }
-
-/// The name under which `ForMaps` hands its namespace on.
-pub const MADE: &str = "userns";
 
 const CLONE_PARENT: u64 = 0x8000;
 
 fn bits(kinds: &[Kind]) -> CloneFlags {
     // nix has no name for CLONE_NEWTIME.
     CloneFlags::from_bits_retain(i32::try_from(flags(kinds)).unwrap_or(0))
-}
-
-/// The step that creates namespaces around a child, which performs `inner`.
-pub fn clone(kinds: Vec<Kind>, why: &'static str, inner: Plan, proc: &Rc<Proc>) -> Step {
-    let said = if kinds.is_empty() { "fork".to_owned() } else { format!("clone {}", flag_names(&kinds)) };
-    let step = fork(Start { flags: flags(&kinds), said, why }, inner, proc);
-    step.because(move |errno, facts| refused(&kinds, errno, facts))
 }
 
 /// What stands in a dry pipeline for entering a process that was not made.
@@ -61,7 +51,7 @@ impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);
         let (doing, asking) = (effect.clone(), effect.clone());
-        let step = Step::new(effect.act(), effect.detail(), effect.why(), move |hands| doing.perform(hands));
+        let step = Step::new(effect.act(), String::new(), effect.why(), move |hands| doing.perform(hands));
         step.because(move |errno, facts| asking.because(errno, facts))
     }
 }
@@ -74,23 +64,8 @@ impl Effect {
             Effect::JoinFile(_, kind, name) => format!("setns {name} {}", kind.flag_name()),
             Effect::IntoPid => "fork".to_owned(),
             Effect::Attach(target) => format!("attach to holder {}", target.address),
-            Effect::ForMaps(_) => "clone CLONE_NEWUSER".to_owned(),
+            Effect::TakeUser => "open /proc/CHILD/ns/user".to_owned(),
             Effect::Hostname(name) => format!("sethostname {}", crate::word::quote(name)),
-        }
-    }
-
-    fn detail(&self) -> String {
-        match self {
-            Effect::ForMaps(maps) => {
-                let text = |map: &Map| map.text().trim_end().replace('\n', ", ");
-                format!("with uid_map '{}' and gid_map '{}'", text(&maps.uid), text(&maps.gid))
-            }
-            Effect::Unshare(_)
-            | Effect::Join(..)
-            | Effect::JoinFile(..)
-            | Effect::IntoPid
-            | Effect::Attach(_)
-            | Effect::Hostname(_) => String::new(),
         }
     }
 
@@ -107,7 +82,7 @@ impl Effect {
                 "a process keeps its pid namespace for life; only its children are born in the one just entered"
             }
             Effect::Attach(_) => "the namespaces go with the last one who is attached, however he ends",
-            Effect::ForMaps(_) => "the kernel takes the map of a mount from a user namespace; nobody has to live in it",
+            Effect::TakeUser => "the kernel takes the map of a mount from a user namespace; nobody has to live in it",
             Effect::Hostname(_) => "a new uts namespace begins with a copy of the old name",
         }
     }
@@ -124,8 +99,11 @@ impl Effect {
                 Err(Errno::ESRCH) => Err(Errno::ESRCH.into()),
                 Ok(()) | Err(_) => Ok(()),
             },
-            Effect::ForMaps(maps) => {
-                hands.put(MADE, for_maps(maps)?);
+            Effect::TakeUser => {
+                let child = hands.child.take().ok_or(Errno::ECHILD)?;
+                let made = Proc::open()?.ns(&child.pid.to_string(), Kind::User);
+                mind::end(&child);
+                hands.put(USERNS, made?);
                 Ok(())
             }
             Effect::Hostname(name) => Ok(nix::unistd::sethostname(name)?),
@@ -135,10 +113,9 @@ impl Effect {
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
             Effect::Unshare(kinds) => refused(kinds, errno, facts),
-            Effect::ForMaps(_) => refused(&[Kind::User], errno, facts),
             Effect::Join(target, kinds) => join_refused(target, kinds, errno, facts),
-            Effect::Hostname(_) => foreign(Kind::Uts, "-u", facts).filter(|_| errno == Errno::EPERM),
-            Effect::IntoPid | Effect::Attach(_) | Effect::JoinFile(..) => None,
+            Effect::Hostname(_) => facts.foreign(Kind::Uts, "-u").filter(|_| errno == Errno::EPERM),
+            Effect::IntoPid | Effect::Attach(_) | Effect::TakeUser | Effect::JoinFile(..) => None,
         }
     }
 }
@@ -157,39 +134,10 @@ fn into_pid(hands: &mut Hands) -> Done {
     }
 }
 
-/// A user namespace with `maps`, made by a child that is gone again.
-fn for_maps(maps: &Both<Map>) -> Result<OwnedFd, super::Refusal> {
-    let proc = Proc::open()?;
-    let sys::Fork::Parent(pid, fd) = sys::fork(Kind::User.flag())? else {
-        // Killed by the parent, or with it.
-        let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
-        loop {
-            nix::unistd::pause();
-        }
-    };
-    let child = Child { pid, fd };
-    let made = write_both(&proc, pid, maps).and_then(|()| Ok(proc.ns(&pid.to_string(), Kind::User)?));
-    mind::end(&child);
-    made
-}
-
-fn write_both(proc: &Proc, pid: i32, maps: &Both<Map>) -> Done {
-    for kind in id::Kind::BOTH {
-        let path = format!("{pid}/{}", kind.map_file());
-        let fd = proc.open_at(&path, nix::fcntl::OFlag::O_WRONLY)?;
-        let map = maps.of(kind);
-        nix::unistd::write(&fd, map.text().as_bytes()).map_err(|errno| {
-            let because = super::map::write_reason(proc, &pid.to_string(), false, kind, map, errno);
-            crate::fail::Failure::os(format!("write /proc/{path}"), errno).because(because)
-        })?;
-    }
-    Ok(())
-}
-
 // ---- why not ----
 
 /// Why namespaces of `kinds` were not created.
-fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
     let proc = facts.proc;
     if errno == Errno::ENOSPC {
         return limit(proc, kinds);
@@ -220,7 +168,7 @@ fn user_refused(proc: &Proc) -> Option<Because> {
             return Some(Because::new(format!("{rule} ({setting} is {value})")).remedy(cure));
         }
     }
-    if is_chrooted(proc) {
+    if proc.is_chrooted() {
         return said("this process is chrooted, and a user namespace would let it out: pivot_root(2) instead".into());
     }
     let own = proc.own();
@@ -231,13 +179,6 @@ fn user_refused(proc: &Proc) -> Option<Because> {
         }
     }
     None
-}
-
-/// Whether the root directory is other than that of the mount namespace. The
-/// kernel compares the two; from here it shows by `/` being no mount point.
-pub fn is_chrooted(proc: &Proc) -> bool {
-    let mounts = proc.mounts("self");
-    !mounts.is_empty() && !mounts.iter().any(|m| m.point == "/")
 }
 
 /// Which limit of user.max_*_namespaces (namespaces(7)) has been reached.
@@ -284,21 +225,6 @@ fn depth(proc: &Proc) -> u32 {
         at = Some(parent);
     }
     depth
-}
-
-/// Whether our namespace of `kind` belongs to another user namespace than the
-/// one we are in, so that no capability of ours is worth anything over it.
-pub fn foreign(kind: Kind, option: &str, facts: &Facts<'_>) -> Option<Because> {
-    let ns = facts.proc.ns(facts.who, kind).ok()?;
-    let user = facts.proc.ns_id(facts.who, Kind::User)?;
-    let owner = sys::ns_owner(ns.as_fd()).ok().and_then(|o| nix::sys::stat::fstat(o).ok()).map(|s| s.st_ino);
-    if owner == Some(user) {
-        return None;
-    }
-    let kind = kind.link();
-    Some(Because::new(format!(
-        "the {kind} namespace belongs to another user namespace: create it along with ours (ns-new {option})"
-    )))
 }
 
 fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Because> {

@@ -3,16 +3,19 @@
 //! A map is INSIDE:OUTSIDE:COUNT here too: INSIDE is the id on disk, OUTSIDE
 //! the one seen through the mount.
 
+mod judge;
+
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Failure, Result};
 use common::id::{Both, Extent, Kind as IdKind, Map, parse_operand};
-use common::plan::Plan;
-use common::step::{
-    mount::{self, Place},
-    ns,
-};
+use common::ns::Kind;
+use common::plan::{Plan, clone};
+use common::proc::Proc;
+use common::step::mount::{self, Place};
+use common::step::{Facts, Step, end, map, ns};
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID};
 use common::tool::{Outcome, run};
 use common::word::quote;
@@ -62,10 +65,28 @@ fn decide(args: &Args) -> Result<Outcome> {
     let recursive = args.flag("recursive");
     let bit = |option: &str, bit: u64| if args.flag(option) { 0 } else { bit };
     let attributes = bit("suid", MOUNT_ATTR_NOSUID) | bit("dev", MOUNT_ATTR_NODEV);
+    let proc = Rc::new(Proc::open()?);
     let mut plan = Plan::default();
-    plan.push(ns::Effect::ForMaps(maps));
+    user_namespace(&maps, &proc, &mut plan);
     plan.push(mount::Effect::CloneTree(source.clone(), recursive));
-    plan.push(mount::Effect::MapTree { attributes, recursive, source });
+    let why = move |errno, _: &Facts<'_>| judge::refused(&source, recursive, errno, &proc);
+    plan.push(Step::from(mount::Effect::MapTree { attributes, recursive }).because(why));
     plan.push(mount::Effect::Attach(target));
     Ok(Outcome::Plan(plan))
+}
+
+/// The steps that make a user namespace which has these maps and nobody in it.
+fn user_namespace(maps: &Both<Map>, proc: &Rc<Proc>, plan: &mut Plan) {
+    let mut child = Plan::default();
+    child.push(end::Effect::Wait);
+    plan.push(clone(
+        vec![Kind::User],
+        "the maps of a user namespace are what shifts the owners of a mount",
+        child,
+        proc,
+    ));
+    for kind in IdKind::BOTH {
+        plan.push(map::Effect::Write(map::Whose::Child, kind, maps.of(kind).clone()));
+    }
+    plan.push(ns::Effect::TakeUser);
 }
