@@ -74,7 +74,7 @@ fn process(proc: &Proc, target: &Target) -> Result<String> {
     let status = proc.status(&who).unwrap_or_default();
     let mut text = format!("process {} ({})\n", target.address, status.name);
     // Writing to a String cannot fail, here and below.
-    let _ = writeln!(text, "  user here    {}", user_name(status.uid[1]));
+    let _ = writeln!(text, "  run by       {}", user_name(status.uid[1]));
     if status.pids.len() > 1 {
         let inside: Vec<String> = status.pids.iter().skip(1).map(u32::to_string).collect();
         let _ = writeln!(text, "  pid inside   {}", inside.join(", then "));

@@ -130,7 +130,9 @@ fn allocate(args: &Args) -> Result<Outcome> {
         .ok_or_else(|| CLI.usage("ids go from 0 to 4294967294, and N is at least 1"))?;
     let proc = Proc::open()?;
     // The lock leaves files in /etc for a moment, so a dry run does without.
-    let locked = if args.dry() { None } else { Some(Locked::take(&proc)?) };
+    let start_words = start.map_or_else(String::new, |s| format!(" --start {s}"));
+    let again = format!("sudo subid-alloc {}{start_words} --count {count}", owner.name);
+    let locked = if args.dry() { None } else { Some(Locked::take(&proc, &again)?) };
     let change = file::Change::new(locked);
     let mut plan = Plan::default();
     let mut said = String::new();

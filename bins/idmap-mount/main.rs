@@ -53,6 +53,19 @@ fn decide(args: &Args) -> Result<Outcome> {
             extents.of_mut(kind).push(extent);
         }
     }
+    if words.is_empty() {
+        return Err(CLI.usage("which map? [u:|g:|b:]ON-DISK:SEEN:COUNT"));
+    }
+    for (here, there, advice) in
+        [(IdKind::Uid, IdKind::Gid, ("u:", "groups", "g:")), (IdKind::Gid, IdKind::Uid, ("g:", "users", "u:"))]
+    {
+        if extents.of(there).is_empty() && !extents.of(here).is_empty() {
+            let (alone, ids, other) = advice;
+            return Err(Failure::usage(format!(
+                "{alone} alone leaves the {ids} without a map, which the kernel refuses: add a {other} map, or use b:"
+            )));
+        }
+    }
     let lawful = |kind: IdKind| {
         Map::new(extents.of(kind).clone()).map_err(|e| Failure::usage(format!("{} map: {e}", kind.word())))
     };
@@ -86,7 +99,7 @@ fn user_namespace(maps: &Both<Map>, proc: &Rc<Proc>, plan: &mut Plan) {
         proc,
     ));
     for kind in IdKind::BOTH {
-        plan.push(map::Effect::Write(map::Whose::Child, kind, maps.of(kind).clone()));
+        plan.push(map::Effect::Write(map::Whose::Promised("CHILD"), kind, maps.of(kind).clone()));
     }
     plan.push(ns::Effect::TakeUser);
 }

@@ -80,12 +80,9 @@ fn decide(args: &Args, gained: bool) -> Result<Outcome> {
         Some(address) => Some(Rc::new(Target::open(&proc, address)?)),
         None => None,
     };
-    if let Some(target) = &target {
-        if gained && !args.dry() {
-            privileged::write(target, &maps, setgroups)?;
-        } else {
-            write(&proc, target, maps, setgroups, &mut plan)?;
-        }
+    match &target {
+        Some(target) if gained && !args.dry() => privileged::write(target, &maps, setgroups)?,
+        _ => write(&proc, target.as_ref(), maps, setgroups, &mut plan)?,
     }
     plan.dry = target.is_none();
     if Operand::parse(word)? == Operand::Stream {
@@ -132,27 +129,37 @@ fn of_words(args: &Args, proc: &Proc) -> Result<Both<Map>> {
 
 // ---- how they are written ----
 
-fn write(proc: &Proc, target: &Rc<Target>, maps: Both<Map>, setgroups: Option<bool>, plan: &mut Plan) -> Result<()> {
+/// `target` is None in a dry pipeline, where no process was made.
+fn write(
+    proc: &Proc,
+    target: Option<&Rc<Target>>,
+    maps: Both<Map>,
+    setgroups: Option<bool>,
+    plan: &mut Plan,
+) -> Result<()> {
     let own = proc.own();
     let me = Both { uid: own.uid[1], gid: own.gid[1] };
     let single = |kind: Kind| matches!(maps.of(kind).extents(), [e] if e.count == 1 && e.outside == *me.of(kind));
     let can = |kind: Kind| own.can(if kind == Kind::Uid { CAP_SETUID } else { CAP_SETGID });
-    let direct = |kind: Kind| single(kind) || can(kind);
     // Without a grant, dropping groups must not be possible: it would undo
     // permissions that deny something to a group (CVE-2014-8989).
     let deny = setgroups.map_or(single(Kind::Gid) && !can(Kind::Gid), |allow| !allow);
+    let open = |file: &str| match target {
+        Some(target) => map::open(proc, target, file),
+        None => Ok(map::Whose::Promised("?")),
+    };
     // Everything is opened and checked before the first byte is written: a
     // namespace with one map is good for nothing but throwing away.
     let mut steps = Vec::new();
     if deny || setgroups.is_some() {
-        steps.push(map::Effect::Setgroups(map::open(proc, target, "setgroups")?, !deny));
+        steps.push(map::Effect::Setgroups(open("setgroups")?, !deny));
     }
     for kind in Kind::BOTH {
         let map = maps.of(kind).clone();
-        steps.push(if direct(kind) {
-            map::Effect::Write(map::open(proc, target, kind.map_file())?, kind, map)
+        steps.push(if single(kind) || can(kind) {
+            map::Effect::Write(open(kind.map_file())?, kind, map)
         } else {
-            map::Effect::Helper(target.clone(), kind, map)
+            map::Effect::Helper(target.cloned(), kind, map)
         });
     }
     steps.into_iter().for_each(|step| plan.push(step));

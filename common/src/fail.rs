@@ -117,7 +117,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.what)?;
         if let Some(errno) = self.errno {
-            write!(f, ": {} ({errno:?})", errno.desc())?;
+            // strerror(3), of which std appends the number to the text.
+            let text = std::io::Error::from_raw_os_error(errno as i32).to_string();
+            write!(f, ": {} ({errno:?})", text.split(" (os error").next().unwrap_or_default())?;
         }
         if let Some(because) = &self.because {
             write!(f, "\n  because: {}", because.text)?;

@@ -22,7 +22,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{getpid, setsid, write};
+use nix::unistd::{chdir, getpid, setsid, write};
 
 use crate::proc::Proc;
 use crate::sys;
@@ -247,6 +247,8 @@ pub fn hold(life: &Life) -> ! {
 fn keep(life: &Life) -> Result<()> {
     // Out of the terminal's reach: Ctrl-C and Ctrl-Z are for the program.
     let _ = setsid();
+    // Nor does it keep a directory from being unmounted.
+    chdir("/")?;
     let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
     // First out of the way of the numbers that are about to be taken.
     let high = |fd: &OwnedFd| sys::dup_above(fd.as_raw_fd(), 16);

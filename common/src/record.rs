@@ -168,6 +168,17 @@ impl Stream {
         Kind::BOTH.iter().any(|kind| !self.extents(*kind).is_empty())
     }
 
+    /// The stream as a dry run writes it: `?` in place of an address.
+    #[must_use]
+    pub fn dry(mut self) -> Stream {
+        for record in &mut self.records {
+            if let Record::Pid(at, _) = record {
+                *at = None;
+            }
+        }
+        self
+    }
+
     /// The stream without its extents: they have been used.
     #[must_use]
     pub fn consume_extents(mut self) -> Stream {

@@ -199,13 +199,18 @@ pub struct Locked {
 }
 
 impl Locked {
-    /// Locks /etc/.pwd.lock, then each file's own lock.
+    /// Locks /etc/.pwd.lock, then each file's own lock. `again` is the command
+    /// with which root does what is about to be done.
     ///
     /// # Errors
     /// EACCES: not root; EAGAIN, EEXIST: a living process has one of them.
-    pub fn take(proc: &Proc) -> Result<Locked> {
+    pub fn take(proc: &Proc, again: &str) -> Result<Locked> {
         let path = "/etc/.pwd.lock";
-        let said = |e| Failure::os(format!("lock {path}"), e);
+        let said = |e| {
+            let root = proc.own().uid[1] == 0;
+            let because = (e == Errno::EACCES && !root).then(|| Because::new("only root can change who has which ids"));
+            Failure::os(format!("lock {path}"), e).because(because.map(|b| b.remedy(again.to_owned())))
+        };
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC;
         let fd = open(path, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(said)?;
         // lckpwdf(3) takes a POSIX record lock; one of an open file

@@ -89,7 +89,7 @@ impl Effect {
 
     fn dry(&self) -> Vec<u8> {
         match self {
-            Effect::Say(stream) => stream.bytes(),
+            Effect::Say(stream) => stream.clone().dry().bytes(),
             Effect::SayChild { record: true } => Stream { records: vec![Record::Pid(None, true)] }.bytes(),
             Effect::SayChild { record: false } => b"?\n".to_vec(),
             Effect::Linger(_)

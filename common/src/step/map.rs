@@ -26,8 +26,9 @@ pub enum Whose {
     Own,
     /// Those of another process: its number, and the file, opened and checked.
     Of(String, Rc<OwnedFd>),
-    /// Those of the child that an earlier step of the plan forks.
-    Child,
+    /// Those of the child that an earlier step of the plan forks, under the
+    /// name that plans print: `CHILD`, or `?` where no process is made at all.
+    Promised(&'static str),
 }
 
 /// An effect on the maps of a user namespace.
@@ -36,8 +37,8 @@ pub enum Effect {
     Setgroups(Whose, bool),
     /// Write a whole map.
     Write(Whose, Kind, Map),
-    /// Have newuidmap(1) or newgidmap(1) write it.
-    Helper(Rc<Target>, Kind, Map),
+    /// Have newuidmap(1) or newgidmap(1) write it; no target in a dry pipeline.
+    Helper(Option<Rc<Target>>, Kind, Map),
 }
 
 impl Whose {
@@ -45,7 +46,7 @@ impl Whose {
         match self {
             Whose::Own => "self",
             Whose::Of(who, _) => who,
-            Whose::Child => "CHILD",
+            Whose::Promised(name) => name,
         }
     }
 
@@ -61,7 +62,7 @@ impl Whose {
         match self {
             Whose::Own => below_proc("self"),
             Whose::Of(_, fd) => write(fd),
-            Whose::Child => below_proc(&hands.child.as_ref().ok_or(Errno::ECHILD)?.pid.to_string()),
+            Whose::Promised(_) => below_proc(&hands.child.as_ref().ok_or(Errno::ECHILD)?.pid.to_string()),
         }
     }
 }
@@ -95,7 +96,10 @@ impl Effect {
         match self {
             Effect::Setgroups(whose, _) => format!("write /proc/{}/setgroups", whose.who()),
             Effect::Write(whose, kind, _) => format!("write /proc/{}/{}", whose.who(), kind.map_file()),
-            Effect::Helper(target, kind, map) => format!("run {}", helper_words(*kind, target.pid, map).join(" ")),
+            Effect::Helper(target, kind, map) => {
+                let pid = target.as_ref().map_or_else(|| "?".to_owned(), |t| t.who());
+                format!("run {}", helper_words(*kind, pid, map).join(" "))
+            }
         }
     }
 
@@ -128,7 +132,7 @@ impl Effect {
                 Ok(whose.write("setgroups", if *allow { "allow" } else { "deny" }, hands)?)
             }
             Effect::Write(whose, kind, map) => Ok(whose.write(kind.map_file(), &map.text(), hands)?),
-            Effect::Helper(target, kind, map) => Ok(run_helper(target, *kind, map)?),
+            Effect::Helper(target, kind, map) => Ok(run_helper(target.as_ref().ok_or(Errno::ESRCH)?, *kind, map)?),
         }
     }
 
@@ -138,7 +142,7 @@ impl Effect {
             // A child that writes its own is a number to us who look.
             Effect::Write(Whose::Own, kind, map) => write_reason(facts.proc, facts.who, true, *kind, map, errno),
             Effect::Write(Whose::Of(who, _), kind, map) => write_reason(facts.proc, who, false, *kind, map, errno),
-            Effect::Write(Whose::Child, kind, map) => {
+            Effect::Write(Whose::Promised(_), kind, map) => {
                 write_reason(facts.proc, &facts.child?.to_string(), false, *kind, map, errno)
             }
             Effect::Helper(..) => None,
@@ -234,14 +238,14 @@ fn helper_name(kind: Kind) -> &'static str {
     }
 }
 
-fn helper_words(kind: Kind, pid: i32, map: &Map) -> Vec<String> {
-    let mut words = vec![helper_name(kind).to_owned(), pid.to_string()];
+fn helper_words(kind: Kind, pid: String, map: &Map) -> Vec<String> {
+    let mut words = vec![helper_name(kind).to_owned(), pid];
     words.extend(map.extents().iter().flat_map(|e| [e.inside.to_string(), e.outside.to_string(), e.count.to_string()]));
     words
 }
 
 fn run_helper(target: &Target, kind: Kind, map: &Map) -> std::result::Result<(), Failure> {
-    let words = helper_words(kind, target.pid, map);
+    let words = helper_words(kind, target.who(), map);
     let act = format!("run {}", words.join(" "));
     let Some(program) = helper::find(helper_name(kind)) else {
         let because = Because::new(format!(
