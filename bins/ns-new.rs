@@ -82,7 +82,7 @@ fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
     }
     if args.piped() && !target::has_reader() {
         let advice = Because::new("the namespaces live as long as the reader of a pipe, and this is none")
-            .remedy("t=$(ns-new -a --detach --with $$)");
+            .remedy(detached(&kinds, proc));
         return Err(Failure::usage("standard output is not a pipe").because(Some(advice)));
     }
     let life = if args.piped() { Life::of_this_process() } else { Life::of(with(args)?) };
@@ -91,7 +91,8 @@ fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
     if kinds.contains(&Kind::Mnt) {
         inner.push(mount::Effect::Slave);
     }
-    inner.push(end::Effect::Hold(life));
+    inner.push(end::Effect::Hold(life.clone()));
+    let other_way = detached(&kinds, proc);
     let mut plan = Plan::default();
     plan.push(clone(
         kinds,
@@ -101,9 +102,24 @@ fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
     ));
     plan.push(end::Effect::SayChild { record: args.piped() });
     if args.piped() {
-        plan.push(end::Effect::LingerOverChild);
+        let note = format!(
+            "ns-new: nobody has entered yet, and this waits for the reader of its records; without one: {other_way}\n"
+        );
+        plan.push(end::Effect::LingerOverChild(life, note));
     }
     Ok(Outcome::Plan(plan))
+}
+
+/// The command that keeps namespaces of `kinds` without a pipe, in the words of
+/// the shell that started us.
+fn detached(kinds: &[Kind], proc: &Proc) -> String {
+    let letter = |kind: &Kind| CLI.options.iter().find(|o| o.long == kind.option()).map_or("", |o| o.short);
+    let all = kinds.len() == Kind::ALL.len();
+    let letters = if all { "a".to_owned() } else { kinds.iter().map(letter).collect::<String>() };
+    match proc.parent_name().as_str() {
+        "fish" => format!("set t (ns-new -{letters} --detach --with $fish_pid)"),
+        _ => format!("t=$(ns-new -{letters} --detach --with $$)"),
+    }
 }
 
 /// The process that a detached holder ends with.

@@ -166,19 +166,57 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<O
 // ---- a stage of a pipeline ----
 
 /// Stays until the reader of standard output has gone, or `other` has (the
-/// holder, its pidfd). SIGINT and SIGQUIT are for the program at the end of
-/// the pipeline, which may catch them: they do not end us.
+/// holder, its pidfd).
 ///
 /// # Errors
 /// Those of poll(2).
 pub fn linger(mask: &SigSet, other: Option<BorrowedFd<'_>>) -> Result<()> {
-    sys::ignore_signal(Signal::SIGINT as c_int);
-    sys::ignore_signal(Signal::SIGQUIT as c_int);
-    mask.thread_set_mask()?;
+    be_patient(mask)?;
     // No event asked for: POLLERR and POLLHUP come all the same.
     let mut fds = vec![(sys::lend(1), PollFlags::empty())];
     fds.extend(other.map(|fd| (fd, PollFlags::POLLIN)));
     wait_for(&fds, None).map(drop)
+}
+
+/// How long nobody has to have attached before the user is told, in
+/// milliseconds.
+const PATIENCE: u16 = 2000;
+
+/// Stays as `linger` does, over a holder that is this process's child, and then
+/// ends it. Where nobody has attached after two seconds, nobody may ever:
+/// `$(...)` and `| while read` wait for us to end, as we wait for them. Then
+/// `note` is told, once.
+///
+/// # Errors
+/// Those of poll(2).
+pub fn linger_over(mask: &SigSet, child: &Child, life: &Life, note: &str) -> Result<()> {
+    let over = wait_over(mask, child, life, note);
+    end(child);
+    over
+}
+
+fn wait_over(mask: &SigSet, child: &Child, life: &Life, note: &str) -> Result<()> {
+    if let Some(parent) = &life.parent {
+        be_patient(mask)?;
+        let gone = [(sys::lend(1), PollFlags::empty()), (child.fd.as_fd(), PollFlags::POLLIN)];
+        let fds = [gone[0], gone[1], (parent.as_fd(), PollFlags::POLLIN)];
+        let ready = wait_for(&fds, Some(PATIENCE))?;
+        if ready[0] || ready[1] {
+            return Ok(());
+        }
+        if !ready[2] {
+            tell(note);
+        }
+    }
+    linger(mask, Some(child.fd.as_fd()))
+}
+
+/// SIGINT and SIGQUIT are for the program at the end of the pipeline, which may
+/// catch them: they do not end us.
+fn be_patient(mask: &SigSet) -> Result<()> {
+    sys::ignore_signal(Signal::SIGINT as c_int);
+    sys::ignore_signal(Signal::SIGQUIT as c_int);
+    mask.thread_set_mask()
 }
 
 /// Ends a child and waits until nothing of it is left: with a pid namespace
@@ -203,7 +241,7 @@ pub struct Life {
     /// The two ends of the holder's door: its own, and that which enterers take.
     door: (OwnedFd, OwnedFd),
     /// What the parent keeps open as long as it lives, if it is for the parent.
-    _parent: Option<OwnedFd>,
+    parent: Option<OwnedFd>,
 }
 
 impl Life {
@@ -213,7 +251,7 @@ impl Life {
     /// Those of socketpair(2).
     pub fn of_this_process() -> Result<Life> {
         let (parent, until) = pair()?;
-        Ok(Life { until, door: pair()?, _parent: Some(parent) })
+        Ok(Life { until, door: pair()?, parent: Some(parent) })
     }
 
     /// A holder that lives as long as process `pid`.
@@ -221,7 +259,7 @@ impl Life {
     /// # Errors
     /// ESRCH: there is none.
     pub fn of(pid: i32) -> Result<Life> {
-        Ok(Life { until: sys::pidfd_open(pid)?, door: pair()?, _parent: None })
+        Ok(Life { until: sys::pidfd_open(pid)?, door: pair()?, parent: None })
     }
 }
 
@@ -232,6 +270,10 @@ impl Life {
 pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
 }
+
+/// How long a holder stays when the last one has left, in milliseconds: of two
+/// enterers on one stream (tee(1)) one may be done before the other has begun.
+const GRACE: u16 = 200;
 
 /// Holds the namespaces of this process until its life is over or, once
 /// somebody has attached, until the last of those has gone. Closes everything
@@ -267,14 +309,13 @@ fn keep(life: &Life) -> Result<()> {
     std::mem::forget(signals);
     let signals = sys::lend(DOOR + 3);
     let mut attached: Vec<OwnedFd> = Vec::new();
+    // Unlimited until somebody has been attached and nobody is any more.
+    let mut limit = None;
     loop {
         let mut fds = vec![(until, PollFlags::POLLIN), (door, PollFlags::POLLIN), (signals, PollFlags::POLLIN)];
         fds.extend(attached.iter().map(|fd| (fd.as_fd(), PollFlags::POLLIN)));
-        let ready = wait_for(&fds, None)?;
-        if ready[0] {
-            return Ok(());
-        }
-        if ready[2] && ends_holder(signals)? {
+        let ready = wait_for(&fds, limit)?;
+        if ready[0] || (ready[2] && ends_holder(signals)?) || (limit.is_some() && !ready[1] && !ready[2]) {
             return Ok(());
         }
         let had = !attached.is_empty();
@@ -286,8 +327,11 @@ fn keep(life: &Life) -> Result<()> {
                 Err(Errno::EAGAIN | Errno::EINTR) => {}
                 Err(e) => return Err(e),
             }
-        } else if had && attached.is_empty() {
-            return Ok(());
+            // The parent, if we live for it, need not tell its user anything.
+            let _ = write(until, b"+");
+        }
+        if had || limit.is_some() {
+            limit = attached.is_empty().then_some(GRACE);
         }
     }
 }

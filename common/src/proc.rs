@@ -185,6 +185,11 @@ impl Proc {
         self.status(who).map(|s| s.name).unwrap_or_default()
     }
 
+    /// The name of the program that started this one: in a pipeline, the shell.
+    pub fn parent_name(&self) -> String {
+        self.name(&nix::unistd::getppid().to_string())
+    }
+
     /// `open`, as a path of another process could be: for O_PATH directories.
     ///
     /// # Errors

@@ -32,8 +32,9 @@ pub enum Effect {
     },
     /// Stay as long as the reader, or as the holder that the records name.
     Linger(Option<Rc<Target>>),
-    /// Stay as long as the reader, then end the holder that is our child.
-    LingerOverChild,
+    /// Stay as long as the reader, then end the holder that is our child; the
+    /// note is for a user whose shell waits for us.
+    LingerOverChild(Rc<Life>, String),
     /// Hold the namespaces of this process.
     Hold(Rc<Life>),
     /// Wait to be ended by the parent, or with it.
@@ -67,7 +68,7 @@ impl Effect {
             Effect::Answer(_) => "print what was granted".into(),
             Effect::SayChild { record: true } => "write the record of the holder to standard output".into(),
             Effect::SayChild { record: false } => "write the address of the holder to standard output".into(),
-            Effect::Linger(_) | Effect::LingerOverChild => "stay as long as the reader of standard output".into(),
+            Effect::Linger(_) | Effect::LingerOverChild(..) => "stay as long as the reader of standard output".into(),
             Effect::Hold(_) => "hold the namespaces".into(),
             Effect::Wait => "wait to be ended".into(),
             Effect::Tend(..) => "wait for the program".into(),
@@ -79,7 +80,7 @@ impl Effect {
         match self {
             Effect::Say(_) | Effect::SayChild { .. } => "the next stage reads it",
             Effect::Linger(_) => "the stages before us live as long as we do",
-            Effect::LingerOverChild => "the holder lives as long as we do, and with it the namespaces",
+            Effect::LingerOverChild(..) => "the holder lives as long as we do, and with it the namespaces",
             Effect::Hold(_) => "namespaces are gone with their last process, and a pid namespace with its first",
             Effect::Wait => "a namespace is gone with its last process",
             Effect::Tend(..) => "signals go in, the exit status comes out",
@@ -93,7 +94,7 @@ impl Effect {
             Effect::SayChild { record: true } => Stream { records: vec![Record::Pid(None, true)] }.bytes(),
             Effect::SayChild { record: false } => b"?\n".to_vec(),
             Effect::Linger(_)
-            | Effect::LingerOverChild
+            | Effect::LingerOverChild(..)
             | Effect::Hold(_)
             | Effect::Wait
             | Effect::Tend(..)
@@ -115,11 +116,9 @@ impl Effect {
             Effect::Linger(_) if !mind::is_pipe(1) => Ok(()),
             Effect::Linger(None) => Ok(()),
             Effect::Linger(Some(holder)) => Ok(mind::linger(&hands.mask, Some(holder.fd.as_fd()))?),
-            Effect::LingerOverChild => {
+            Effect::LingerOverChild(life, note) => {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
-                let over = mind::linger(&hands.mask, Some(child.fd.as_fd()));
-                mind::end(&child);
-                Ok(over?)
+                Ok(mind::linger_over(&hands.mask, &child, life, note)?)
             }
             Effect::Hold(life) => mind::hold(life),
             Effect::Wait => wait(hands),
@@ -141,7 +140,7 @@ impl Effect {
             | Effect::Answer(_)
             | Effect::SayChild { .. }
             | Effect::Linger(_)
-            | Effect::LingerOverChild
+            | Effect::LingerOverChild(..)
             | Effect::Hold(_)
             | Effect::Wait
             | Effect::Tend(..) => None,
