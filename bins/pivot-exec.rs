@@ -8,7 +8,7 @@ use std::os::fd::RawFd;
 use std::process::ExitCode;
 
 use common::cli::{Args, Cli, Operands, Opt};
-use common::fail::{Errno, Failure, Result};
+use common::fail::{Errno, Result};
 use common::id::Kind as IdKind;
 use common::ns::Kind;
 use common::plan::Plan;
@@ -21,7 +21,6 @@ use common::step::{
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use common::target;
 use common::tool::{Outcome, run};
-use common::word::quote;
 
 const CLI: Cli = Cli {
     name: "pivot-exec",
@@ -66,7 +65,7 @@ fn decide(args: &Args) -> Result<Outcome> {
     }
     let (place, is_directory) = Place::at(root)?;
     if !is_directory {
-        return Err(Failure::os(format!("open {}", quote(root)), Errno::ENOTDIR));
+        return Err(mount::not_opened(root, Errno::ENOTDIR));
     }
     let mut plan = Plan::default();
     if !args.flag("shared") {

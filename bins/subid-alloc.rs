@@ -16,7 +16,7 @@ use common::preset::{self, Me, Preset, guard_root, maps};
 use common::proc::Proc;
 use common::record::{Record, Stream};
 use common::step::{end, file};
-use common::subid::{Locked, POOL, Table, granted};
+use common::subid::{Locked, POOL, Table, granted, not_free};
 use common::target::{Target, read_stream};
 use common::tool::{Outcome, run};
 use common::user::{self, User};
@@ -145,6 +145,10 @@ fn allocate(args: &Args) -> Result<Outcome> {
         Some(_) => range,
         None => free(&tables, range.count, &owner)?,
     };
+    if let Some(why) = start.and_then(|_| not_free(place, &owner)) {
+        let act = format!("grant {place} to {owner}: it is not free");
+        return Err(Failure::refused(act).because(Some(Because::new(why))));
+    }
     for (kind, table) in &tables {
         let has: Vec<Range> = table.of(&owner);
         let kept = match start {
@@ -152,12 +156,6 @@ fn allocate(args: &Args) -> Result<Outcome> {
             None => has.iter().find(|r| r.count >= range.count),
         };
         if kept.is_none() {
-            if let Some(other) = taken(table, place, &owner) {
-                let because = Because::new(format!("{} has {}", kind.grant_file(), other));
-                return Err(
-                    Failure::refused(format!("grant {place} to {owner}: it is not free")).because(Some(because))
-                );
-            }
             let path = PathBuf::from(kind.grant_file());
             plan.push(file::Effect::Prepare(change.clone(), path.clone(), table.with(&owner.name, place)));
             files.push(path);
@@ -172,26 +170,16 @@ fn allocate(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Plan(plan))
 }
 
-/// The first place that is free in both files.
+/// One place for both files: what the owner has in one of them, if that is
+/// free in the other, else the first that is free in both.
 fn free(tables: &[(Kind, Table); 2], count: u32, owner: &User) -> Result<Range> {
     let enough = |table: &Table| table.of(owner).into_iter().find(|r| r.count >= count);
-    if let (Some(uid), Some(_)) = (enough(&tables[0].1), enough(&tables[1].1)) {
-        return Ok(uid);
+    let has = tables.iter().find_map(|(_, table)| enough(table)).map(|r| Range { count, ..r });
+    if let Some(range) = has.filter(|range| not_free(*range, owner).is_none()) {
+        return Ok(range);
     }
     let align = if count >= 65536 { 65536 } else { 1 };
     let others = tables[1].1.taken();
-    tables[0]
-        .1
-        .gap(POOL, count, align, &others)
-        .ok_or_else(|| Failure::refused(format!("no {count} ids are free in {POOL}")))
-}
-
-/// A line of somebody else that may be read as having one of `range`.
-fn taken(table: &Table, range: Range, owner: &User) -> Option<String> {
-    let uid = owner.uid.to_string();
-    let others = table.grants().filter(|g| g.owner != owner.name && g.owner != uid);
-    others
-        .filter(|g| g.range.common(range).is_some())
-        .map(|g| format!("{}:{}:{}", g.owner, g.range.first, g.range.count))
-        .next()
+    let found = tables[0].1.gap(POOL, count, align, &others);
+    found.ok_or_else(|| Failure::refused(format!("no {count} ids are free in {POOL}")))
 }

@@ -27,11 +27,19 @@ pub(crate) fn refused(source: &Place, recursive: bool, errno: Errno, proc: &Rc<P
 }
 
 fn reason(mount: &Mount, at: &Path, proc: &Rc<Proc>) -> Option<Because> {
-    let refusal = judge(at, proc)?;
+    let (place, _) = Place::at(at.as_os_str()).ok()?;
+    // A recursive copy, of which the top alone is mapped: a plain copy is
+    // refused where a locked mount lies below.
+    let refusal = judge(mount::Effect::CloneTree(place, true), proc)?;
+    // Where even a new tmpfs is refused, the mount is not to blame.
+    if judge(mount::Effect::Try("tmpfs", 0), proc).is_some() {
+        return None;
+    }
     let (point, fstype) = (quote(&mount.point), &mount.fstype);
     let idmapped = mount.options.split(',').any(|o| o == "idmapped");
+    let a = if fstype.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
     let text = if refusal == Errno::EINVAL {
-        format!("{point} is a {fstype} file system, which does not take id maps here")
+        format!("{point} is {a} {fstype} file system, which does not take id maps here")
     } else if refusal == Errno::EPERM && idmapped {
         format!("{point} is idmapped already")
     } else if refusal == Errno::EPERM {
@@ -42,17 +50,15 @@ fn reason(mount: &Mount, at: &Path, proc: &Rc<Proc>) -> Option<Because> {
     Some(Because::new(text))
 }
 
-/// What the mount at a path says to a map of one id onto itself; None if it
-/// takes it. A recursive copy, of which the top alone is mapped: a plain copy
-/// is refused where a locked mount lies below.
-fn judge(at: &Path, proc: &Rc<Proc>) -> Option<Errno> {
+/// What the tree that an effect makes says to a map of one id onto itself; None
+/// if it takes it.
+fn judge(tree: mount::Effect, proc: &Rc<Proc>) -> Option<Errno> {
     let own = proc.own();
     let one = |id: u32| Map::new(vec![Extent { inside: id, outside: id, count: 1 }]).ok();
     let maps = Both { uid: one(own.uid[1])?, gid: one(own.gid[1])? };
-    let (place, _) = Place::at(at.as_os_str()).ok()?;
     let mut plan = Plan::default();
+    plan.push(tree);
     super::user_namespace(&maps, proc, &mut plan);
-    plan.push(mount::Effect::CloneTree(place, true));
     plan.push(mount::Effect::MapTree { attributes: 0, recursive: false });
     plan.probe(proc)?.errno()
 }

@@ -80,8 +80,8 @@ fn decide(args: &Args) -> Result<Outcome> {
     let attributes = bit("suid", MOUNT_ATTR_NOSUID) | bit("dev", MOUNT_ATTR_NODEV);
     let proc = Rc::new(Proc::open()?);
     let mut plan = Plan::default();
-    user_namespace(&maps, &proc, &mut plan);
     plan.push(mount::Effect::CloneTree(source.clone(), recursive));
+    user_namespace(&maps, &proc, &mut plan);
     let why = move |errno, _: &Facts<'_>| judge::refused(&source, recursive, errno, &proc);
     plan.push(Step::from(mount::Effect::MapTree { attributes, recursive }).because(why));
     plan.push(mount::Effect::Attach(target));

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Opt};
-use common::fail::{Failure, Result};
+use common::fail::{Because, Failure, Result};
 use common::id::{Both, Extent, Kind, Map, parse_operand};
 use common::plan::Plan;
 use common::preset::{Me, NAMES, Preset, guard_root, maps};
@@ -144,6 +144,12 @@ fn write(
     // Without a grant, dropping groups must not be possible: it would undo
     // permissions that deny something to a group (CVE-2014-8989).
     let deny = setgroups.map_or(single(Kind::Gid) && !can(Kind::Gid), |allow| !allow);
+    let by_helper: Vec<Kind> = Kind::BOTH.into_iter().filter(|k| !single(*k) && !can(*k)).collect();
+    map::check_helpers(target, &maps, &by_helper)?;
+    if !deny && single(Kind::Gid) && !can(Kind::Gid) {
+        let because = Because::new("setgroups is allowed there: without CAP_SETGID it has to be denied first");
+        return Err(Failure::refused("write gid_map").because(Some(because)));
+    }
     let open = |file: &str| match target {
         Some(target) => map::open(proc, target, file),
         None => Ok(map::Whose::Promised("?")),
@@ -156,10 +162,10 @@ fn write(
     }
     for kind in Kind::BOTH {
         let map = maps.of(kind).clone();
-        steps.push(if single(kind) || can(kind) {
-            map::Effect::Write(open(kind.map_file())?, kind, map)
-        } else {
+        steps.push(if by_helper.contains(&kind) {
             map::Effect::Helper(target.cloned(), kind, map)
+        } else {
+            map::Effect::Write(open(kind.map_file())?, kind, map)
         });
     }
     steps.into_iter().for_each(|step| plan.push(step));

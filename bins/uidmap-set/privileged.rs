@@ -13,16 +13,15 @@
 //! The binary is never setuid, and whoever runs it stays who he is: the owner
 //! of the target's user namespace.
 
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
 use common::fail::{Because, Failure, Result};
 use common::id::{Both, Kind, Map, Range, without};
 use common::proc::Proc;
-use common::step::map::{not_granted, write_reason};
+use common::step::map::{By, not_granted, not_opened, setgroups_refused, write_reason};
 use common::subid::{Table, provider};
 use common::sys::{self, Errno};
-use common::target::Target;
+use common::target::{Target, untouchable};
 use common::user::in_passwd;
 
 /// Takes away the effect of capabilities that this file gave us, and answers
@@ -38,9 +37,9 @@ pub(crate) fn lower() -> bool {
 
 /// Authorises and writes both maps. The capabilities are gone afterwards.
 pub(crate) fn write(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) -> Result<()> {
-    let written = authorise(target, maps, setgroups).and_then(|deny| {
+    let written = authorise(target, maps, setgroups).and_then(|groups| {
         sys::set_effective_setid(true).map_err(|e| Failure::os("raise CAP_SETUID and CAP_SETGID", e))?;
-        write_all(target, maps, deny)
+        write_all(target, maps, groups)
     });
     sys::drop_capabilities().map_err(|e| Failure::os("drop capabilities", e))?;
     written.map_err(|refused| refused.explain(target, maps))
@@ -50,7 +49,10 @@ pub(crate) fn write(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) 
 enum Refused {
     Failure(Failure),
     NotGranted(Kind),
-    Call(&'static str, Option<Kind>, Errno),
+    NotOwner,
+    Open(&'static str, Errno),
+    Write(Kind, Errno),
+    Setgroups(bool, Errno),
 }
 
 impl From<Failure> for Refused {
@@ -61,18 +63,33 @@ impl From<Failure> for Refused {
 
 impl Refused {
     fn explain(self, target: &Target, maps: &Both<Map>) -> Failure {
+        let proc = match Proc::open() {
+            Ok(proc) => proc,
+            Err(failure) => return failure,
+        };
+        let (pid, who) = (target.pid, target.who());
         match self {
             Refused::Failure(failure) => failure,
             Refused::NotGranted(kind) => {
-                let what = format!("write /proc/{}/{}: not allowed", target.pid, kind.map_file());
+                let what = format!("write /proc/{pid}/{}: not allowed", kind.map_file());
                 Failure::refused(what).because(not_granted(kind, maps.of(kind)))
             }
-            Refused::Call(file, kind, errno) => {
-                let reason = |kind: Kind| {
-                    let proc = Proc::open().ok()?;
-                    write_reason(&proc, &target.who(), false, kind, maps.of(kind), errno)
-                };
-                Failure::os(format!("write /proc/{}/{file}", target.pid), errno).because(kind.and_then(reason))
+            Refused::NotOwner => {
+                let group = || Because::new("our gid is not the primary group that /etc/passwd gives us");
+                let because = untouchable(&proc, &who).unwrap_or_else(group);
+                Failure::refused(format!("write /proc/{pid}/uid_map: not allowed")).because(Some(because))
+            }
+            Refused::Open(file, errno) => {
+                let because = if errno == Errno::EACCES { not_opened(&proc, &who) } else { None };
+                Failure::os(format!("open /proc/{pid}/{file}"), errno).because(because)
+            }
+            Refused::Write(kind, errno) => {
+                let because = write_reason(&proc, &who, By::Privileged, kind, maps.of(kind), errno);
+                Failure::os(format!("write /proc/{pid}/{}", kind.map_file()), errno).because(because)
+            }
+            Refused::Setgroups(allow, errno) => {
+                let because = if errno == Errno::EPERM { setgroups_refused(&proc, &who, allow) } else { None };
+                Failure::os(format!("write /proc/{pid}/setgroups"), errno).because(because)
             }
         }
     }
@@ -80,9 +97,9 @@ impl Refused {
 
 // ---- what newuidmap and newgidmap check ----
 
-/// Whether the caller may have these maps; answers whether setgroups has to be
-/// denied.
-fn authorise(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) -> std::result::Result<bool, Refused> {
+/// Whether the caller may have these maps; answers what has to be written to
+/// setgroups, if anything.
+fn authorise(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) -> std::result::Result<Option<bool>, Refused> {
     let (uid, gid) = sys::real_ids();
     let nsswitch = trusted("/etc/nsswitch.conf").unwrap_or_default();
     if let Some(name) = provider(&String::from_utf8_lossy(&nsswitch)) {
@@ -98,12 +115,7 @@ fn authorise(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) -> std:
     let user = user.ok_or_else(|| Failure::refused(format!("uid {uid} has no line in /etc/passwd")))?;
     let owner = sys::owner_of(&target.dir).map_err(|e| Failure::os(format!("look at /proc/{}", target.pid), e))?;
     if owner != (uid, gid) || user.gid != gid {
-        let (of, and) = owner;
-        return Err(Failure::refused(format!(
-            "process {} belongs to uid {of} gid {and}; {user} with gid {} is uid {uid} gid {gid} here",
-            target.pid, user.gid
-        ))
-        .into());
+        return Err(Refused::NotOwner);
     }
     let granted = |kind: Kind| -> std::result::Result<Vec<Range>, Refused> {
         Ok(Table::parse(trusted(kind.grant_file())?).of(&user))
@@ -121,7 +133,7 @@ fn authorise(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) -> std:
     if setgroups == Some(true) && !any_granted {
         return Err(Failure::refused("setgroups may be allowed only where a gid range of /etc/subgid is mapped").into());
     }
-    Ok(setgroups.map_or(!any_granted, |allow| !allow))
+    Ok(setgroups.or((!any_granted).then_some(false)))
 }
 
 /// The text of a file that nobody but root can have written.
@@ -139,18 +151,16 @@ fn trusted(path: &str) -> Result<Vec<u8>> {
 
 // ---- the act ----
 
-fn write_all(target: &Target, maps: &Both<Map>, deny: bool) -> std::result::Result<(), Refused> {
-    let open =
-        |file: &'static str, kind| sys::open_for_writing(&target.dir, file).map_err(|e| Refused::Call(file, kind, e));
-    let put = |fd: &OwnedFd, text: &str, file, kind| {
-        sys::write_whole(fd, text.as_bytes()).map_err(|e| Refused::Call(file, kind, e))
-    };
-    let groups = if deny { Some(open("setgroups", None)?) } else { None };
-    let uids = open("uid_map", Some(Kind::Uid))?;
-    let gids = open("gid_map", Some(Kind::Gid))?;
-    if let Some(groups) = groups {
-        put(&groups, "deny", "setgroups", None)?;
+fn write_all(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) -> std::result::Result<(), Refused> {
+    let open = |file: &'static str| sys::open_for_writing(&target.dir, file).map_err(|e| Refused::Open(file, e));
+    // Both maps are open before anything is written.
+    let uids = open("uid_map")?;
+    let gids = open("gid_map")?;
+    if let Some(allow) = setgroups {
+        let text = if allow { "allow" } else { "deny" };
+        let groups = open("setgroups")?;
+        sys::write_whole(&groups, text.as_bytes()).map_err(|e| Refused::Setgroups(allow, e))?;
     }
-    put(&uids, &maps.uid.text(), "uid_map", Some(Kind::Uid))?;
-    put(&gids, &maps.gid.text(), "gid_map", Some(Kind::Gid))
+    sys::write_whole(&uids, maps.uid.text().as_bytes()).map_err(|e| Refused::Write(Kind::Uid, e))?;
+    sys::write_whole(&gids, maps.gid.text().as_bytes()).map_err(|e| Refused::Write(Kind::Gid, e))
 }

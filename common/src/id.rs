@@ -138,6 +138,18 @@ impl fmt::Display for Range {
     }
 }
 
+/// `ranges` as the subject of a sentence about ids that are called `word`:
+/// `uid 5 is`, `uids 5-9, 12 are`.
+pub fn subject(word: &str, ranges: &[Range]) -> String {
+    match ranges {
+        [one] if one.count == 1 => format!("{word} {one} is"),
+        _ => {
+            let list: Vec<String> = ranges.iter().map(Range::to_string).collect();
+            format!("{word}s {} are", list.join(", "))
+        }
+    }
+}
+
 /// The parts of `ranges` that none of `taken` covers, in the order of `ranges`.
 pub fn without(ranges: &[Range], taken: &[Range]) -> Vec<Range> {
     let mut taken = taken.to_vec();
@@ -215,8 +227,8 @@ impl fmt::Display for Unlawful {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Unlawful::Empty => write!(f, "the map is empty"),
-            Unlawful::InsideTwice(r) => write!(f, "inside ids {r} are in two extents"),
-            Unlawful::OutsideTwice(r) => write!(f, "outside ids {r} are in two extents"),
+            Unlawful::InsideTwice(r) => write!(f, "{} in two extents", subject("inside id", &[*r])),
+            Unlawful::OutsideTwice(r) => write!(f, "{} in two extents", subject("outside id", &[*r])),
             Unlawful::TooMany(n) => write!(f, "{n} extents; the kernel takes {MAX_EXTENTS}"),
             Unlawful::TooLong(n) => write!(f, "the map's text has {n} bytes; the kernel takes {MAX_TEXT}"),
         }

@@ -7,6 +7,7 @@
 //! * [`word`]    words as a shell reads them back
 //! * [`cli`]     options as data
 //! * [`proc`]    facts out of /proc
+//! * [`path`]    why a path could not be opened
 //! * [`helper`]  other programs, asked or told, with a deadline
 //! * [`user`]    users by name and number
 //! * [`subid`]   /etc/subuid and /etc/subgid
@@ -24,6 +25,7 @@ pub mod helper;
 pub mod id;
 pub mod mind;
 pub mod ns;
+pub mod path;
 pub mod plan;
 pub mod preset;
 pub mod proc;

@@ -48,6 +48,8 @@ pub const CAP_SETGID: u32 = 6;
 pub const CAP_SETUID: u32 = 7;
 /// See above.
 pub const CAP_SYS_ADMIN: u32 = 21;
+/// See above.
+pub const CAP_SYS_RESOURCE: u32 = 24;
 /// See above. Needed since Linux 5.12 to map the parent's id 0.
 pub const CAP_SETFCAP: u32 = 31;
 

@@ -186,6 +186,35 @@ pub fn granted(user: &User, kind: Kind) -> Result<Vec<Range>> {
     Ok(answer.output.split(|b| *b == b'\n').filter_map(range).collect())
 }
 
+/// Ids that are never granted: those of users, services and the system (below
+/// 65536), systemd's foreign images, and what signed numbers make negative
+/// (UIDS-GIDS of systemd).
+const RESERVED: [Range; 3] = [
+    Range { first: 0, count: 65536 },
+    Range { first: 2_147_352_576, count: 65536 },
+    Range { first: 2_147_483_648, count: 2_147_483_647 },
+];
+
+/// Why `range` may not be granted to `user`: it is reserved, or a line of
+/// somebody else may be read as having one of its ids.
+pub fn not_free(range: Range, user: &User) -> Option<String> {
+    if let Some(reserved) = RESERVED.iter().find(|r| r.common(range).is_some()) {
+        return Some(format!("{reserved} are for users and the system"));
+    }
+    let uid = user.uid.to_string();
+    for kind in Kind::BOTH {
+        let table = Table::read(Path::new(kind.grant_file())).ok()?;
+        let others = |line: &&[u8]| {
+            line.split(|b| *b == b':').next().is_some_and(|o| o != user.name.as_bytes() && o != uid.as_bytes())
+        };
+        let taken = |line: &&[u8]| readings(line).iter().any(|r| r.common(range).is_some());
+        if let Some(line) = table.lines().filter(others).find(taken) {
+            return Some(format!("{} has {}", kind.grant_file(), String::from_utf8_lossy(line).trim()));
+        }
+    }
+    None
+}
+
 // ---- the locks ----
 
 /// How long to wait for the lock of the password file, as lckpwdf(3) does.
@@ -288,7 +317,12 @@ fn is_stale(lock: &Path, proc: &Proc) -> bool {
 }
 
 fn locker(lock: &Path, proc: &Proc) -> Option<Because> {
-    let pid = lock_pid(lock)?;
+    let Some(pid) = lock_pid(lock) else {
+        fs::symlink_metadata(lock).ok()?;
+        let path = lock.display();
+        let because = Because::new(format!("{path} names no process, so nobody can tell whether it is held"));
+        return Some(because.remedy(format!("sudo rm {path}")));
+    };
     let name = proc.status(&pid.to_string())?.name;
     Some(Because::new(format!("process {pid} ({name}) holds {}", lock.display())))
 }

@@ -156,16 +156,30 @@ fn another(proc: &Proc, at: Address) -> Option<Because> {
 /// Why files of process `who` are not for us (EACCES; EPERM from setns(2)):
 /// the kernel's ptrace check, in the order of its rules.
 pub fn untouchable(proc: &Proc, who: &str) -> Option<Because> {
+    let said = |text: String| Some(Because::new(text));
     let (own, theirs) = (proc.own(), proc.status(who)?);
-    let owner = fstat(proc.directory(who).ok()?).ok()?.st_uid;
-    if theirs.uid[..3] != [own.uid[0]; 3] || theirs.gid[..3] != [own.gid[0]; 3] {
-        let name = crate::user::by_uid(theirs.uid[0]).map_or_else(|| theirs.uid[0].to_string(), |u| u.to_string());
-        return Some(Because::new(format!("process {who} ({}) belongs to {name}", theirs.name)));
+    let process = format!("process {who} ({})", theirs.name);
+    if theirs.state == 'Z' {
+        return said(format!("{process} has ended and waits to be reaped"));
     }
-    // Files in /proc/PID belong to root instead of the process's user exactly
-    // while it is not dumpable: proc_pid(5).
-    (owner == 0 && theirs.uid[1] != 0)
-        .then(|| Because::new(format!("process {who} ({}) is not dumpable (PR_SET_DUMPABLE)", theirs.name)))
+    let mapped = |id: u32| proc.map("self", id::Kind::Uid).is_some_and(|m| m.iter().any(|e| e.inside().has(id)));
+    if theirs.uid[..3] != [own.uid[0]; 3] || theirs.gid[..3] != [own.gid[0]; 3] {
+        if !mapped(theirs.uid[0]) {
+            return said(format!("{process} belongs to a user who is not mapped in this user namespace"));
+        }
+        let name = crate::user::by_uid(theirs.uid[0]).map_or_else(|| theirs.uid[0].to_string(), |u| u.to_string());
+        return said(format!("{process} belongs to {name}"));
+    }
+    // The outside ids of a namespace that is not below ours read as -1.
+    let theirs_map = proc.text(&format!("{who}/uid_map"))?;
+    if theirs_map.split_whitespace().nth(1) == Some("4294967295") {
+        return said(format!("{process} is in a user namespace outside of ours"));
+    }
+    // Files in /proc/PID belong to another than the process's user exactly
+    // while it is not dumpable (proc_pid(5)); the directory itself stays his.
+    let file = proc.open_at(&format!("{who}/uid_map"), OFlag::O_PATH).ok()?;
+    (fstat(file).ok()?.st_uid != theirs.uid[1])
+        .then(|| Because::new(format!("{process} is not dumpable (PR_SET_DUMPABLE)")))
 }
 
 /// Reads the stream on standard input up to `end`.
@@ -249,7 +263,8 @@ pub fn namespace_of(proc: &Proc, target: &Target, kind: ns::Kind) -> Result<Opti
         Ok(text) => Ok(text.to_str().and_then(|t| number(t.split(['[', ']']).nth(1)?.as_bytes()))),
         Err(Errno::ENOENT) if proc.ns_id("self", kind).is_none() => Ok(None),
         Err(e) => {
-            let because = if e == Errno::EACCES { untouchable(proc, &target.who()) } else { None };
+            // A zombie has left its namespaces: ENOENT.
+            let because = untouchable(proc, &target.who()).filter(|_| e == Errno::EACCES || e == Errno::ENOENT);
             Err(Failure::os(format!("read /proc/{}/{link}", target.pid), e).because(because))
         }
     }

@@ -202,6 +202,7 @@ fn exec_refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Option<Beca
             look(root, &file).map(|fd| (file, fd))
         });
         return match found {
+            None if errno == Errno::EACCES => closed_in_path(root, path.as_bytes(), bytes),
             None if errno == Errno::ENOENT => {
                 Some(Because::new(format!("no directory of PATH has it there ({})", path.to_string_lossy())))
             }
@@ -217,6 +218,16 @@ fn exec_refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Option<Beca
         None => None,
         Some(fd) => not_executable(root, bytes, &fd, errno, facts),
     }
+}
+
+/// The first directory of PATH that may not be searched.
+fn closed_in_path(root: &OwnedFd, path: &[u8], program: &[u8]) -> Option<Because> {
+    let closed = path.split(|b| *b == b':').find(|dir| {
+        let file = CString::new([dir, &b"/"[..], program].concat()).unwrap_or_default();
+        sys::open_in_root(root.as_fd(), &file, libc::O_PATH, 0).err() == Some(Errno::EACCES)
+    })?;
+    let closed = String::from_utf8_lossy(closed);
+    Some(Because::new(format!("{closed} in PATH may not be searched, and no other directory of PATH has it")))
 }
 
 fn look(dir: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {

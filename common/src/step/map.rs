@@ -12,9 +12,10 @@ use nix::sys::stat::Mode;
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::helper;
-use crate::id::{Kind, Map, Range, without};
+use crate::id::{Both, Kind, Map, Range, subject, without};
 use crate::ns;
 use crate::proc::{CAP_SETFCAP, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Proc};
+use crate::subid;
 use crate::sys;
 use crate::target::{self, Target};
 use crate::user;
@@ -74,12 +75,31 @@ impl Whose {
 pub fn open(proc: &Proc, target: &Target, file: &str) -> Result<Whose> {
     let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     match openat(&target.dir, file, flags, Mode::empty()) {
+        // The kernel would let root deny setgroups to the initial namespace,
+        // and with it to the whole system, for good.
+        Ok(_) if file == "setgroups" && not_unshared(proc, &target.who()).is_some() => {
+            let act = format!("write /proc/{}/{file}", target.pid);
+            Err(Failure::refused(act).because(not_unshared(proc, &target.who())))
+        }
         Ok(fd) => Ok(Whose::Of(target.who(), Rc::new(fd))),
         Err(e) => {
-            let because = if e == Errno::EACCES { target::untouchable(proc, &target.who()) } else { None };
+            let because = if e == Errno::EACCES { not_opened(proc, &target.who()) } else { None };
             Err(Failure::os(format!("open /proc/{}/{file}", target.pid), e).because(because))
         }
     }
+}
+
+/// Why the maps of `who` cannot be opened for writing (EACCES).
+pub fn not_opened(proc: &Proc, who: &str) -> Option<Because> {
+    target::untouchable(proc, who).or_else(|| not_unshared(proc, who))
+}
+
+/// Whether `who` is in the same user namespace as we are (W1).
+fn not_unshared(proc: &Proc, who: &str) -> Option<Because> {
+    let theirs = proc.ns_id(who, ns::Kind::User);
+    let same = theirs.is_some() && theirs == proc.ns_id("self", ns::Kind::User);
+    let name = proc.name(who);
+    same.then(|| Because::new(format!("process {who} ({name}) has not created a user namespace: it is in ours")))
 }
 
 impl From<Effect> for Step {
@@ -140,10 +160,10 @@ impl Effect {
         match self {
             Effect::Setgroups(whose, allow) => setgroups_reason(whose, *allow, errno, facts),
             // A child that writes its own is a number to us who look.
-            Effect::Write(Whose::Own, kind, map) => write_reason(facts.proc, facts.who, true, *kind, map, errno),
-            Effect::Write(Whose::Of(who, _), kind, map) => write_reason(facts.proc, who, false, *kind, map, errno),
+            Effect::Write(Whose::Own, kind, map) => write_reason(facts.proc, facts.who, By::Itself, *kind, map, errno),
+            Effect::Write(Whose::Of(who, _), kind, map) => write_reason(facts.proc, who, By::Us, *kind, map, errno),
             Effect::Write(Whose::Promised(_), kind, map) => {
-                write_reason(facts.proc, &facts.child?.to_string(), false, *kind, map, errno)
+                write_reason(facts.proc, &facts.child?.to_string(), By::Us, *kind, map, errno)
             }
             Effect::Helper(..) => None,
         }
@@ -152,23 +172,46 @@ impl Effect {
 
 fn setgroups_reason(whose: &Whose, allow: bool, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
     let who = if let Whose::Of(who, _) = whose { who } else { facts.who };
-    if errno != Errno::EPERM || !allow || facts.proc.setgroups(who)? {
-        return None;
+    if errno == Errno::EPERM { setgroups_refused(facts.proc, who, allow) } else { None }
+}
+
+/// Why `allow` or `deny` could not be written to setgroups (EPERM).
+pub fn setgroups_refused(proc: &Proc, who: &str, allow: bool) -> Option<Because> {
+    if allow {
+        let denied = proc.setgroups(who) == Some(false);
+        return denied.then(|| Because::new("setgroups is already denied there, and a denial is for good"));
     }
-    Some(Because::new("setgroups is already denied there, and a denial is for good"))
+    let there = proc.map(who, Kind::Gid)?;
+    let first = there.first()?;
+    let more = if there.len() > 1 { ", ..." } else { "" };
+    Some(Because::new(format!(
+        "gid_map is already written ({first}{more}), and setgroups can be denied only before that"
+    )))
+}
+
+/// By what right a map is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// That of this process, which is outside of the namespace.
+    Us,
+    /// That of the process itself, which is inside.
+    Itself,
+    /// CAP_SETUID and CAP_SETGID of a program that has been asked.
+    Privileged,
 }
 
 /// Why the kernel refused a map, by its own checks in its own order.
-pub fn write_reason(proc: &Proc, who: &str, from_inside: bool, kind: Kind, map: &Map, errno: Errno) -> Option<Because> {
+pub fn write_reason(proc: &Proc, who: &str, by: By, kind: Kind, map: &Map, errno: Errno) -> Option<Because> {
     if errno != Errno::EPERM {
         return None;
     }
     let said = |text: String| Some(Because::new(text));
     let ours = proc.ns_id("self", ns::Kind::User)?;
-    let theirs = proc.ns_id(who, ns::Kind::User)?;
     // W1
-    if ours == theirs && !from_inside {
-        return said(format!("process {who} ({}) has not created a user namespace: it is in ours", proc.name(who)));
+    if by != By::Itself {
+        if let Some(because) = not_unshared(proc, who) {
+            return Some(because);
+        }
     }
     // W6
     let there = proc.map(who, kind)?;
@@ -180,7 +223,7 @@ pub fn write_reason(proc: &Proc, who: &str, from_inside: bool, kind: Kind, map: 
     // W2
     let parent = sys::ns_owner(theirs.as_fd()).ok()?;
     let parent = nix::sys::stat::fstat(parent).ok()?.st_ino;
-    if !from_inside && parent != ours {
+    if by != By::Itself && parent != ours {
         return said("its user namespace is not a child of ours: only the parent can write the map".into());
     }
     let own = proc.own();
@@ -188,6 +231,10 @@ pub fn write_reason(proc: &Proc, who: &str, from_inside: bool, kind: Kind, map: 
     let owner = sys::ns_owner_uid(theirs.as_fd()).ok()?;
     if owner != own.uid[1] && !own.can(CAP_SYS_ADMIN) {
         return said(format!("its user namespace belongs to uid {owner}, and we are uid {}", own.uid[1]));
+    }
+    // What follows asks for capabilities in the parent: the program has them.
+    if by == By::Privileged {
+        return uncovered(proc, kind, map);
     }
     // W14
     if kind == Kind::Uid && map.extents().iter().any(|e| e.outside == 0) && !own.can(CAP_SETFCAP) {
@@ -212,21 +259,15 @@ pub fn write_reason(proc: &Proc, who: &str, from_inside: bool, kind: Kind, map: 
 fn uncovered(proc: &Proc, kind: Kind, map: &Map) -> Option<Because> {
     let parent = Map::new(proc.map("self", kind)?).ok()?;
     match map.split_at(&parent) {
-        Err(missing) => Some(Because::new(format!(
-            "outside {}s {} are not mapped in our user namespace",
-            kind.word(),
-            list(&missing)
-        ))),
+        Err(missing) => {
+            let word = format!("outside {}", kind.word());
+            Some(Because::new(format!("{} not mapped in our user namespace", subject(&word, &missing))))
+        }
         Ok(split) if split.len() != map.extents().len() => {
             Some(Because::new("an extent crosses a boundary between two lines of our own map: split it there"))
         }
         Ok(_) => None,
     }
-}
-
-fn list(ranges: &[Range]) -> String {
-    let words: Vec<String> = ranges.iter().map(Range::to_string).collect();
-    words.join(", ")
 }
 
 // ---- newuidmap and newgidmap ----
@@ -244,16 +285,44 @@ fn helper_words(kind: Kind, pid: String, map: &Map) -> Vec<String> {
     words
 }
 
+/// Proves, while planning, that the helper is there, and that the second one
+/// will not refuse what the first has half done: a user namespace with one map
+/// is good for nothing.
+///
+/// # Errors
+/// A helper is missing, or gids are not granted although the uids are.
+pub fn check_helpers(target: Option<&Rc<Target>>, maps: &Both<Map>, kinds: &[Kind]) -> Result<()> {
+    let pid = target.map_or_else(|| "?".to_owned(), |t| t.who());
+    for kind in kinds {
+        if helper::find(helper_name(*kind)).is_none() {
+            let act = format!("run {}", helper_words(*kind, pid, maps.of(*kind)).join(" "));
+            return Err(Failure::os(act, Errno::ENOENT).because(Some(missing(*kind))));
+        }
+    }
+    if kinds.contains(&Kind::Gid) && not_granted(Kind::Uid, &maps.uid).is_none() {
+        if let Some(because) = not_granted(Kind::Gid, &maps.gid) {
+            let act = format!("run {}: not allowed", helper_words(Kind::Gid, pid, &maps.gid).join(" "));
+            return Err(Failure::refused(act).because(Some(because)));
+        }
+    }
+    Ok(())
+}
+
+/// What a missing helper means.
+fn missing(kind: Kind) -> Because {
+    let (name, cap) = if kind == Kind::Uid { ("newuidmap", "CAP_SETUID") } else { ("newgidmap", "CAP_SETGID") };
+    let rule = format!("and more than the own {} needs {cap}", kind.word());
+    if std::path::Path::new("/usr/bin").join(name).exists() {
+        return Because::new(format!("{name} is not in PATH, {rule}"));
+    }
+    let because = Because::new(format!("{name} is not installed, {rule}"));
+    if helper::find("apt-get").is_some() { because.remedy("sudo apt-get install uidmap") } else { because }
+}
+
 fn run_helper(target: &Target, kind: Kind, map: &Map) -> std::result::Result<(), Failure> {
     let words = helper_words(kind, target.who(), map);
     let act = format!("run {}", words.join(" "));
-    let Some(program) = helper::find(helper_name(kind)) else {
-        let because = Because::new(format!(
-            "{} is not installed, and more than the own id needs CAP_SETUID and CAP_SETGID",
-            helper_name(kind)
-        ));
-        return Err(Failure::os(act, Errno::ENOENT).because(Some(install(because))));
-    };
+    let program = helper::find(helper_name(kind)).ok_or_else(|| Failure::os(act.as_str(), Errno::ENOENT))?;
     let answer = helper::run(&program, &words[1..]).map_err(|e| Failure::os(act.as_str(), e))?;
     // The helper knows the process by a number only; what counts is the map
     // of the process that we hold.
@@ -261,17 +330,16 @@ fn run_helper(target: &Target, kind: Kind, map: &Map) -> std::result::Result<(),
     if answer.status == 0 && !written.is_empty() {
         return Ok(());
     }
+    let proc = Proc::open()?;
+    let because = target::untouchable(&proc, &target.who())
+        .or_else(|| not_granted(kind, map))
+        .or_else(|| write_reason(&proc, &target.who(), By::Privileged, kind, map, Errno::EPERM));
+    let mut what = format!("{act}: exit status {}", answer.status);
     let said = String::from_utf8_lossy(&answer.output).trim().replace('\n', "; ");
-    let found = not_granted(kind, map).or_else(|| {
-        let proc = Proc::open().ok()?;
-        write_reason(&proc, &target.who(), false, kind, map, Errno::EPERM).filter(|_| answer.status != 0)
-    });
-    let because = found.unwrap_or_else(|| Because::new(format!("it says: {said}")));
-    Err(Failure::refused(format!("{act}: exit status {}", answer.status)).because(Some(because)))
-}
-
-fn install(because: Because) -> Because {
-    if helper::find("apt-get").is_some() { because.remedy("sudo apt-get install uidmap") } else { because }
+    if because.is_none() && !said.is_empty() {
+        what.push_str(&format!(" ({said})"));
+    }
+    Err(Failure::refused(what).because(because))
 }
 
 /// The outside ids that nobody has granted to the user of this process.
@@ -280,13 +348,16 @@ pub fn not_granted(kind: Kind, map: &Map) -> Option<Because> {
     let own = proc.own();
     let (uid, me) = (own.uid[0], if kind == Kind::Uid { own.uid[0] } else { own.gid[0] });
     let user = user::by_uid(uid)?;
-    let granted = crate::subid::granted(&user, kind).ok()?;
-    let mut covered = granted;
+    let mut covered = subid::granted(&user, kind).ok()?;
     covered.push(Range { first: me, count: 1 });
     let wanted: Vec<Range> = map.extents().iter().map(|e| e.outside()).collect();
     let missing = without(&wanted, &covered);
     let first = missing.first()?;
-    let because =
-        Because::new(format!("outside ids {} are not granted to {user} in {}", list(&missing), kind.grant_file()));
+    let are = subject("outside id", &missing);
+    let because = Because::new(format!("{are} not granted to {user} in {}", kind.grant_file()));
+    // Only what may be granted is advised.
+    if subid::not_free(*first, &user).is_some() {
+        return Some(because);
+    }
     Some(because.remedy(format!("sudo subid-alloc {} --start {} --count {}", user.name, first.first, first.count)))
 }

@@ -20,7 +20,8 @@ use nix::unistd::{chdir, fchdir, pivot_root, symlinkat};
 use super::{Done, Facts, Hands, Refusal, Step, USERNS};
 use crate::fail::{Because, Errno, Failure};
 use crate::ns::Kind;
-use crate::proc::{self, CAP_SYS_ADMIN};
+use crate::path;
+use crate::proc::{CAP_SYS_ADMIN, Mount, Proc};
 use crate::sys;
 use crate::word::quote;
 
@@ -83,7 +84,7 @@ impl Place {
     /// ENOENT, EACCES and the like.
     pub fn at(path: &OsStr) -> crate::fail::Result<(Place, bool)> {
         let stat = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).and_then(fstat);
-        let stat = stat.map_err(|e| Failure::os(format!("open {}", quote(path)), e))?;
+        let stat = stat.map_err(|e| not_opened(path, e))?;
         let is_directory = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
         Ok((Place { path: path.to_owned(), same: (stat.st_dev, stat.st_ino) }, is_directory))
     }
@@ -104,6 +105,12 @@ impl Place {
         self.check(&tree)?;
         Ok(tree)
     }
+}
+
+/// A path that could not be opened, with its reason.
+pub fn not_opened(path: &OsStr, errno: Errno) -> Failure {
+    let because = Proc::open().ok().and_then(|proc| path::reason(path, errno, &proc));
+    Failure::os(format!("open {}", quote(path)), errno).because(because)
 }
 
 fn c(path: impl AsRef<OsStr>) -> CString {
@@ -208,7 +215,10 @@ impl Effect {
                 let tree = new_mount(&c(fstype), options, *attributes)?;
                 Ok(sys::move_mount(tree.as_fd(), place.as_fd())?)
             }
-            Effect::Try(fstype, attributes) => new_mount(&c(fstype), &[], *attributes).map(drop),
+            Effect::Try(fstype, attributes) => {
+                hands.put(TREE, new_mount(&c(fstype), &[], *attributes)?);
+                Ok(())
+            }
             Effect::Device(name, same) => bind_device(hands.get(ROOT)?, name, *same),
             Effect::Link(to, at) => {
                 let (parent, name) = parent_in(hands.get(ROOT)?, at)?;
@@ -237,10 +247,12 @@ impl Effect {
             Effect::Slave if errno == Errno::EINVAL && facts.proc.is_chrooted() => {
                 Some(Because::new("this process is chrooted: its / is not a mount point"))
             }
-            Effect::New { fstype: "proc", .. } | Effect::Try("proc", _) if errno == Errno::EPERM => proc_refused(facts),
-            Effect::New { fstype: "sysfs", .. } | Effect::Try("sysfs", _) if errno == Errno::EPERM => {
-                facts.foreign(Kind::Net, "-n")
+            Effect::New { fstype: fstype @ ("proc" | "sysfs"), .. } | Effect::Try(fstype @ ("proc" | "sysfs"), _)
+                if errno == Errno::EPERM =>
+            {
+                revealing(fstype, facts)
             }
+            Effect::CloneTree(place, recursive) if errno == Errno::EINVAL => copy_refused(place, *recursive, errno),
             Effect::Slave | Effect::BindRoot(_) | Effect::New { .. } | Effect::Device(..) | Effect::Pivot
                 if errno == Errno::EPERM =>
             {
@@ -351,26 +363,73 @@ fn may_not_mount(facts: &Facts<'_>) -> Option<Because> {
     lacks.then(|| Because::new("this needs CAP_SYS_ADMIN, and we do not have it"))
 }
 
-/// Why a new proc was refused. mount_too_revealing() in fs/namespace.c: in a
-/// user namespace a fully visible one must be there already.
-fn proc_refused(facts: &Facts<'_>) -> Option<Because> {
-    if let Some(foreign) = facts.foreign(Kind::Pid, "-p") {
-        return Some(foreign);
+/// Directories that are empty in every proc and sysfs for ever: the kernel
+/// makes them only to be mounted on, so that a cover hides nothing
+/// (proc_create_mount_point(), sysfs_create_mount_point()).
+const MOUNT_POINTS: [&str; 14] = [
+    "fs/nfsd",
+    "openprom",
+    "sys/fs/binfmt_misc",
+    "firmware/efi/efivars",
+    "fs/bpf",
+    "fs/cgroup",
+    "fs/fuse/connections",
+    "fs/pstore",
+    "fs/resctrl",
+    "fs/selinux",
+    "fs/smackfs",
+    "kernel/config",
+    "kernel/debug",
+    "kernel/tracing",
+];
+
+/// Why a new proc or sysfs was refused: mount_too_revealing() in
+/// fs/namespace.c. In a user namespace one has to be visible already, and
+/// without a locked cover on anything.
+fn revealing(fstype: &str, facts: &Facts<'_>) -> Option<Because> {
+    let foreign = if fstype == "proc" { facts.foreign(Kind::Pid, "-p") } else { facts.foreign(Kind::Net, "-n") };
+    if foreign.is_some() {
+        return foreign;
     }
     let mounts = facts.proc.mounts(facts.who);
-    let whole: Vec<&proc::Mount> = mounts.iter().filter(|m| m.fstype == "proc" && m.root == "/").collect();
-    if whole.is_empty() {
-        return Some(Because::new(
-            "no proc file system is visible in this mount namespace, and a user namespace may only mount what it can see already",
-        ));
-    }
-    let covers: Vec<&proc::Mount> = whole.iter().filter_map(|p| mounts.iter().find(|m| m.parent == p.id)).collect();
-    if covers.len() < whole.len() {
+    let whole: Vec<&Mount> = mounts.iter().filter(|m| m.fstype == fstype && m.root == "/").collect();
+    let Some(first) = whole.first() else {
+        let rule = "and a user namespace may only mount what it can see already";
+        return Some(Because::new(format!("no {fstype} file system is visible in this mount namespace, {rule}")));
+    };
+    let covers: Vec<Option<&Mount>> = whole.iter().map(|m| cover(m, &mounts)).collect();
+    // One that nothing hides is enough, so each has to be covered.
+    let cover = covers.iter().rev().find_map(|c| *c).filter(|_| covers.iter().all(Option::is_some))?;
+    let locked = cover.point.as_str();
+    if !is_locked_to(&first.point) {
         return None;
     }
-    let cover = covers.first()?;
-    Some(Because::new(format!(
-        "the proc that is visible here is covered at {} by {}: a new one would uncover it",
-        cover.point, cover.fstype
-    )))
+    let by = format!("covered at {locked} by {}", cover.fstype);
+    Some(Because::new(format!("the {fstype} that is visible here is {by}: a new one would uncover it")))
+}
+
+/// A mount that hides a part of `whole`.
+fn cover<'a>(whole: &Mount, mounts: &'a [Mount]) -> Option<&'a Mount> {
+    let hides = |m: &&Mount| {
+        let below = m.point.strip_prefix(&whole.point).map(|p| p.trim_start_matches('/'));
+        m.parent == whole.id && below.is_some_and(|p| !MOUNT_POINTS.contains(&p))
+    };
+    mounts.iter().find(hides)
+}
+
+/// Whether mounts below `point` are locked to it, as they are after a copy into
+/// a less privileged mount namespace: then it can only be copied with them.
+fn is_locked_to(point: &str) -> bool {
+    let copy = |flags| {
+        let here = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        sys::open_tree(here.as_fd(), &c(point), sys::OPEN_TREE_CLONE | flags)
+    };
+    copy(0).err() == Some(Errno::EINVAL) && copy(sys::AT_RECURSIVE).is_ok()
+}
+
+/// Why a mount cannot be copied alone.
+fn copy_refused(place: &Place, recursive: bool, errno: Errno) -> Option<Because> {
+    let point = std::fs::canonicalize(&place.path).ok()?;
+    let locked = errno == Errno::EINVAL && !recursive && is_locked_to(point.to_str()?);
+    locked.then(|| Because::new("mounts below it are locked to it: copy it with them (--recursive)"))
 }

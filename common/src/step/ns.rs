@@ -11,7 +11,7 @@ use crate::fail::{Because, Errno};
 use crate::id;
 use crate::mind;
 use crate::ns::{self, Kind, flag_names, flags};
-use crate::proc::{CAP_SYS_ADMIN, Proc};
+use crate::proc::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Proc};
 use crate::sys;
 use crate::target::{self, Target};
 
@@ -115,7 +115,8 @@ impl Effect {
             Effect::Unshare(kinds) => refused(kinds, errno, facts),
             Effect::Join(target, kinds) => join_refused(target, kinds, errno, facts),
             Effect::Hostname(_) => facts.foreign(Kind::Uts, "-u").filter(|_| errno == Errno::EPERM),
-            Effect::IntoPid | Effect::Attach(_) | Effect::TakeUser | Effect::JoinFile(..) => None,
+            Effect::JoinFile(fd, kind, _) => join_file_refused(fd, *kind, errno, facts),
+            Effect::IntoPid | Effect::Attach(_) | Effect::TakeUser => None,
         }
     }
 }
@@ -149,7 +150,7 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
         return user_refused(proc);
     }
     let lacks = !proc.own().can(CAP_SYS_ADMIN);
-    lacks.then(|| Because::new("without a user namespace (-U) this needs CAP_SYS_ADMIN, and we do not have it"))
+    lacks.then(|| Because::new("without a user namespace (ns-new -U) this needs CAP_SYS_ADMIN, and we do not have it"))
 }
 
 fn user_refused(proc: &Proc) -> Option<Because> {
@@ -184,33 +185,37 @@ fn user_refused(proc: &Proc) -> Option<Because> {
 /// Which limit of user.max_*_namespaces (namespaces(7)) has been reached.
 fn limit(proc: &Proc, kinds: &[Kind]) -> Option<Because> {
     for kind in kinds {
-        let name = format!("max_{}_namespaces", kind.link());
-        let limit = proc.sysctl(&format!("user/{name}"))?;
-        if limit == 0 || limit <= used(proc, *kind) {
-            let cure = format!("sysctl -w user.{name}={}", limit + 64);
-            let sudo = if proc.own().uid[1] == 0 { "" } else { "sudo " };
-            return Some(
-                Because::new(format!("user.{name} is {limit} here, and all are in use"))
-                    .remedy(format!("{sudo}{cure}")),
-            );
-        }
+        let name = format!("user.max_{}_namespaces", kind.link());
+        let limit = proc.sysctl(&name.replace('.', "/"))?;
+        let text = match limit {
+            0 => format!("{name} is 0 here: none can be made"),
+            _ if limit <= used(proc, *kind) => format!("{name} is {limit} here, and all are in use"),
+            _ => continue,
+        };
+        let sudo = if proc.own().can(CAP_SYS_RESOURCE) { "" } else { "sudo " };
+        return Some(Because::new(text).remedy(format!("{sudo}sysctl -w {name}={}", limit + 64)));
     }
     (kinds.contains(&Kind::User) && depth(proc) >= 32)
         .then(|| Because::new("user namespaces nest 33 deep and no deeper"))
 }
 
-/// How many namespaces of `kind` in use can be seen that our own user
-/// namespace counts: at least as many count against its limit.
+/// How many namespaces of `kind` can be seen in use that our user namespace
+/// counts for our uid: so many at least count against the limit.
 fn used(proc: &Proc, kind: Kind) -> u64 {
-    let Some(ours) = proc.ns_id("self", Kind::User) else { return 0 };
+    let (Some(ours), own) = (proc.ns_id("self", Kind::User), proc.own()) else { return 0 };
     let mut seen = std::collections::BTreeSet::new();
-    for pid in proc.pids() {
-        let Ok(ns) = proc.ns(&pid.to_string(), kind) else { continue };
-        let owner = sys::ns_owner(ns.as_fd()).ok().and_then(|o| nix::sys::stat::fstat(o).ok());
-        if let (Some(owner), Ok(own)) = (owner, nix::sys::stat::fstat(&ns)) {
-            if owner.st_ino == ours {
-                seen.insert(own.st_ino);
+    for who in proc.pids().iter().map(i32::to_string) {
+        let Ok(ns) = proc.ns(&who, kind) else { continue };
+        let inode = |fd| nix::sys::stat::fstat(fd).ok().map(|s| s.st_ino);
+        // Who made another kind is not told; that it is in use by us is.
+        let mine = match kind {
+            Kind::User => sys::ns_owner_uid(ns.as_fd()) == Ok(own.uid[1]),
+            Kind::Mnt | Kind::Uts | Kind::Ipc | Kind::Pid | Kind::Cgroup | Kind::Net | Kind::Time => {
+                proc.status(&who).is_some_and(|s| s.uid[1] == own.uid[1])
             }
+        };
+        if mine && sys::ns_owner(ns.as_fd()).ok().and_then(inode) == Some(ours) {
+            seen.extend(inode(ns));
         }
     }
     u64::try_from(seen.len()).unwrap_or(u64::MAX)
@@ -228,37 +233,66 @@ fn depth(proc: &Proc) -> u32 {
 }
 
 fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    let who = target.who();
     if errno == Errno::ESRCH {
-        return Some(Because::new(format!("process {} has ended", target.pid)));
+        let gone = sys::pidfd_signal(target.fd.as_fd(), 0) == Err(Errno::ESRCH);
+        let dead = facts.proc.status(&who).is_none_or(|s| s.state == 'Z');
+        return (gone || dead).then(|| Because::new(format!("process {} has ended", target.pid)));
     }
     if errno != Errno::EPERM {
         return None;
     }
-    let who = target.who();
-    // The checks count the capabilities of before the call, in the user
-    // namespace that owns each one entered.
-    let own = facts.proc.own();
     for kind in kinds {
         let Ok(ns) = facts.proc.ns(&who, *kind) else { return target::untouchable(facts.proc, &who) };
-        let owner = if *kind == Kind::User { Ok(ns) } else { sys::ns_owner(ns.as_fd()) };
-        let Ok(owner) = owner else {
-            return Some(Because::new(format!(
-                "its {} namespace belongs to a user namespace outside of ours",
-                kind.link()
-            )));
-        };
-        let ours = facts.proc.ns_id("self", Kind::User);
-        let inode = nix::sys::stat::fstat(&owner).ok()?.st_ino;
-        let uid = sys::ns_owner_uid(owner.as_fd()).ok();
-        let mine = uid == Some(own.uid[1]) && ours != Some(inode);
-        if !mine && !own.can(CAP_SYS_ADMIN) {
-            let of = uid.map_or_else(String::new, |uid| format!(" of uid {uid}"));
-            let of = if inode == ns::INITIAL_USER { " (the initial one)".to_owned() } else { of };
-            return Some(Because::new(format!(
-                "its {} namespace belongs to a user namespace{of}, where we have no CAP_SYS_ADMIN",
-                kind.link()
-            )));
+        let because = beyond_us(ns, *kind, "its", facts.proc);
+        if because.is_some() {
+            return because;
         }
     }
-    None
+    without_user(kinds, facts.proc)
+}
+
+fn join_file_refused(ns: &OwnedFd, kind: Kind, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    if errno != Errno::EPERM {
+        return None;
+    }
+    let again = nix::unistd::dup(ns).ok()?;
+    beyond_us(again, kind, "this", facts.proc).or_else(|| without_user(&[kind], facts.proc))
+}
+
+/// Whether a namespace belongs to a user namespace in which nothing that we
+/// have counts. The checks take the capabilities of before the call.
+fn beyond_us(ns: OwnedFd, kind: Kind, whose: &str, proc: &Proc) -> Option<Because> {
+    let own = proc.own();
+    // NS_GET_USERNS answers only for what is below: EPERM means outside. For a
+    // user namespace it gives the parent, which has to be ours or below.
+    let owner = sys::ns_owner(ns.as_fd());
+    if owner.is_err() {
+        let what = if kind == Kind::User { "is a user namespace" } else { "belongs to a user namespace" };
+        return Some(Because::new(format!("it {what} outside of ours")));
+    }
+    let user = if kind == Kind::User { ns } else { owner.ok()? };
+    let inode = nix::sys::stat::fstat(&user).ok()?.st_ino;
+    let uid = sys::ns_owner_uid(user.as_fd()).ok();
+    let mine = uid == Some(own.uid[1]) && proc.ns_id("self", Kind::User) != Some(inode);
+    if mine || own.can(CAP_SYS_ADMIN) {
+        return None;
+    }
+    let of = uid.map_or_else(String::new, |uid| format!(" of uid {uid}"));
+    let of = if inode == ns::INITIAL_USER { " (the initial one)".to_owned() } else { of };
+    let kind = kind.link();
+    Some(Because::new(format!(
+        "{whose} {kind} namespace belongs to a user namespace{of}, where we have no CAP_SYS_ADMIN"
+    )))
+}
+
+/// Every kind but the user namespace takes CAP_SYS_ADMIN in the user namespace
+/// that one is in, too: the owner has it only after entering his own.
+fn without_user(kinds: &[Kind], proc: &Proc) -> Option<Because> {
+    let alone = !kinds.contains(&Kind::User) && !proc.own().can(CAP_SYS_ADMIN);
+    alone.then(|| {
+        Because::new(
+            "it also needs CAP_SYS_ADMIN in the user namespace that we are in: enter the target's as well (-U)",
+        )
+    })
 }
