@@ -5,7 +5,6 @@
 //! named.
 
 use std::ffi::OsString;
-use std::os::fd::RawFd;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -159,18 +158,10 @@ fn credentials(proc: &Proc, target: &Target, inside: &mut Plan) {
     }
 }
 
-fn descriptor(args: &Args, option: &str) -> Result<Option<RawFd>> {
-    let bad = |_| CLI.usage(&format!("--{option}: not a descriptor"));
-    args.number(option)?.map(RawFd::try_from).transpose().map_err(bad)
-}
-
 /// With `-` standard input is the stream, which is not for the program.
 fn stdin(args: &Args, stream: bool, inside: &mut Plan) -> Result<()> {
-    match descriptor(args, "stdin")? {
-        Some(n) => {
-            target::check_descriptor(n)?;
-            inside.push(own::Effect::Stdin(Some(n)));
-        }
+    match args.value("stdin") {
+        Some(word) => inside.push(own::Effect::Stdin(Some(target::descriptor(&word)?))),
         None if stream => inside.push(own::Effect::Stdin(None)),
         None => {}
     }
@@ -178,16 +169,8 @@ fn stdin(args: &Args, stream: bool, inside: &mut Plan) -> Result<()> {
 }
 
 fn finish(args: &Args, program: Vec<OsString>, inside: &mut Plan) -> Result<()> {
-    let mut kept = Vec::new();
-    for word in args.values("keep-fd") {
-        let n = word
-            .to_str()
-            .and_then(|w| w.parse::<RawFd>().ok())
-            .ok_or_else(|| CLI.usage("--keep-fd: not a descriptor"))?;
-        target::check_descriptor(n)?;
-        kept.push(n);
-    }
-    inside.push(own::Effect::Close(kept));
+    let kept: Result<_> = args.values("keep-fd").iter().map(|word| target::descriptor(word)).collect();
+    inside.push(own::Effect::Close(kept?));
     inside.push(own::Effect::DieWithParent);
     inside.push(end::Effect::Exec(program));
     Ok(())

@@ -12,14 +12,15 @@ use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Because, Failure, Result};
-use common::id::{Both, Extent, Kind as IdKind, Map, parse_operand};
+use common::id::{Both, Kind as IdKind, Map};
 use common::mind::Life;
 use common::ns::Kind;
 use common::plan::{Plan, clone};
-use common::preset::{Me, Preset, guard_root};
+use common::preset::{Me, from_words, lawful};
 use common::proc::Proc;
 use common::step::{end, map, mount, ns, own};
 use common::tool::{Outcome, run};
+use common::word::quote_all;
 use common::{target, user};
 
 const CLI: Cli = Cli {
@@ -149,36 +150,15 @@ fn own_map(args: &Args, kinds: &[Kind], proc: &Proc) -> Result<Option<Both<Map>>
         return Err(CLI.usage("a map is for a user namespace: -U"));
     }
     let me = Me::now(proc);
-    let mut extents = Both::<Vec<Extent>>::default();
-    for word in &words {
-        let text = word.to_string_lossy();
-        if let Some(preset) = Preset::named(&text) {
-            guard_root(preset, &me, proc, args.flag("host-root"))?;
-            for kind in IdKind::BOTH {
-                extents.of_mut(kind).extend(preset.extents(*me.own.of(kind), &[]));
-            }
-            if !preset.is_single() {
-                return Err(from_outside(&text));
-            }
-            continue;
-        }
-        let (of, extent) = parse_operand(text.as_bytes()).map_err(|e| Failure::usage(format!("{text}: {e}")))?;
-        for kind in of {
-            if extent.count != 1 || extent.outside != *me.own.of(kind) {
-                return Err(from_outside(&text));
-            }
-            guard_root(Preset::Root, &me, proc, args.flag("host-root"))?;
-            extents.of_mut(kind).push(extent);
-        }
+    let extents = from_words(&words, proc, args.flag("host-root"))?;
+    let own = |kind: IdKind| extents.of(kind).iter().all(|e| e.count == 1 && e.outside == *me.own.of(kind));
+    if !IdKind::BOTH.into_iter().all(own) {
+        let words = quote_all(&words);
+        let because = Because::new("from inside, only the own uid and gid can be mapped")
+            .remedy(format!("ns-new -U -m - | uidmap-set - {words} | ns-enter - sh"));
+        return Err(Failure::usage(format!("--map {words}")).because(Some(because)));
     }
-    let lawful = |list: Vec<Extent>| Map::new(list).map_err(|e| Failure::usage(e.to_string()));
-    Ok(Some(Both { uid: lawful(extents.uid)?, gid: lawful(extents.gid)? }))
-}
-
-fn from_outside(word: &str) -> Failure {
-    let because = Because::new("from inside, only the own uid and gid can be mapped")
-        .remedy(format!("ns-new -U -m - | uidmap-set - {word} | ns-enter - sh"));
-    Failure::usage(format!("--map {word}")).because(Some(because))
+    lawful(extents).map(Some)
 }
 
 fn become_program(args: &Args, kinds: Vec<Kind>, map: Option<Both<Map>>, proc: &Rc<Proc>) -> Result<Outcome> {

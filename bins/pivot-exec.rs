@@ -3,8 +3,6 @@
 //! The last link of a chain: after it, programs are looked up in the new root.
 //! A straight line of steps, in the order that the kernel's rules leave.
 
-use std::ffi::OsStr;
-use std::os::fd::RawFd;
 use std::process::ExitCode;
 
 use common::cli::{Args, Cli, Operands, Opt};
@@ -81,7 +79,8 @@ fn decide(args: &Args) -> Result<Outcome> {
     if !args.flag("keep-caps") {
         plan.push(own::Effect::ClearAmbient);
     }
-    plan.push(own::Effect::Close(kept(args)?));
+    let kept: Result<_> = args.values("keep-fd").iter().map(|word| target::descriptor(word)).collect();
+    plan.push(own::Effect::Close(kept?));
     plan.push(end::Effect::Exec(args.program.clone()));
     Ok(Outcome::Plan(plan))
 }
@@ -122,15 +121,4 @@ fn pts_options(proc: &Proc) -> Vec<(&'static str, String)> {
         options.push(("gid", "5".into()));
     }
     options
-}
-
-fn kept(args: &Args) -> Result<Vec<RawFd>> {
-    let number = |word: &OsStr| {
-        let n = word
-            .to_str()
-            .and_then(|w| w.parse::<RawFd>().ok())
-            .ok_or_else(|| CLI.usage("--keep-fd: not a descriptor"))?;
-        target::check_descriptor(n).map(|()| n)
-    };
-    args.values("keep-fd").iter().map(|word| number(word)).collect()
 }

@@ -23,7 +23,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("helper", &["mind", "sys"]),
     ("user", &["helper", "id"]),
     ("subid", &["fail", "helper", "id", "proc", "user"]),
-    ("preset", &["fail", "id", "ns", "proc", "subid", "user"]),
+    ("preset", &["fail", "id", "ns", "proc", "subid", "user", "word"]),
     ("target", &["fail", "id", "mind", "ns", "proc", "record", "sys", "user", "word"]),
     ("step", &["fail", "mind", "ns", "proc", "sys"]),
     ("step/map", &["step", "fail", "helper", "id", "ns", "proc", "subid", "sys", "target", "user"]),

@@ -13,6 +13,7 @@ use common::fail::{Failure, Result};
 use common::id::{Both, Extent, Kind as IdKind, Map, parse_operand};
 use common::ns::Kind;
 use common::plan::{Plan, clone};
+use common::preset::lawful;
 use common::proc::Proc;
 use common::step::mount::{self, Place};
 use common::step::{Facts, Step, end, map, ns};
@@ -66,10 +67,7 @@ fn decide(args: &Args) -> Result<Outcome> {
             )));
         }
     }
-    let lawful = |kind: IdKind| {
-        Map::new(extents.of(kind).clone()).map_err(|e| Failure::usage(format!("{} map: {e}", kind.word())))
-    };
-    let maps = Both { uid: lawful(IdKind::Uid)?, gid: lawful(IdKind::Gid)? };
+    let maps = lawful(extents)?;
     let (source, is_directory) = Place::at(source)?;
     let (target, onto_directory) = Place::at(target)?;
     if is_directory != onto_directory {

@@ -11,15 +11,14 @@ use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Because, Failure, Result};
-use common::id::{Both, Extent, Kind, Map, parse_operand};
+use common::id::{Both, Kind, Map};
 use common::plan::Plan;
-use common::preset::{Me, NAMES, Preset, guard_root, maps};
+use common::preset::{NAMES, from_words, lawful};
 use common::proc::{CAP_SETGID, CAP_SETUID, Proc};
 use common::record::Stream;
 use common::step::{end, map};
 use common::target::{Operand, Target, read_stream};
 use common::tool::{Outcome, run};
-use common::word::quote;
 
 const CLI: Cli = Cli {
     name: "uidmap-set",
@@ -61,9 +60,12 @@ fn decide(args: &Args, gained: bool) -> Result<Outcome> {
         if !map_words.is_empty() {
             return Err(CLI.usage("the stream has a map already: no MAP operands then"));
         }
-        of_stream(&stream)?
+        lawful(Both { uid: stream.extents(Kind::Uid), gid: stream.extents(Kind::Gid) })?
     } else {
-        of_words(args, &proc)?
+        if map_words.is_empty() {
+            return Err(CLI.usage(&format!("which map? [u:|g:|b:]INSIDE:OUTSIDE:COUNT, or one of {NAMES}")));
+        }
+        lawful(from_words(map_words, &proc, args.flag("host-root"))?)?
     };
     let (address, hold) = match operand {
         Operand::Process(address) => (Some(address), false),
@@ -90,41 +92,6 @@ fn decide(args: &Args, gained: bool) -> Result<Outcome> {
         plan.push(end::Effect::Linger(target.filter(|_| hold)));
     }
     Ok(Outcome::Plan(plan))
-}
-
-// ---- which maps ----
-
-fn lawful(kind: Kind, extents: Vec<Extent>) -> Result<Map> {
-    Map::new(extents).map_err(|e| Failure::usage(format!("{} map: {e}", kind.word())))
-}
-
-fn of_stream(stream: &Stream) -> Result<Both<Map>> {
-    Ok(Both { uid: lawful(Kind::Uid, stream.extents(Kind::Uid))?, gid: lawful(Kind::Gid, stream.extents(Kind::Gid))? })
-}
-
-fn of_words(args: &Args, proc: &Proc) -> Result<Both<Map>> {
-    let words = args.operands.get(1..).unwrap_or_default();
-    if words.is_empty() {
-        return Err(CLI.usage(&format!("which map? [u:|g:|b:]INSIDE:OUTSIDE:COUNT, or one of {NAMES}")));
-    }
-    let me = Me::now(proc);
-    let mut all = Both::<Vec<Extent>>::default();
-    for word in words {
-        let text = word.to_string_lossy();
-        if let Some(preset) = Preset::named(&text) {
-            guard_root(preset, &me, proc, args.flag("host-root"))?;
-            let made = maps(preset, &me)?;
-            all.uid.extend(made.uid);
-            all.gid.extend(made.gid);
-            continue;
-        }
-        let (kinds, extent) =
-            parse_operand(text.as_bytes()).map_err(|e| Failure::usage(format!("{}: {e}", quote(word))))?;
-        for kind in kinds {
-            all.of_mut(kind).push(extent);
-        }
-    }
-    Ok(Both { uid: lawful(Kind::Uid, all.uid)?, gid: lawful(Kind::Gid, all.gid)? })
 }
 
 // ---- how they are written ----

@@ -10,11 +10,15 @@
 //!  all                               1000        (inside 100000-165535: the same)
 //! ```
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
 use crate::fail::{Because, Failure, Result};
-use crate::id::{Both, Extent, Kind, Map, Range, without};
-use crate::proc::{CAP_SETFCAP, Proc};
+use crate::id::{Both, Extent, Kind, Map, Range, parse_operand, without};
+use crate::proc::Proc;
 use crate::subid;
 use crate::user::{self, User};
+use crate::word::quote;
 
 /// The name of a preset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +156,41 @@ pub fn maps(preset: Preset, me: &Me) -> Result<Both<Vec<Extent>>> {
     Ok(maps)
 }
 
+/// The maps that operands say: presets and `[u:|g:|b:]INSIDE:OUTSIDE:COUNT`,
+/// one after the other, not yet proven lawful.
+///
+/// # Errors
+/// Wrong usage; there are no subordinate ids; the real root would be inside,
+/// and `host_root` is not said.
+pub fn from_words(words: &[OsString], proc: &Proc, host_root: bool) -> Result<Both<Vec<Extent>>> {
+    let mut all = Both::<Vec<Extent>>::default();
+    for word in words {
+        if let Some(preset) = word.to_str().and_then(Preset::named) {
+            let me = Me::now(proc);
+            guard_root(preset, &me, proc, host_root)?;
+            let made = maps(preset, &me)?;
+            all.uid.extend(made.uid);
+            all.gid.extend(made.gid);
+            continue;
+        }
+        let said = |e| Failure::usage(format!("{}: {e}", quote(word)));
+        let (kinds, extent) = parse_operand(word.as_bytes()).map_err(said)?;
+        for kind in kinds {
+            all.of_mut(kind).push(extent);
+        }
+    }
+    Ok(all)
+}
+
+/// The lawful maps of extents, for both kinds.
+///
+/// # Errors
+/// Wrong usage: the first rule that is broken.
+pub fn lawful(all: Both<Vec<Extent>>) -> Result<Both<Map>> {
+    let map = |kind: Kind, list| Map::new(list).map_err(|e| Failure::usage(format!("{} map: {e}", kind.word())));
+    Ok(Both { uid: map(Kind::Uid, all.uid)?, gid: map(Kind::Gid, all.gid)? })
+}
+
 fn none(me: &Me, kind: Kind) -> Failure {
     let file = kind.grant_file();
     let because = Because::new(format!("{file} has no line for {}", me.user))
@@ -172,12 +211,6 @@ pub fn guard_root(preset: Preset, me: &Me, proc: &Proc, host_root: bool) -> Resu
     Err(Failure::usage(
         "this maps uid 0 of the initial user namespace, the real root: say --host-root if that is meant",
     ))
-}
-
-/// Whether the map needs CAP_SETFCAP, and this process lacks it: the kernel
-/// asks for it since 5.12 where outside id 0 is mapped.
-pub fn lacks_setfcap(map: &Map, proc: &Proc) -> bool {
-    map.extents().iter().any(|e| e.outside == 0) && !proc.own().can(CAP_SETFCAP)
 }
 
 #[cfg(test)]
