@@ -26,7 +26,11 @@ use common::{target, user};
 const CLI: Cli = Cli {
     name: "ns-new",
     purpose: "create namespaces and look after what lives in them",
-    usage: &["KINDS [OPTION...] -", "KINDS --detach --with PID|tty", "KINDS [OPTION...] [PROGRAM [ARGUMENT...]]"],
+    usage: &[
+        "KINDS [OPTION...] -",
+        "KINDS [OPTION...] --detach --with PID|tty",
+        "KINDS [OPTION...] [PROGRAM [ARGUMENT...]]",
+    ],
     options: &[
         Opt { short: "U", long: "user", value: "", help: "a user namespace" },
         Opt { short: "m", long: "mount", value: "", help: "a mount namespace" },
@@ -104,7 +108,7 @@ fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
     plan.push(end::Effect::SayChild { record: args.piped() });
     if args.piped() {
         let note = format!(
-            "ns-new: nobody has entered yet, and this waits for the reader of its records; without one: {other_way}\n"
+            "ns-new: nobody has entered yet. This waits for the reader of its records: a filter between the stages must not hold them back (sed -u), and without a reader it is {other_way}\n"
         );
         plan.push(end::Effect::LingerOverChild(life, note));
     }

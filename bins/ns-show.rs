@@ -79,7 +79,7 @@ fn process(proc: &Proc, target: &Target) -> Result<String> {
         let inside: Vec<String> = status.pids.iter().skip(1).map(u32::to_string).collect();
         let _ = writeln!(text, "  pid inside   {}", inside.join(", then "));
     }
-    let _ = writeln!(text, "\n  kind    inode       shared with this shell");
+    let _ = writeln!(text, "\n  kind    inode       shared with us");
     for kind in Kind::ALL {
         let Some(inode) = target::namespace_of(proc, target, kind)? else { continue };
         let shared = if proc.ns_id("self", kind) == Some(inode) { "yes" } else { "no" };
@@ -204,7 +204,7 @@ fn tries(proc: &Rc<Proc>) -> Vec<(String, Plan)> {
     tries.push(("map the own id in it".to_owned(), try_in(vec![Kind::User], mapped())));
     for kind in Kind::ALL.into_iter().skip(1) {
         tries.push((
-            format!("make a {} namespace along with it", kind.link()),
+            format!("make {} {} namespace along with it", if kind == Kind::Ipc { "an" } else { "a" }, kind.link()),
             try_in(vec![Kind::User, kind], Plan::default()),
         ));
     }
@@ -260,7 +260,7 @@ fn subordinate(proc: &Proc) -> Vec<(bool, String)> {
         lines.push(match helper::find(program) {
             Some(path) => match target::gains_privilege(&path) {
                 Ok(()) => (true, format!("{} may map them", path.to_string_lossy())),
-                Err(why) => (false, format!("{} cannot map them: {why}", path.to_string_lossy())),
+                Err(why) => (false, format!("{} may map them\n       {why}", path.to_string_lossy())),
             },
             None => (false, format!("{program} is not installed")),
         });

@@ -24,7 +24,7 @@ use common::word::quote;
 const CLI: Cli = Cli {
     name: "idmap-mount",
     purpose: "attach a tree with its owners shifted",
-    usage: &["[OPTION...] SOURCE TARGET [u:|g:|b:]ON-DISK:SEEN:COUNT..."],
+    usage: &["[OPTION...] SOURCE DEST MAP..."],
     options: &[
         Opt { short: "", long: "map-mount", value: "MAP", help: "the same as a MAP operand" },
         Opt { short: "", long: "recursive", value: "", help: "with the mounts below SOURCE" },
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 
 fn decide(args: &Args) -> Result<Outcome> {
     let [source, target, rest @ ..] = args.operands.as_slice() else {
-        return Err(CLI.usage("SOURCE and TARGET are needed"));
+        return Err(CLI.usage("SOURCE and DEST are needed"));
     };
     let words: Vec<_> = args.values("map-mount").into_iter().chain(rest.iter().cloned()).collect();
     let mut extents = Both::<Vec<Extent>>::default();
@@ -71,7 +71,7 @@ fn decide(args: &Args) -> Result<Outcome> {
     let (source, is_directory) = Place::at(source)?;
     let (target, onto_directory) = Place::at(target)?;
     if is_directory != onto_directory {
-        return Err(Failure::usage("SOURCE and TARGET have to be both directories or both files"));
+        return Err(Failure::usage("SOURCE and DEST have to be both directories or both files"));
     }
     let recursive = args.flag("recursive");
     let bit = |option: &str, bit: u64| if args.flag(option) { 0 } else { bit };

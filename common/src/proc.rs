@@ -2,8 +2,7 @@
 //! proc file system and opened before any namespace was crossed. Writes
 //! nothing, judges nothing.
 
-use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
@@ -217,12 +216,6 @@ pub fn read_all(fd: impl AsFd, limit: usize) -> std::result::Result<Vec<u8>, Err
             Err(e) => return Err(e),
         }
     }
-}
-
-/// A path below this process's own descriptor `fd`, as another tool or an
-/// exec can open it.
-pub fn fd_path(fd: impl AsFd) -> CString {
-    CString::new(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())).unwrap_or_default()
 }
 
 fn parse_status(text: &str) -> Status {

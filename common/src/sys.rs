@@ -402,18 +402,6 @@ pub fn mount_setattr(tree: BorrowedFd<'_>, recursive: bool, set: u64, userns: Op
     answer(unsafe { libc::syscall(MOUNT_SETATTR, fd, c"".as_ptr(), flags, from_ref(&attr), size) }).map(drop)
 }
 
-/// Asks whether this process may change mounts at all: all-zero attributes are
-/// accepted after that check and before any path is read.
-///
-/// # Errors
-/// EPERM: no CAP_SYS_ADMIN over the own mount namespace; ENOSYS before 5.12.
-pub fn may_mount() -> Result<()> {
-    let attr = MountAttr { set: 0, clear: 0, propagation: 0, userns: 0 };
-    let size = size_of::<MountAttr>();
-    // SAFETY: as in mount_setattr; descriptor -1 is never looked at.
-    answer(unsafe { libc::syscall(MOUNT_SETATTR, -1, c"".as_ptr(), 0, from_ref(&attr), size) }).map(drop)
-}
-
 /// A context for a new mount of type `fstype` (fsopen(2), Linux 5.2).
 ///
 /// # Errors

@@ -55,8 +55,8 @@ fn work(cli: &Cli, words: &[OsString], decide: impl FnOnce(&Args) -> Result<Outc
         Outcome::Plan(plan) if args.dry() || plan.dry => {
             let text = plan.text(args.flag("explain"));
             let stream = plan.dry_stream();
-            // In a pipe standard output belongs to the records.
-            if args.piped() {
+            // Standard output belongs to the records, if there are any.
+            if args.piped() || !stream.is_empty() {
                 let text: String = text.lines().map(|line| format!("{}: {line}\n", cli.name)).collect();
                 mind::tell(&text);
                 print(&stream, 0)

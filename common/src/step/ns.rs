@@ -156,11 +156,11 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
 fn user_refused(proc: &Proc) -> Option<Because> {
     let said = |text: String| Some(Because::new(text));
     for (name, value, rule) in [
-        ("kernel/unprivileged_userns_clone", 0, "it is switched off for ordinary users"),
+        ("kernel/unprivileged_userns_clone", 0, "making user namespaces is switched off for ordinary users"),
         (
             "kernel/apparmor_restrict_unprivileged_userns",
             1,
-            "AppArmor restricts it to programs that have a profile for it",
+            "AppArmor leaves making user namespaces to programs that have a profile for it",
         ),
     ] {
         if proc.sysctl(name) == Some(value) && proc.own().uid[1] != 0 {
