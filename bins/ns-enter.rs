@@ -71,8 +71,15 @@ fn decide(args: &Args) -> Result<Outcome> {
     let enters_mounts = kinds.contains(&Kind::Mnt);
     stdin(args, word == "-", &mut inside)?;
     inside.push(own::Effect::Undumpable);
-    if !kinds.is_empty() {
-        inside.push(ns::Effect::Join(target.clone(), kinds.clone()));
+    // A holder is not in its pid namespace itself: then that is entered by file.
+    let apart = if kinds.contains(&Kind::Pid) { target::pid_namespace_apart(&target)? } else { None };
+    let at_once: Vec<Kind> = kinds.iter().copied().filter(|k| *k != Kind::Pid || apart.is_none()).collect();
+    if !at_once.is_empty() {
+        inside.push(ns::Effect::Join(target.clone(), at_once));
+    }
+    if let Some(file) = apart {
+        let name = format!("{} pid_for_children", target.address);
+        inside.push(ns::Effect::JoinFile(Rc::new(file), Kind::Pid, name));
     }
     if kinds.contains(&Kind::Pid) {
         inside.push(ns::Effect::IntoPid);
@@ -96,6 +103,9 @@ fn decide(args: &Args) -> Result<Outcome> {
         inside,
         &proc,
     ));
+    if let Some(holder) = &holder {
+        plan.push(ns::Effect::Entrust(holder.clone()));
+    }
     plan.push(end::Effect::Tend(holder, false));
     Ok(Outcome::Plan(plan))
 }

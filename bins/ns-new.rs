@@ -12,8 +12,8 @@ use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Because, Failure, Result};
+use common::holder::Life;
 use common::id::{Both, Kind as IdKind, Map};
-use common::mind::Life;
 use common::ns::Kind;
 use common::plan::{Plan, clone};
 use common::preset::{Me, from_words, lawful};
@@ -92,19 +92,23 @@ fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
     }
     let life = if args.piped() { Life::of_this_process() } else { Life::of(with(args)?) };
     let life = Rc::new(life.map_err(|e| Failure::os("make a holder for the process of --with", e))?);
+    let other_way = detached(&kinds, proc);
+    let has_pid = kinds.contains(&Kind::Pid);
+    let outer: Vec<Kind> = kinds.into_iter().filter(|k| *k != Kind::Pid).collect();
     let mut inner = Plan::default();
-    if kinds.contains(&Kind::Mnt) {
+    if outer.contains(&Kind::Mnt) {
         inner.push(mount::Effect::Slave);
     }
+    if args.piped() {
+        inner.push(own::Effect::DieWithParent);
+    }
+    if has_pid {
+        inner.push(ns::Effect::Unshare(vec![Kind::Pid]));
+        inner.push(clone(Vec::new(), "the holder stays out of it: inside it could be traced", first_process(), proc));
+    }
     inner.push(end::Effect::Hold(life.clone()));
-    let other_way = detached(&kinds, proc);
     let mut plan = Plan::default();
-    plan.push(clone(
-        kinds,
-        "the holder is the first process in the new namespaces; this one stays outside",
-        inner,
-        proc,
-    ));
+    plan.push(clone(outer, "the holder is in the new namespaces; this process stays outside", inner, proc));
     plan.push(end::Effect::SayChild { record: args.piped() });
     if args.piped() {
         let note = format!(
@@ -113,6 +117,15 @@ fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
         plan.push(end::Effect::LingerOverChild(life, note));
     }
     Ok(Outcome::Plan(plan))
+}
+
+/// What the first process of a new pid namespace does.
+fn first_process() -> Plan {
+    let mut plan = Plan::default();
+    plan.push(own::Effect::Undumpable);
+    plan.push(own::Effect::DieWithParent);
+    plan.push(end::Effect::First);
+    plan
 }
 
 /// The command that keeps namespaces of `kinds` without a pipe, in the words of

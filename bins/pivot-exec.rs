@@ -66,6 +66,9 @@ fn decide(args: &Args) -> Result<Outcome> {
         return Err(mount::not_opened(root, Errno::ENOTDIR));
     }
     let mut plan = Plan::default();
+    // Until the exec this process has the old root; whoever lives in these
+    // namespaces already could reach through it.
+    plan.push(own::Effect::Undumpable);
     if !args.flag("shared") {
         plan.push(ns::Effect::Unshare(vec![Kind::Mnt]));
     }

@@ -84,7 +84,7 @@ fn decide(args: &Args, gained: bool) -> Result<Outcome> {
     };
     match &target {
         Some(target) if gained && !args.dry() => privileged::write(target, &maps, setgroups)?,
-        _ => write(&proc, target.as_ref(), maps, setgroups, &mut plan)?,
+        _ => write(&proc, target.as_ref(), maps, (setgroups, gained), &mut plan)?,
     }
     plan.dry = target.is_none();
     if Operand::parse(word)? == Operand::Stream {
@@ -96,18 +96,19 @@ fn decide(args: &Args, gained: bool) -> Result<Outcome> {
 
 // ---- how they are written ----
 
-/// `target` is None in a dry pipeline, where no process was made.
+/// `target` is None in a dry pipeline, where no process was made; `gained` is
+/// true only in a dry run of what the privileged room would do.
 fn write(
     proc: &Proc,
     target: Option<&Rc<Target>>,
     maps: Both<Map>,
-    setgroups: Option<bool>,
+    (setgroups, gained): (Option<bool>, bool),
     plan: &mut Plan,
 ) -> Result<()> {
     let own = proc.own();
     let me = Both { uid: own.uid[1], gid: own.gid[1] };
     let single = |kind: Kind| matches!(maps.of(kind).extents(), [e] if e.count == 1 && e.outside == *me.of(kind));
-    let can = |kind: Kind| own.can(if kind == Kind::Uid { CAP_SETUID } else { CAP_SETGID });
+    let can = |kind: Kind| gained || own.can(if kind == Kind::Uid { CAP_SETUID } else { CAP_SETGID });
     // Without a grant, dropping groups must not be possible: it would undo
     // permissions that deny something to a group (CVE-2014-8989).
     let deny = setgroups.map_or(single(Kind::Gid) && !can(Kind::Gid), |allow| !allow);

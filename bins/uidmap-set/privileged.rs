@@ -101,7 +101,8 @@ impl Refused {
 /// setgroups, if anything.
 fn authorise(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) -> std::result::Result<Option<bool>, Refused> {
     let (uid, gid) = sys::real_ids();
-    let nsswitch = trusted("/etc/nsswitch.conf").unwrap_or_default();
+    let has_nsswitch = std::fs::symlink_metadata("/etc/nsswitch.conf").is_ok();
+    let nsswitch = if has_nsswitch { trusted("/etc/nsswitch.conf")? } else { Vec::new() };
     if let Some(name) = provider(&String::from_utf8_lossy(&nsswitch)) {
         let because = Because::new(format!(
             "/etc/nsswitch.conf takes subordinate ids from {name}, and a privileged program asks nobody"

@@ -47,11 +47,13 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
     }
     let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+    // An inherited "ignore" would make the kernel reap it, status and all.
+    sys::default_signal(nix::libc::SIGCHLD);
     let (pid_fd, end) = match sys::fork(0)? {
         sys::Fork::Child => {
             let placed = [(null.as_fd(), 0), (theirs.as_fd(), 1), (theirs.as_fd(), 2)];
             if placed.iter().all(|(fd, number)| sys::place(*fd, *number).is_ok()) {
-                sys::restore_sigpipe();
+                sys::restore_signals();
                 let _ = SigSet::empty().thread_set_mask();
                 let _ = execv(program, &words);
             }

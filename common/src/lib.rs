@@ -16,12 +16,14 @@
 //! * [`step`]    effects, one file for each kernel object
 //! * [`plan`]    a list of steps: printed, performed, tried
 //! * [`mind`]    the only poll loop
+//! * [`holder`]  who keeps namespaces that nobody lives in yet
 //! * [`tool`]    what every tool does around its own decision
 //! * [`sys`]     the calls that nix lacks; all unsafe code
 
 pub mod cli;
 pub mod fail;
 pub mod helper;
+pub mod holder;
 pub mod id;
 pub mod mind;
 pub mod ns;

@@ -59,8 +59,13 @@ impl Plan {
     /// child is left.
     pub fn perform(&self, hands: &mut Hands, proc: &Proc) -> Result<u8> {
         let Err((at, refusal)) = run(&self.steps, hands) else { return Ok(hands.status) };
-        let child = hands.child.as_ref().map(|c| c.pid);
-        let failure = failure(&self.steps, at, refusal, &Seen { proc, who: "self", child, places: &own_places() });
+        let child = hands.child.as_ref().map(|c| c.who(proc));
+        let failure = failure(
+            &self.steps,
+            at,
+            refusal,
+            &Seen { proc, who: "self", child: child.as_deref(), places: &own_places() },
+        );
         if let Some(child) = hands.child.take() {
             mind::end(&child);
         }
@@ -110,7 +115,7 @@ fn run(steps: &[Step], hands: &mut Hands) -> std::result::Result<(), (usize, Ref
 struct Seen<'a> {
     proc: &'a Proc,
     who: &'a str,
-    child: Option<i32>,
+    child: Option<&'a str>,
     places: &'a [OwnedFd],
 }
 
@@ -205,7 +210,7 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc) ->
         let errno = Errno::from_raw(words.next().and_then(|w| w.parse().ok()).unwrap_or(0));
         let rest = words.next().unwrap_or_default().to_owned();
         let refusal = if what == "F" { Refusal::Os(errno, rest) } else { Failure::refused(rest).into() };
-        let who = hands.child.as_ref().map_or_else(|| "self".to_owned(), |c| c.pid.to_string());
+        let who = hands.child.as_ref().map_or_else(|| "self".to_owned(), |c| c.who(proc));
         let seen = Seen { proc, who: &who, child: None, places: &places };
         let failure = failure(steps, usize::try_from(number).unwrap_or(usize::MAX), refusal, &seen);
         drop(ours);

@@ -2,7 +2,7 @@
 //! proc file system and opened before any namespace was crossed. Writes
 //! nothing, judges nothing.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
@@ -138,7 +138,11 @@ impl Proc {
 
     /// The capabilities and ids of this process.
     pub fn own(&self) -> Status {
-        self.status("self").unwrap_or_default()
+        self.status("self").unwrap_or_else(|| {
+            // Not readable (no descriptor left): the ids are known all the same.
+            let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+            Status { uid: [uid; 4], gid: [gid; 4], ..Status::default() }
+        })
     }
 
     /// The map of the user namespace of `who`, its outside ids as this
@@ -184,6 +188,13 @@ impl Proc {
     /// The name of the program that process `who` runs, for messages.
     pub fn name(&self, who: &str) -> String {
         self.status(who).map(|s| s.name).unwrap_or_default()
+    }
+
+    /// The number in this proc of the process behind a pidfd of ours.
+    pub fn number_of(&self, pidfd: BorrowedFd<'_>) -> Option<i32> {
+        let info = self.text(&format!("self/fdinfo/{}", pidfd.as_raw_fd()))?;
+        let line = info.lines().find_map(|l| l.strip_prefix("Pid:"))?;
+        line.trim().parse().ok().filter(|pid| *pid > 0)
     }
 
     /// The name of the program that started this one: in a pipeline, the shell.

@@ -96,7 +96,7 @@ pub struct Facts<'a> {
     /// The process: its number, or `self`.
     pub who: &'a str,
     /// A child of it that it worked on.
-    pub child: Option<i32>,
+    pub child: Option<&'a str>,
     /// Its root directory, as it saw it.
     pub root: Option<&'a OwnedFd>,
     /// Its working directory.

@@ -44,16 +44,20 @@ fn descriptor(n: c_long) -> Result<OwnedFd> {
 // ---- what the process was started with ----
 
 static PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
+static CHILD_IGNORED: AtomicBool = AtomicBool::new(false);
 
-/// std sets SIGPIPE to "ignored" before main, and an ignored signal stays so
-/// over execve(2): every `PROG | head` below us would misbehave. What the
-/// caller really handed us must be seen before std's start-up runs.
-extern "C" fn note_sigpipe() {
-    // SAFETY: an all-zero sigaction is a valid value of this C struct.
-    let mut old: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: a null new action only asks; `old` is ours and large enough.
-    if unsafe { libc::sigaction(libc::SIGPIPE, null(), from_mut(&mut old)) } == 0 {
-        PIPE_IGNORED.store(old.sa_sigaction == libc::SIG_IGN, Ordering::Relaxed);
+/// std sets SIGPIPE to "ignored" before main, we set SIGCHLD to its default,
+/// and what is ignored stays so over execve(2): every `PROG | head` below us
+/// would misbehave. What the caller really handed us must be seen before std's
+/// start-up runs.
+extern "C" fn note_signals() {
+    for (number, ignored) in [(libc::SIGPIPE, &PIPE_IGNORED), (libc::SIGCHLD, &CHILD_IGNORED)] {
+        // SAFETY: an all-zero sigaction is a valid value of this C struct.
+        let mut old: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: a null new action only asks; `old` is ours and large enough.
+        if unsafe { libc::sigaction(number, null(), from_mut(&mut old)) } == 0 {
+            ignored.store(old.sa_sigaction == libc::SIG_IGN, Ordering::Relaxed);
+        }
     }
 }
 
@@ -61,12 +65,13 @@ extern "C" fn note_sigpipe() {
 // .init_array before main, single-threaded; ours takes no argument it reads.
 #[unsafe(link_section = ".init_array")]
 #[used]
-static AT_START: extern "C" fn() = note_sigpipe;
+static AT_START: extern "C" fn() = note_signals;
 
-/// Gives SIGPIPE back the disposition that this process was started with.
-pub fn restore_sigpipe() {
-    if !PIPE_IGNORED.load(Ordering::Relaxed) {
-        set_disposition(libc::SIGPIPE, libc::SIG_DFL);
+/// Gives SIGPIPE and SIGCHLD the dispositions back that this process was
+/// started with.
+pub fn restore_signals() {
+    for (number, ignored) in [(libc::SIGPIPE, &PIPE_IGNORED), (libc::SIGCHLD, &CHILD_IGNORED)] {
+        set_disposition(number, if ignored.load(Ordering::Relaxed) { libc::SIG_IGN } else { libc::SIG_DFL });
     }
 }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use nix::fcntl::{OFlag, open, readlinkat};
 use nix::libc;
@@ -13,11 +14,12 @@ use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
 
 use crate::fail::{Because, Errno, Failure, Result};
+use crate::holder;
 use crate::id::{self, number};
 use crate::mind;
 use crate::ns;
 use crate::proc::{Proc, read_all};
-use crate::record::{Address, MAX_STREAM, Stream};
+use crate::record::{Address, MAX_STREAM, Record, Stream};
 use crate::sys;
 use crate::word::quote;
 
@@ -114,7 +116,7 @@ impl Target {
         if at.inode.is_some() && inode != at.inode {
             return Err(said(Errno::ESRCH).because(another(proc, at)));
         }
-        let pid = number_of(proc, fd.as_fd()).unwrap_or(at.pid);
+        let pid = proc.number_of(fd.as_fd()).unwrap_or(at.pid);
         let dir = proc.directory(&pid.to_string()).map_err(said)?;
         // The number was looked up after the pidfd was open, and the process
         // still lives: so the directory is its, and no later one's.
@@ -131,13 +133,6 @@ pub fn pidfs_inode(fd: BorrowedFd<'_>) -> Option<u64> {
         return None;
     }
     Some(fstat(fd).ok()?.st_ino)
-}
-
-/// The number, in our pid namespace, of the process behind a pidfd.
-fn number_of(proc: &Proc, fd: BorrowedFd<'_>) -> Option<i32> {
-    let info = proc.text(&format!("self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)))?;
-    let line = info.lines().find_map(|l| l.strip_prefix("Pid:"))?;
-    line.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
 /// Why a process cannot be opened: as far as it can be seen.
@@ -182,6 +177,27 @@ pub fn untouchable(proc: &Proc, who: &str) -> Option<Because> {
         .then(|| Because::new(format!("{process} is not dumpable (PR_SET_DUMPABLE)")))
 }
 
+/// What `read_bytes` has read, for `farewell`: standard input can be read once.
+static READ: OnceLock<Vec<u8>> = OnceLock::new();
+
+/// Tells the holder that the stream names, if any, that this process has come
+/// and gone: it then ends, though a filter in between (cat, tee) would keep its
+/// pipe open for ever. For a stage that fails, whether it had read or not.
+pub fn farewell() {
+    if READ.get().is_none() && mind::is_pipe(0) {
+        let _ = read_bytes();
+    }
+    let lines = READ.get().into_iter().flat_map(|bytes| bytes.split(|b| *b == b'\n'));
+    let holder = lines.filter_map(|line| Record::parse(line).ok()).find_map(|record| match record {
+        Record::Pid(Some(at), true) => Some(at),
+        Record::Pid(..) | Record::Extent(..) | Record::Failed | Record::Other(_) => None,
+    });
+    let target = holder.and_then(|at| Target::open(&Proc::open().ok()?, at).ok());
+    if let Some(target) = target {
+        let _ = holder::attach(target.fd.as_fd(), None);
+    }
+}
+
 /// Reads the stream on standard input up to `end`.
 ///
 /// # Errors
@@ -190,29 +206,38 @@ pub fn read_stream() -> Result<Stream> {
     if nix::unistd::isatty(sys::lend(0)).unwrap_or(false) {
         return Err(Failure::usage("`-` reads records from a pipe, and standard input is a terminal"));
     }
+    read_bytes()?;
+    Stream::parse(READ.get().map_or(&[], Vec::as_slice))
+}
+
+fn read_bytes() -> Result<()> {
     let mut bytes = Vec::new();
     let mut piece = [0; 4096];
     // Not to the end of file: the stages before us stay as long as we do.
-    while !complete(&bytes) {
+    while !complete(&bytes) && bytes.len() <= MAX_STREAM {
         match nix::unistd::read(sys::lend(0), &mut piece) {
             Ok(0) => break,
             Ok(n) => bytes.extend_from_slice(&piece[..n]),
             Err(Errno::EINTR) => {}
             Err(e) => return Err(Failure::os("read standard input", e)),
         }
-        if bytes.len() > MAX_STREAM {
-            return Err(Failure::refused(format!(
-                "standard input is not a stream of records (no `end` within {MAX_STREAM} bytes)"
-            )));
-        }
     }
-    Stream::parse(&bytes)
+    let too_long = bytes.len() > MAX_STREAM;
+    let _ = READ.set(bytes);
+    if too_long {
+        let text = format!("standard input is not a stream of records (no `end` within {MAX_STREAM} bytes)");
+        return Err(Failure::refused(text));
+    }
+    Ok(())
 }
 
 fn complete(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"end\n")
-        || memchr::memmem::find(bytes, b"\nend\n").is_some()
-        || memchr::memmem::find(bytes, b"failed\n").is_some()
+    let has = |line: &[u8]| bytes.starts_with(&line[1..]) || memchr::memmem::find(bytes, line).is_some();
+    has(b"
+end
+") || has(b"
+failed
+")
 }
 
 /// Opens a namespace file, by path or as descriptor `fd:N`.
@@ -252,13 +277,23 @@ pub fn has_reader() -> bool {
     mind::is_pipe(1)
 }
 
-/// The inode of the namespace of `kind` that a target is in; None where this
-/// kernel has no such kind.
+/// The link of the namespace of `kind` to be entered: that of its children
+/// where a process has a pid namespace that it is not in itself, like a holder.
+fn link_of(target: &Target, kind: ns::Kind) -> String {
+    let link = format!("ns/{}", kind.link());
+    let children = "ns/pid_for_children";
+    let text = |link: &str| readlinkat(&target.dir, link).ok();
+    let apart = kind == ns::Kind::Pid && text(children).is_some_and(|c| Some(c) != text(&link));
+    if apart { children.to_owned() } else { link }
+}
+
+/// The inode of the namespace of `kind` that a target stands for; None where
+/// this kernel has no such kind.
 ///
 /// # Errors
 /// EACCES: it is another user's, or not dumpable; ENOENT: it is gone.
 pub fn namespace_of(proc: &Proc, target: &Target, kind: ns::Kind) -> Result<Option<u64>> {
-    let link = format!("ns/{}", kind.link());
+    let link = link_of(target, kind);
     match readlinkat(&target.dir, link.as_str()) {
         Ok(text) => Ok(text.to_str().and_then(|t| number(t.split(['[', ']']).nth(1)?.as_bytes()))),
         Err(Errno::ENOENT) if proc.ns_id("self", kind).is_none() => Ok(None),
@@ -268,6 +303,21 @@ pub fn namespace_of(proc: &Proc, target: &Target, kind: ns::Kind) -> Result<Opti
             Err(Failure::os(format!("read /proc/{}/{link}", target.pid), e).because(because))
         }
     }
+}
+
+/// The pid namespace of a target's children, if the target is not in it itself:
+/// setns(2) by a pidfd would enter the one that the target is in.
+///
+/// # Errors
+/// EACCES: it is another user's, or not dumpable.
+pub fn pid_namespace_apart(target: &Target) -> Result<Option<OwnedFd>> {
+    let link = link_of(target, ns::Kind::Pid);
+    if link == "ns/pid" {
+        return Ok(None);
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let opened = nix::fcntl::openat(&target.dir, link.as_str(), flags, Mode::empty());
+    opened.map(Some).map_err(|e| Failure::os(format!("open /proc/{}/{link}", target.pid), e))
 }
 
 /// Whether a target's root directory is the same as ours, so that a path means

@@ -12,6 +12,7 @@ use crate::mind;
 use crate::plan::Plan;
 use crate::proc::Proc;
 use crate::step::Hands;
+use crate::target;
 
 /// What a tool has decided.
 pub enum Outcome {
@@ -31,14 +32,27 @@ pub fn run(cli: &Cli, decide: impl FnOnce(&Args) -> Result<Outcome>) -> ExitCode
             if !failure.is_silent() {
                 mind::tell(&format!("{}: {failure}\n", cli.name));
             }
-            // The stages after us then know that somebody has told the reason.
-            if cli.stage && words.iter().any(|w| w == "-") && mind::is_pipe(1) {
-                let _ = mind::say(b"failed\n");
-            }
+            leave_pipe(cli, &words);
             status_of(cli, failure.kind())
         }
     };
     ExitCode::from(status)
+}
+
+/// Lets the other stages of a pipeline go when this one has failed.
+fn leave_pipe(cli: &Cli, words: &[OsString]) {
+    let piped = match cli.parse(words) {
+        Ok(args) => args.piped(),
+        Err(_) => words.iter().any(|w| w == "-"),
+    };
+    if !piped {
+        return;
+    }
+    // The stages after us then know that somebody has told the reason.
+    if cli.stage && mind::is_pipe(1) {
+        let _ = mind::say(b"failed\n");
+    }
+    target::farewell();
 }
 
 fn work(cli: &Cli, words: &[OsString], decide: impl FnOnce(&Args) -> Result<Outcome>) -> Result<u8> {

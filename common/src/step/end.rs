@@ -11,7 +11,8 @@ use nix::sys::stat::{SFlag, fstat};
 
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Exit};
-use crate::mind::{self, Life};
+use crate::holder::{self, Life};
+use crate::mind;
 use crate::proc::{Proc, read_all};
 use crate::record::{Address, Record, Stream};
 use crate::sys;
@@ -35,8 +36,10 @@ pub enum Effect {
     /// Stay as long as the reader, then end the holder that is our child; the
     /// note is for a user whose shell waits for us.
     LingerOverChild(Rc<Life>, String),
-    /// Hold the namespaces of this process.
+    /// Hold the namespaces of this process, and of the child if there is one.
     Hold(Rc<Life>),
+    /// Be the first process of a pid namespace.
+    First,
     /// Wait to be ended by the parent, or with it.
     Wait,
     /// Mind the child until it ends: which holder has to outlive it, and
@@ -70,6 +73,7 @@ impl Effect {
             Effect::SayChild { record: false } => "write the address of the holder to standard output".into(),
             Effect::Linger(_) | Effect::LingerOverChild(..) => "stay as long as the reader of standard output".into(),
             Effect::Hold(_) => "hold the namespaces".into(),
+            Effect::First => "reap".into(),
             Effect::Wait => "wait to be ended".into(),
             Effect::Tend(..) => "wait for the program".into(),
             Effect::Exec(words) => format!("exec {}", quote_all(words)),
@@ -81,7 +85,8 @@ impl Effect {
             Effect::Say(_) | Effect::SayChild { .. } => "the next stage reads it",
             Effect::Linger(_) => "the stages before us live as long as we do",
             Effect::LingerOverChild(..) => "the holder lives as long as we do, and with it the namespaces",
-            Effect::Hold(_) => "namespaces are gone with their last process, and a pid namespace with its first",
+            Effect::Hold(_) => "namespaces are gone with their last process",
+            Effect::First => "a pid namespace ends with its first process, to which all orphans in it fall",
             Effect::Wait => "a namespace is gone with its last process",
             Effect::Tend(..) => "signals go in, the exit status comes out",
             Effect::Answer(_) | Effect::Exec(_) => "",
@@ -96,6 +101,7 @@ impl Effect {
             Effect::Linger(_)
             | Effect::LingerOverChild(..)
             | Effect::Hold(_)
+            | Effect::First
             | Effect::Wait
             | Effect::Tend(..)
             | Effect::Answer(_)
@@ -118,9 +124,13 @@ impl Effect {
             Effect::Linger(Some(holder)) => Ok(mind::linger(&hands.mask, Some(holder.fd.as_fd()))?),
             Effect::LingerOverChild(life, note) => {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
-                Ok(mind::linger_over(&hands.mask, &child, life, note)?)
+                Ok(holder::linger(&hands.mask, &child, life, note)?)
             }
-            Effect::Hold(life) => mind::hold(life),
+            Effect::Hold(life) => {
+                let first = hands.child.take();
+                Ok(holder::hold(life, first, &mut hands.report)?)
+            }
+            Effect::First => Ok(holder::be_first()?),
             Effect::Wait => wait(hands),
             Effect::Tend(holder, first) => {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
@@ -142,6 +152,7 @@ impl Effect {
             | Effect::Linger(_)
             | Effect::LingerOverChild(..)
             | Effect::Hold(_)
+            | Effect::First
             | Effect::Wait
             | Effect::Tend(..) => None,
         }
@@ -178,7 +189,7 @@ fn exec(words: &[OsString], hands: &Hands) -> Errno {
         return Errno::EINVAL;
     };
     let Some(program) = words.first() else { return Errno::ENOENT };
-    sys::restore_sigpipe();
+    sys::restore_signals();
     if let Err(e) = hands.mask.thread_set_mask() {
         return e;
     }

@@ -63,7 +63,10 @@ impl Whose {
         match self {
             Whose::Own => below_proc("self"),
             Whose::Of(_, fd) => write(fd),
-            Whose::Promised(_) => below_proc(&hands.child.as_ref().ok_or(Errno::ECHILD)?.pid.to_string()),
+            Whose::Promised(_) => {
+                let proc = Proc::open().map_err(|_| Errno::ENOENT)?;
+                below_proc(&hands.child.as_ref().ok_or(Errno::ECHILD)?.who(&proc))
+            }
         }
     }
 }
@@ -163,7 +166,7 @@ impl Effect {
             Effect::Write(Whose::Own, kind, map) => write_reason(facts.proc, facts.who, By::Itself, *kind, map, errno),
             Effect::Write(Whose::Of(who, _), kind, map) => write_reason(facts.proc, who, By::Us, *kind, map, errno),
             Effect::Write(Whose::Promised(_), kind, map) => {
-                write_reason(facts.proc, &facts.child?.to_string(), By::Us, *kind, map, errno)
+                write_reason(facts.proc, facts.child?, By::Us, *kind, map, errno)
             }
             Effect::Helper(..) => None,
         }

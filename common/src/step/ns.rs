@@ -8,6 +8,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use super::{Done, Facts, Hands, Step, USERNS};
 use crate::fail::{Because, Errno};
+use crate::holder;
 use crate::id;
 use crate::mind;
 use crate::ns::{self, Kind, flag_names, flags};
@@ -27,6 +28,8 @@ pub enum Effect {
     IntoPid,
     /// Tell a holder that it has to live at least as long as this process.
     Attach(Rc<Target>),
+    /// Tell it which program to end if this process goes first: the child.
+    Entrust(Rc<Target>),
     /// Keep the user namespace of the child and end the child: it was made for
     /// its maps, and nobody has to live in it.
     TakeUser,
@@ -64,6 +67,7 @@ impl Effect {
             Effect::JoinFile(_, kind, name) => format!("setns {name} {}", kind.flag_name()),
             Effect::IntoPid => "fork".to_owned(),
             Effect::Attach(target) => format!("attach to holder {}", target.address),
+            Effect::Entrust(target) => format!("entrust the program to holder {}", target.address),
             Effect::TakeUser => "open /proc/CHILD/ns/user".to_owned(),
             Effect::Hostname(name) => format!("sethostname {}", crate::word::quote(name)),
         }
@@ -81,6 +85,9 @@ impl Effect {
             Effect::IntoPid => {
                 "a process keeps its pid namespace for life; only its children are born in the one just entered"
             }
+            Effect::Entrust(_) => {
+                "a change of ids clears the program's parent-death signal: a kill of this process would leave it behind"
+            }
             Effect::Attach(_) => "the namespaces go with the last one who is attached, however he ends",
             Effect::TakeUser => "the kernel takes the map of a mount from a user namespace; nobody has to live in it",
             Effect::Hostname(_) => "a new uts namespace begins with a copy of the old name",
@@ -93,15 +100,20 @@ impl Effect {
             Effect::Join(target, kinds) => Ok(setns(&target.fd, bits(kinds))?),
             Effect::JoinFile(fd, kind, _) => Ok(setns(fd.as_fd(), bits(&[*kind]))?),
             Effect::IntoPid => into_pid(hands),
-            // Only a holder of ours has a door; for any other process there is
-            // nothing to attach to, and it lives by its own rules.
-            Effect::Attach(target) => match mind::attach(target.fd.as_fd()) {
-                Err(Errno::ESRCH) => Err(Errno::ESRCH.into()),
+            // Whoever may not take the door (a seccomp filter forbids the call in
+            // many containers) has still the pipe to hold on to.
+            Effect::Attach(target) => match holder::attach(target.fd.as_fd(), None) {
+                Err(e @ (Errno::ESRCH | Errno::ENOTSOCK)) => Err(e.into()),
                 Ok(()) | Err(_) => Ok(()),
             },
+            Effect::Entrust(target) => {
+                let program = hands.child.as_ref().map(|c| c.fd.as_fd());
+                let _ = holder::attach(target.fd.as_fd(), program);
+                Ok(())
+            }
             Effect::TakeUser => {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
-                let made = Proc::open()?.ns(&child.pid.to_string(), Kind::User);
+                let made = Proc::open()?.ns(&child.who(&Proc::open()?), Kind::User);
                 mind::end(&child);
                 hands.put(USERNS, made?);
                 Ok(())
@@ -116,7 +128,11 @@ impl Effect {
             Effect::Join(target, kinds) => join_refused(target, kinds, errno, facts),
             Effect::Hostname(_) => facts.foreign(Kind::Uts, "-u").filter(|_| errno == Errno::EPERM),
             Effect::JoinFile(fd, kind, _) => join_file_refused(fd, *kind, errno, facts),
-            Effect::IntoPid | Effect::Attach(_) | Effect::TakeUser => None,
+            Effect::Attach(target) => {
+                let none = errno == Errno::ENOTSOCK;
+                none.then(|| Because::new(format!("process {} is no holder of ns-new", target.pid)))
+            }
+            Effect::IntoPid | Effect::Entrust(_) | Effect::TakeUser => None,
         }
     }
 }

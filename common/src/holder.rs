@@ -1,0 +1,284 @@
+//! Holders: who keeps namespaces that nobody lives in yet.
+//!
+//! A holder is two processes where there is a new pid namespace. The one whose
+//! address is handed out stays *outside* of that namespace: in it, and as the
+//! user that it is, the root of the container could trace it, and reach through
+//! it whatever it sees and may. The other is the first process inside, which
+//! reaps and can be touched by nobody: it is not dumpable, and it has forked
+//! only, so that what counts over its memory is the user namespace of outside
+//! (ptrace(2); __ptrace_may_access() in kernel/ptrace.c).
+//!
+//! Enterers attach through the holder's *door*, a socket that they take from it
+//! by pidfd_getfd(2), and pass a pidfd of themselves and one of their program.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::libc::{self, c_int};
+use nix::poll::PollFlags;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{Shutdown, SockType, getsockopt, shutdown, sockopt};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{chdir, getpid, setsid, write};
+
+use crate::mind::{self, Child};
+use crate::sys;
+
+type Result<T> = std::result::Result<T, Errno>;
+
+/// Where a holder keeps its end for whoever wants to attach: pidfd_getfd(2)
+/// needs a number that both sides know.
+const DOOR: RawFd = 3;
+
+/// How long a holder stays when the last one has left, in milliseconds: of two
+/// enterers on one stream (tee(1)) one may be done before the other has begun.
+const GRACE: u16 = 200;
+
+/// How long nobody has to have attached before the user is told, and how long
+/// a holder may take to end, in milliseconds.
+const PATIENCE: u16 = 2000;
+
+/// What a holder lives for.
+pub struct Life {
+    /// Readable or hung up as soon as it is over: the other end of a socket,
+    /// or a pidfd.
+    until: OwnedFd,
+    /// The two ends of the holder's door: its own, and that which enterers take.
+    door: (OwnedFd, OwnedFd),
+    /// What the parent keeps open as long as it lives, if it is for the parent.
+    parent: Option<OwnedFd>,
+}
+
+impl Life {
+    /// A holder that lives as long as this process, its parent.
+    ///
+    /// # Errors
+    /// Those of socketpair(2).
+    pub fn of_this_process() -> Result<Life> {
+        let (parent, until) = mind::pair()?;
+        Ok(Life { until, door: mind::pair()?, parent: Some(parent) })
+    }
+
+    /// A holder that lives as long as process `pid`.
+    ///
+    /// # Errors
+    /// ESRCH: there is none.
+    pub fn of(pid: i32) -> Result<Life> {
+        Ok(Life { until: sys::pidfd_open(pid)?, door: mind::pair()?, parent: None })
+    }
+}
+
+// ---- the parent of a holder ----
+
+/// Stays until the reader of standard output has gone, or the holder, and then
+/// ends that. Where nobody has attached after two seconds, nobody may ever:
+/// `$(...)` and `| while read` wait for us to end, as we wait for them. Then
+/// `note` is told, once.
+///
+/// # Errors
+/// Those of poll(2).
+pub fn linger(mask: &SigSet, child: &Child, life: &Life, note: &str) -> Result<()> {
+    let over = wait_over(mask, child, life, note);
+    if let Some(parent) = &life.parent {
+        // It ends its pid namespace first, which we cannot wait for ourselves.
+        let _ = shutdown(parent.as_raw_fd(), Shutdown::Both);
+        let _ = mind::ready_within(child.fd.as_fd(), PATIENCE);
+    }
+    mind::end(child);
+    over
+}
+
+fn wait_over(mask: &SigSet, child: &Child, life: &Life, note: &str) -> Result<()> {
+    mind::be_patient(mask)?;
+    let gone = [(sys::lend(1), PollFlags::empty()), (child.fd.as_fd(), PollFlags::POLLIN)];
+    if let Some(parent) = &life.parent {
+        let ready = mind::wait_for(&[gone[0], gone[1], (parent.as_fd(), PollFlags::POLLIN)], Some(PATIENCE))?;
+        if ready[0] || ready[1] {
+            return Ok(());
+        }
+        if !ready[2] {
+            mind::tell(note);
+        }
+    }
+    mind::wait_for(&gone, None).map(drop)
+}
+
+// ---- the first process of a pid namespace ----
+
+/// Reaps whatever is left to it, for ever: the holder, its parent, ends it.
+///
+/// # Errors
+/// Those of the calls that leave everything else behind.
+pub fn be_first() -> Result<()> {
+    leave_everything()?;
+    sys::close_from(DOOR)?;
+    let children: SigSet = [Signal::SIGCHLD].into_iter().collect();
+    loop {
+        reap_all();
+        let _ = children.wait();
+    }
+}
+
+fn reap_all() {
+    while let Ok(status) = waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
+        if status == WaitStatus::StillAlive {
+            return;
+        }
+    }
+}
+
+/// Out of the terminal's reach, in no directory that could not be unmounted
+/// then, and without the standard descriptors: somebody may wait for the end
+/// of what he reads from them.
+fn leave_everything() -> Result<()> {
+    let _ = setsid();
+    chdir("/")?;
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    (0..3).try_for_each(|number| sys::place(null.as_fd(), number))
+}
+
+// ---- the holder ----
+
+/// Somebody who is attached, and what has to go with him.
+struct Guest {
+    enterer: OwnedFd,
+    program: Option<OwnedFd>,
+}
+
+/// Holds the namespaces of this process until its life is over or, once
+/// somebody has attached, until the last of those has gone; then ends `first`,
+/// and with it all that lives in its pid namespace. Closes everything else at
+/// the beginning, also what it was told to report on: that says it is ready.
+///
+/// # Errors
+/// Those of the calls until then.
+pub fn hold(life: &Life, first: Option<Child>, report: &mut Option<OwnedFd>) -> Result<()> {
+    // First out of the way of the numbers that are about to be taken.
+    let lowest = DOOR + 5;
+    let high = |fd: BorrowedFd<'_>| sys::dup_above(fd.as_raw_fd(), lowest);
+    *report = report.as_ref().map(|fd| high(fd.as_fd())).transpose()?;
+    leave_everything()?;
+    let signals = SignalFd::with_flags(&mind::minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let kept: Vec<BorrowedFd<'_>> = [life.door.1.as_fd(), life.door.0.as_fd(), life.until.as_fd(), signals.as_fd()]
+        .into_iter()
+        .chain(first.as_ref().map(|f| f.fd.as_fd()))
+        .collect();
+    let away: Vec<OwnedFd> = kept.iter().map(|fd| high(*fd)).collect::<Result<_>>()?;
+    for (number, fd) in (DOOR..).zip(&away) {
+        sys::place(fd.as_fd(), number)?;
+    }
+    let first = first.map(|f| (f, sys::lend(DOOR + 4)));
+    sys::close_from(if first.is_some() { lowest } else { lowest - 1 })?;
+    let _ = watch(sys::lend(DOOR + 1), sys::lend(DOOR + 2), sys::lend(DOOR + 3), first.as_ref().map(|(_, fd)| *fd));
+    if let Some((_, fd)) = first {
+        let _ = sys::pidfd_signal(fd, Signal::SIGKILL as c_int);
+        // Reported only once nothing is left in its pid namespace.
+        let _ = waitid(Id::PIDFd(fd), WaitPidFlag::WEXITED);
+    }
+    // Nothing that is dropped here may close a number twice.
+    sys::exit_now(0)
+}
+
+fn watch(
+    door: BorrowedFd<'_>,
+    until: BorrowedFd<'_>,
+    signals: BorrowedFd<'_>,
+    first: Option<BorrowedFd<'_>>,
+) -> Result<()> {
+    let mut guests: Vec<Guest> = Vec::new();
+    // Unlimited until somebody has been attached and nobody is any more.
+    let mut limit = None;
+    loop {
+        let mut fds = vec![(until, PollFlags::POLLIN), (door, PollFlags::POLLIN), (signals, PollFlags::POLLIN)];
+        fds.extend(first.map(|fd| (fd, PollFlags::POLLIN)));
+        let others = fds.len();
+        fds.extend(guests.iter().map(|g| (g.enterer.as_fd(), PollFlags::POLLIN)));
+        let ready = mind::wait_for(&fds, limit)?;
+        let over = ready[0] || (first.is_some() && ready[3]);
+        if over || (ready[2] && is_told_to_go(signals)?) || (limit.is_some() && !ready[1] && !ready[2]) {
+            guests.iter().for_each(Guest::end_program);
+            return Ok(());
+        }
+        let had = !guests.is_empty();
+        let mut gone = ready[others..].iter();
+        guests.retain(|guest| {
+            let stays = gone.next() != Some(&true);
+            if !stays {
+                guest.end_program();
+            }
+            stays
+        });
+        if ready[1] {
+            guests.extend(take_in(door)?);
+            // The parent, if we live for it, need not tell its user anything.
+            let _ = write(until, b"+");
+        }
+        if had || limit.is_some() {
+            limit = guests.is_empty().then_some(GRACE);
+        }
+    }
+}
+
+impl Guest {
+    /// An enterer that was killed leaves a program behind which has cleared its
+    /// parent-death signal, as every change of ids does.
+    fn end_program(&self) {
+        if let Some(program) = &self.program {
+            let _ = sys::pidfd_signal(program.as_fd(), Signal::SIGKILL as c_int);
+        }
+    }
+}
+
+fn take_in(door: BorrowedFd<'_>) -> Result<Option<Guest>> {
+    match mind::receive(door, &mut [0; 1]) {
+        Ok((_, fds)) => {
+            let mut fds = fds.into_iter();
+            Ok(fds.next().map(|enterer| Guest { enterer, program: fds.next() }))
+        }
+        Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Reaps, and tells whether one of the signals at hand means to go.
+fn is_told_to_go(signals: BorrowedFd<'_>) -> Result<bool> {
+    let mut goes = false;
+    loop {
+        // nix reads only through a SignalFd that owns its descriptor; ours is
+        // known by a number.
+        let mut bytes = [0u8; size_of::<libc::signalfd_siginfo>()];
+        match nix::unistd::read(signals, &mut bytes) {
+            Ok(n) if n == bytes.len() => {}
+            Ok(_) | Err(Errno::EAGAIN) => return Ok(goes),
+            Err(e) => return Err(e),
+        }
+        let number = c_int::try_from(sys::signal_info(&bytes).ssi_signo).unwrap_or(0);
+        goes |= [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT].contains(&number);
+    }
+}
+
+// ---- enterers ----
+
+/// Attaches this process to a holder, which then lives at least as long, and
+/// ends `program` if this process goes first.
+///
+/// # Errors
+/// ESRCH: the holder has gone; EPERM: it is another user's; ENOTSOCK: the
+/// process is no holder.
+pub fn attach(holder: BorrowedFd<'_>, program: Option<BorrowedFd<'_>>) -> Result<()> {
+    let door = match sys::pidfd_getfd(holder, DOOR) {
+        Err(Errno::EBADF) => return Err(Errno::ENOTSOCK),
+        other => other?,
+    };
+    // A record may name any process; whatever has this number there must not
+    // be written to, nor may it keep us waiting.
+    if getsockopt(&door, sockopt::SockType) != Ok(SockType::SeqPacket) {
+        return Err(Errno::ENOTSOCK);
+    }
+    let me = sys::pidfd_open(getpid().as_raw())?;
+    let fds: Vec<BorrowedFd<'_>> = [me.as_fd()].into_iter().chain(program).collect();
+    mind::send(door.as_fd(), b"+", &fds)
+}
