@@ -11,6 +11,7 @@ use std::rc::Rc;
 use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Failure, Result};
 use common::id::{Kind as IdKind, Map};
+use common::name;
 use common::ns::Kind;
 use common::plan::{Plan, clone};
 use common::preset::Me;
@@ -61,7 +62,7 @@ fn decide(args: &Args) -> Result<Outcome> {
         file @ (Operand::File(_) | Operand::Descriptor(_)) => {
             return enter_file(&file, program(user::shell()), args, &proc);
         }
-        Operand::Name(name) => return Err(Failure::refused(format!("no holder and no container is called {name}"))),
+        Operand::Name(name) => (name::find(&proc, &name)?, false),
     };
     let target = Rc::new(Target::open(&proc, address)?);
     let kinds = wanted(args, &proc, &target)?;

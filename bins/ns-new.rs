@@ -5,7 +5,7 @@
 //! process (or, for pid and time namespaces, a child) moves into them and
 //! becomes the program.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -14,14 +14,16 @@ use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Because, Failure, Result};
 use common::holder::Life;
 use common::id::{Both, Kind as IdKind, Map};
+use common::name;
 use common::ns::Kind;
 use common::plan::{Plan, clone};
 use common::preset::{Me, from_words, lawful};
 use common::proc::Proc;
 use common::step::{end, map, mount, ns, own};
+use common::target::{self, Operand, Target};
 use common::tool::{Outcome, run};
+use common::user;
 use common::word::quote_all;
-use common::{target, user};
 
 const CLI: Cli = Cli {
     name: "ns-new",
@@ -30,6 +32,7 @@ const CLI: Cli = Cli {
         "KINDS [OPTION...] -",
         "KINDS [OPTION...] --detach --with PID|tty",
         "KINDS [OPTION...] [PROGRAM [ARGUMENT...]]",
+        "--release TARGET",
     ],
     options: &[
         Opt { short: "U", long: "user", value: "", help: "a user namespace" },
@@ -46,6 +49,8 @@ const CLI: Cli = Cli {
         Opt { short: "", long: "host-root", value: "", help: "let a map put the real root inside" },
         Opt { short: "", long: "detach", value: "", help: "print the holder's address and leave it behind" },
         Opt { short: "", long: "with", value: "PID|tty", help: "the process, or terminal session, that it ends with" },
+        Opt { short: "", long: "name", value: "NAME", help: "call the holder so: then NAME is a TARGET" },
+        Opt { short: "", long: "release", value: "TARGET", help: "end a holder" },
     ],
     operands: Operands::Program(0, ""),
     runs: true,
@@ -58,6 +63,9 @@ fn main() -> ExitCode {
 
 fn decide(args: &Args) -> Result<Outcome> {
     let proc = Rc::new(Proc::open()?);
+    if let Some(word) = args.value("release") {
+        return release(&word, &proc);
+    }
     let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|k| args.flag("all") || args.flag(k.option())).collect();
     let holds = args.piped() || args.flag("detach");
     if kinds.is_empty() {
@@ -81,7 +89,33 @@ fn decide(args: &Args) -> Result<Outcome> {
 
 // ---- a holder ----
 
+fn release(word: &OsStr, proc: &Proc) -> Result<Outcome> {
+    let address = match Operand::parse(word)? {
+        Operand::Process(address) => address,
+        Operand::Name(name) => name::find(proc, &name)?,
+        Operand::Stream | Operand::File(_) | Operand::Descriptor(_) => {
+            return Err(CLI.usage("--release: PID, PID:INODE or a name"));
+        }
+    };
+    let mut plan = Plan::default();
+    plan.push(ns::Effect::Release(Rc::new(Target::open(proc, address)?)));
+    Ok(Outcome::Plan(plan))
+}
+
+/// The name for a holder has to be a TARGET, and nobody else's.
+fn check_name(args: &Args, proc: &Proc) -> Result<()> {
+    let Some(word) = args.value("name") else { return Ok(()) };
+    let Operand::Name(name) = Operand::parse(&word)? else {
+        return Err(CLI.usage("--name: a name has no slash, and begins neither with a digit nor with -"));
+    };
+    if name::holders(proc).iter().any(|h| h.name.as_deref() == Some(name.as_str())) {
+        return Err(Failure::refused(format!("a holder is called {name} already")));
+    }
+    Ok(())
+}
+
 fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
+    check_name(args, proc)?;
     if args.flag("map-root-user") || args.value("map").is_some() {
         return Err(CLI.usage("a holder is mapped from outside, by uidmap-set"));
     }

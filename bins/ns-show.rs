@@ -12,6 +12,7 @@ use std::rc::Rc;
 use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Failure, Result};
 use common::id::{Extent, Kind as IdKind, Map, Range};
+use common::name;
 use common::ns::{INITIAL_USER, Kind};
 use common::plan::{Plan, clone};
 use common::preset::{Me, Preset};
@@ -25,8 +26,11 @@ use common::{helper, subid, user};
 const CLI: Cli = Cli {
     name: "ns-show",
     purpose: "show namespaces, owners, id maps, and what is possible here",
-    usage: &["[TARGET]", "--can"],
-    options: &[Opt { short: "", long: "can", value: "", help: "show what this user may do here, by trying it" }],
+    usage: &["[TARGET]", "--holders", "--can"],
+    options: &[
+        Opt { short: "", long: "holders", value: "", help: "list the holders of ns-new that can be entered" },
+        Opt { short: "", long: "can", value: "", help: "show what this user may do here, by trying it" },
+    ],
     operands: Operands::Free,
     runs: false,
     stage: false,
@@ -40,6 +44,9 @@ fn decide(args: &Args) -> Result<Outcome> {
     let proc = Rc::new(Proc::open()?);
     if args.operands.len() > 1 {
         return Err(CLI.usage("one TARGET"));
+    }
+    if args.flag("holders") {
+        return Ok(Outcome::Answer(holders(&proc).into_bytes(), 0));
     }
     if args.dry() && args.flag("can") {
         return Ok(Outcome::Plan(Plan {
@@ -61,10 +68,25 @@ fn decide(args: &Args) -> Result<Outcome> {
             pid.0.ok_or_else(|| Failure::refused("the stream is of a dry run: there is no process to show"))?
         }
         Operand::File(_) | Operand::Descriptor(_) => return Err(CLI.usage("TARGET is a process: PID, PID:INODE or -")),
-        Operand::Name(name) => return Err(Failure::refused(format!("no holder and no container is called {name}"))),
+        Operand::Name(name) => name::find(&proc, &name)?,
     };
     let target = Target::open(&proc, address)?;
     Ok(Outcome::Answer(process(&proc, &target)?.into_bytes(), 0))
+}
+
+// ---- holders ----
+
+fn holders(proc: &Proc) -> String {
+    let mut text = String::new();
+    for holder in name::holders(proc) {
+        let who = holder.address.pid.to_string();
+        let differs = |kind: &Kind| target::namespace_at(proc, &who, *kind) != proc.ns_id("self", *kind);
+        let kinds: Vec<&str> = Kind::ALL.iter().filter(|k| differs(k)).map(|k| k.link()).collect();
+        let name = holder.name.as_deref().unwrap_or("-");
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{} {name} {} {}", holder.address, user_name(holder.uid), kinds.join(","));
+    }
+    text
 }
 
 // ---- one process ----

@@ -26,6 +26,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("subid", &["fail", "helper", "id", "proc", "user"]),
     ("preset", &["fail", "id", "ns", "proc", "subid", "user", "word"]),
     ("target", &["fail", "holder", "id", "mind", "ns", "proc", "record", "sys", "user", "word"]),
+    ("name", &["fail", "holder", "proc", "record", "target"]),
     ("step", &["fail", "mind", "ns", "proc", "sys"]),
     ("step/map", &["step", "fail", "helper", "id", "ns", "proc", "subid", "sys", "target", "user"]),
     ("step/ns", &["step", "fail", "holder", "id", "mind", "ns", "proc", "sys", "target", "word"]),

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Because, Failure, Result};
 use common::id::{Both, Kind, Map};
+use common::name;
 use common::plan::Plan;
 use common::preset::{NAMES, from_words, lawful};
 use common::proc::{CAP_SETGID, CAP_SETUID, Proc};
@@ -75,7 +76,7 @@ fn decide(args: &Args, gained: bool) -> Result<Outcome> {
         Operand::File(_) | Operand::Descriptor(_) => {
             return Err(CLI.usage("a map is written through a process: PID, PID:INODE or -"));
         }
-        Operand::Name(name) => return Err(Failure::refused(format!("no holder and no container is called {name}"))),
+        Operand::Name(name) => (Some(name::find(&proc, &name)?), false),
     };
     let mut plan = Plan::default();
     let target = match address {

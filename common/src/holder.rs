@@ -262,6 +262,33 @@ fn is_told_to_go(signals: BorrowedFd<'_>) -> Result<bool> {
 
 // ---- enterers ----
 
+/// Takes the door of a holder.
+fn door(holder: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let door = match sys::pidfd_getfd(holder, DOOR) {
+        Err(Errno::EBADF) => return Err(Errno::ENOTSOCK),
+        other => other?,
+    };
+    // A record may name any process; whatever has this number there must not
+    // be written to, nor may it keep us waiting.
+    let fits = getsockopt(&door, sockopt::SockType) == Ok(SockType::SeqPacket);
+    if fits { Ok(door) } else { Err(Errno::ENOTSOCK) }
+}
+
+/// Whether a process has a door, as a holder has.
+pub fn is_holder(process: BorrowedFd<'_>) -> bool {
+    door(process).is_ok()
+}
+
+/// Tells a holder to go, and waits until it has.
+///
+/// # Errors
+/// ENOTSOCK: the process is no holder; ESRCH: it has gone; ETIMEDOUT.
+pub fn release(holder: BorrowedFd<'_>) -> Result<()> {
+    door(holder)?;
+    sys::pidfd_signal(holder, Signal::SIGTERM as c_int)?;
+    if mind::ready_within(holder, PATIENCE)? { Ok(()) } else { Err(Errno::ETIMEDOUT) }
+}
+
 /// Attaches this process to a holder, which then lives at least as long, and
 /// ends `program` if this process goes first.
 ///
@@ -269,15 +296,7 @@ fn is_told_to_go(signals: BorrowedFd<'_>) -> Result<bool> {
 /// ESRCH: the holder has gone; EPERM: it is another user's; ENOTSOCK: the
 /// process is no holder.
 pub fn attach(holder: BorrowedFd<'_>, program: Option<BorrowedFd<'_>>) -> Result<()> {
-    let door = match sys::pidfd_getfd(holder, DOOR) {
-        Err(Errno::EBADF) => return Err(Errno::ENOTSOCK),
-        other => other?,
-    };
-    // A record may name any process; whatever has this number there must not
-    // be written to, nor may it keep us waiting.
-    if getsockopt(&door, sockopt::SockType) != Ok(SockType::SeqPacket) {
-        return Err(Errno::ENOTSOCK);
-    }
+    let door = door(holder)?;
     let me = sys::pidfd_open(getpid().as_raw())?;
     let fds: Vec<BorrowedFd<'_>> = [me.as_fd()].into_iter().chain(program).collect();
     mind::send(door.as_fd(), b"+", &fds)

@@ -13,6 +13,7 @@
 //! * [`subid`]   /etc/subuid and /etc/subgid
 //! * [`preset`]  maps by name: root, same, subids, auto, keep, all
 //! * [`target`]  the process or namespace file that an operand names
+//! * [`name`]    holders by name
 //! * [`step`]    effects, one file for each kernel object
 //! * [`plan`]    a list of steps: printed, performed, tried
 //! * [`mind`]    the only poll loop
@@ -26,6 +27,7 @@ pub mod helper;
 pub mod holder;
 pub mod id;
 pub mod mind;
+pub mod name;
 pub mod ns;
 pub mod path;
 pub mod plan;

@@ -190,6 +190,13 @@ impl Proc {
         self.status(who).map(|s| s.name).unwrap_or_default()
     }
 
+    /// The session of `who`: the number of its leader (proc_pid_stat(5)).
+    pub fn session(&self, who: &str) -> Option<i32> {
+        // The name in parentheses may have blanks and parentheses in it.
+        let stat = self.text(&format!("{who}/stat"))?;
+        stat.rsplit(')').next()?.split_whitespace().nth(3)?.parse().ok()
+    }
+
     /// The number in this proc of the process behind a pidfd of ours.
     pub fn number_of(&self, pidfd: BorrowedFd<'_>) -> Option<i32> {
         let info = self.text(&format!("self/fdinfo/{}", pidfd.as_raw_fd()))?;

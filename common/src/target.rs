@@ -53,16 +53,21 @@ impl Operand {
             let n = number(n).and_then(|n| i32::try_from(n).ok());
             return Ok(Operand::Descriptor(n.ok_or_else(|| bad("not a descriptor"))?));
         }
+        if let Some(name) = bytes.strip_prefix(b"name:") {
+            return Operand::named(name).ok_or_else(|| bad("not a name"));
+        }
         if bytes.contains(&b'/') {
             return Ok(Operand::File(word.into()));
         }
         if bytes.first().is_some_and(u8::is_ascii_digit) {
             return Ok(Operand::Process(Address::parse(bytes).ok_or_else(|| bad("not PID or PID:INODE"))?));
         }
-        match word.to_str() {
-            Some(name) if !name.is_empty() => Ok(Operand::Name(name.to_owned())),
-            _ => Err(bad("not a target")),
-        }
+        Operand::named(bytes).ok_or_else(|| bad("not a target"))
+    }
+
+    fn named(name: &[u8]) -> Option<Operand> {
+        let name = std::str::from_utf8(name).ok()?;
+        (!name.is_empty() && !name.starts_with('-')).then(|| Operand::Name(name.to_owned()))
     }
 }
 
@@ -303,6 +308,12 @@ pub fn namespace_of(proc: &Proc, target: &Target, kind: ns::Kind) -> Result<Opti
             Err(Failure::os(format!("read /proc/{}/{link}", target.pid), e).because(because))
         }
     }
+}
+
+/// The inode of the namespace of `kind` that process `who` stands for.
+pub fn namespace_at(proc: &Proc, who: &str, kind: ns::Kind) -> Option<u64> {
+    let target = Target::open(proc, Address::parse(who.as_bytes())?).ok()?;
+    namespace_of(proc, &target, kind).ok().flatten()
 }
 
 /// The pid namespace of a target's children, if the target is not in it itself:

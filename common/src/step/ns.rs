@@ -30,6 +30,8 @@ pub enum Effect {
     Attach(Rc<Target>),
     /// Tell it which program to end if this process goes first: the child.
     Entrust(Rc<Target>),
+    /// Tell a holder to go.
+    Release(Rc<Target>),
     /// Keep the user namespace of the child and end the child: it was made for
     /// its maps, and nobody has to live in it.
     TakeUser,
@@ -68,6 +70,7 @@ impl Effect {
             Effect::IntoPid => "fork".to_owned(),
             Effect::Attach(target) => format!("attach to holder {}", target.address),
             Effect::Entrust(target) => format!("entrust the program to holder {}", target.address),
+            Effect::Release(target) => format!("release holder {}", target.address),
             Effect::TakeUser => "open /proc/CHILD/ns/user".to_owned(),
             Effect::Hostname(name) => format!("sethostname {}", crate::word::quote(name)),
         }
@@ -88,6 +91,7 @@ impl Effect {
             Effect::Entrust(_) => {
                 "a change of ids clears the program's parent-death signal: a kill of this process would leave it behind"
             }
+            Effect::Release(_) => "its namespaces go with it, and a pid namespace with all that lives there",
             Effect::Attach(_) => "the namespaces go with the last one who is attached, however he ends",
             Effect::TakeUser => "the kernel takes the map of a mount from a user namespace; nobody has to live in it",
             Effect::Hostname(_) => "a new uts namespace begins with a copy of the old name",
@@ -111,6 +115,7 @@ impl Effect {
                 let _ = holder::attach(target.fd.as_fd(), program);
                 Ok(())
             }
+            Effect::Release(target) => Ok(holder::release(target.fd.as_fd())?),
             Effect::TakeUser => {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 let made = Proc::open()?.ns(&child.who(&Proc::open()?), Kind::User);
@@ -128,7 +133,7 @@ impl Effect {
             Effect::Join(target, kinds) => join_refused(target, kinds, errno, facts),
             Effect::Hostname(_) => facts.foreign(Kind::Uts, "-u").filter(|_| errno == Errno::EPERM),
             Effect::JoinFile(fd, kind, _) => join_file_refused(fd, *kind, errno, facts),
-            Effect::Attach(target) => {
+            Effect::Attach(target) | Effect::Release(target) => {
                 let none = errno == Errno::ENOTSOCK;
                 none.then(|| Because::new(format!("process {} is no holder of ns-new", target.pid)))
             }
@@ -219,7 +224,7 @@ fn limit(proc: &Proc, kinds: &[Kind]) -> Option<Because> {
 /// counts for our uid: so many at least count against the limit.
 fn used(proc: &Proc, kind: Kind) -> u64 {
     let (Some(ours), own) = (proc.ns_id("self", Kind::User), proc.own()) else { return 0 };
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen: Vec<u64> = Vec::new();
     for who in proc.pids().iter().map(i32::to_string) {
         let Ok(ns) = proc.ns(&who, kind) else { continue };
         let inode = |fd| nix::sys::stat::fstat(fd).ok().map(|s| s.st_ino);
@@ -231,7 +236,7 @@ fn used(proc: &Proc, kind: Kind) -> u64 {
             }
         };
         if mine && sys::ns_owner(ns.as_fd()).ok().and_then(inode) == Some(ours) {
-            seen.extend(inode(ns));
+            seen.extend(inode(ns).filter(|n| !seen.contains(n)));
         }
     }
     u64::try_from(seen.len()).unwrap_or(u64::MAX)
