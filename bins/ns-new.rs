@@ -168,10 +168,10 @@ fn detached(kinds: &[Kind], proc: &Proc) -> String {
     let letter = |kind: &Kind| CLI.options.iter().find(|o| o.long == kind.option()).map_or("", |o| o.short);
     let all = kinds.len() == Kind::ALL.len();
     let letters = if all { "a".to_owned() } else { kinds.iter().map(letter).collect::<String>() };
-    match proc.parent_name().as_str() {
-        "fish" => format!("set t (ns-new -{letters} --detach --with $fish_pid)"),
-        _ => format!("t=$(ns-new -{letters} --detach --with $$)"),
+    if proc.is_below_fish() {
+        return format!("set t (ns-new -{letters} --detach --with $fish_pid)");
     }
+    format!("t=$(ns-new -{letters} --detach --with $$)")
 }
 
 /// The process that a detached holder ends with.

@@ -41,6 +41,9 @@ const GRACE: u16 = 200;
 /// a holder may take to end, in milliseconds.
 const PATIENCE: u16 = 2000;
 
+/// What an enterer says when it attaches; any other byte is a signal.
+const HERE: u8 = 0;
+
 /// What a holder lives for.
 pub struct Life {
     /// Readable or hung up as soon as it is over: the other end of a socket,
@@ -82,13 +85,29 @@ impl Life {
 /// Those of poll(2).
 pub fn linger(mask: &SigSet, child: &Child, life: &Life, note: &str) -> Result<()> {
     let over = wait_over(mask, child, life, note);
+    let mut signal = None;
     if let Some(parent) = &life.parent {
         // It ends its pid namespace first, which we cannot wait for ourselves.
-        let _ = shutdown(parent.as_raw_fd(), Shutdown::Both);
+        let _ = shutdown(parent.as_raw_fd(), Shutdown::Write);
         let _ = mind::ready_within(child.fd.as_fd(), PATIENCE);
+        signal = last_word(parent.as_fd());
     }
     mind::end(child);
+    // A shell script goes on or not by how the last of its pipeline ended.
+    if let Some(signal) = signal {
+        mind::die_of(signal, mask);
+    }
     over
+}
+
+/// The signal that the program died of, if a holder that has gone said so.
+fn last_word(parent: BorrowedFd<'_>) -> Option<Signal> {
+    let mut byte = [0; 1];
+    let mut signal = None;
+    while mind::ready_within(parent, 0) == Ok(true) && nix::unistd::read(parent, &mut byte) == Ok(1) {
+        signal = Signal::try_from(c_int::from(byte[0])).ok().or(signal);
+    }
+    signal
 }
 
 fn wait_over(mask: &SigSet, child: &Child, life: &Life, note: &str) -> Result<()> {
@@ -199,6 +218,8 @@ fn watch(
         let ready = mind::wait_for(&fds, limit)?;
         let over = ready[0] || (first.is_some() && ready[3]);
         if over || (ready[2] && is_told_to_go(signals)?) || (limit.is_some() && !ready[1] && !ready[2]) {
+            // What the last one said before he left is for our parent.
+            while mind::ready_within(door, 0)? && take_in(door, until)?.is_some() {}
             guests.iter().for_each(Guest::end_program);
             return Ok(());
         }
@@ -212,9 +233,7 @@ fn watch(
             stays
         });
         if ready[1] {
-            guests.extend(take_in(door)?);
-            // The parent, if we live for it, need not tell its user anything.
-            let _ = write(until, b"+");
+            guests.extend(take_in(door, until)?.flatten());
         }
         if had || limit.is_some() {
             limit = guests.is_empty().then_some(GRACE);
@@ -232,11 +251,16 @@ impl Guest {
     }
 }
 
-fn take_in(door: BorrowedFd<'_>) -> Result<Option<Guest>> {
-    match mind::receive(door, &mut [0; 1]) {
+/// Takes one message: a guest, or the signal that a program died of. The parent,
+/// if we live for it, is told both.
+fn take_in(door: BorrowedFd<'_>, until: BorrowedFd<'_>) -> Result<Option<Option<Guest>>> {
+    let mut byte = [0; 1];
+    match mind::receive(door, &mut byte) {
         Ok((_, fds)) => {
             let mut fds = fds.into_iter();
-            Ok(fds.next().map(|enterer| Guest { enterer, program: fds.next() }))
+            let guest = fds.next().map(|enterer| Guest { enterer, program: fds.next() });
+            let _ = write(until, &byte);
+            Ok(Some(guest))
         }
         Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
         Err(e) => Err(e),
@@ -299,5 +323,12 @@ pub fn attach(holder: BorrowedFd<'_>, program: Option<BorrowedFd<'_>>) -> Result
     let door = door(holder)?;
     let me = sys::pidfd_open(getpid().as_raw())?;
     let fds: Vec<BorrowedFd<'_>> = [me.as_fd()].into_iter().chain(program).collect();
-    mind::send(door.as_fd(), b"+", &fds)
+    mind::send(door.as_fd(), &[HERE], &fds)
+}
+
+/// Tells a holder, for its parent, that the program died of `signal`.
+pub fn tell_death(holder: BorrowedFd<'_>, signal: Signal) {
+    let byte = u8::try_from(signal as c_int).unwrap_or(HERE);
+    // A holder that has gone needs to know nothing.
+    let _ = door(holder).and_then(|door| mind::send(door.as_fd(), &[byte], &[]));
 }

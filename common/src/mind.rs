@@ -225,14 +225,21 @@ pub fn reap(child: &Child) {
 
 // ---- the parent of the program ----
 
-/// Minds the program `child` until it ends, and answers its exit status; where
-/// a signal ended it, so does the same signal this process. `holder` has to
+/// How a program ended.
+pub enum Ended {
+    /// With this exit status.
+    Status(u8),
+    /// By this signal.
+    Signal(Signal),
+}
+
+/// Minds the program `child` until it ends, and answers how. `holder` has to
 /// outlive the program, else the program is killed. `first`: it is the first
 /// process of a pid namespace.
 ///
 /// # Errors
 /// Those of poll(2) and signalfd(2).
-pub fn tend(mask: &SigSet, child: &Child, holder: Option<BorrowedFd<'_>>, first: bool, proc: &Proc) -> Result<u8> {
+pub fn tend(child: &Child, holder: Option<BorrowedFd<'_>>, first: bool, proc: &Proc) -> Result<Ended> {
     let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
     let mut killed_for = None;
     let mut holder = holder;
@@ -252,8 +259,8 @@ pub fn tend(mask: &SigSet, child: &Child, holder: Option<BorrowedFd<'_>>, first:
         }
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
         match waitid(Id::PIDFd(child.fd.as_fd()), flags) {
-            Ok(WaitStatus::Exited(_, status)) => return Ok(u8::try_from(status & 0xff).unwrap_or(1)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(die_of(killed_for.unwrap_or(signal), mask)),
+            Ok(WaitStatus::Exited(_, status)) => return Ok(Ended::Status(u8::try_from(status & 0xff).unwrap_or(1))),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Ended::Signal(killed_for.unwrap_or(signal))),
             Ok(WaitStatus::Stopped(..)) => stop_with_it()?,
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e),
@@ -296,7 +303,7 @@ fn pass_on(child: &Child, signal: Signal, code: i32, first: bool, proc: &Proc) -
 
 /// Dies of `signal`, as the program did, so that the shell sees it; answers
 /// 128+N where that cannot be (a first process does not die of its own).
-fn die_of(signal: Signal, mask: &SigSet) -> u8 {
+pub fn die_of(signal: Signal, mask: &SigSet) -> u8 {
     // The core, if any, has been dumped by the program.
     let _ = nix::sys::prctl::set_dumpable(false);
     sys::default_signal(signal as c_int);

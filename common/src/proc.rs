@@ -24,6 +24,8 @@ pub struct Status {
     pub uid: [u32; 4],
     /// `Gid:` likewise.
     pub gid: [u32; 4],
+    /// `PPid:` the number of its parent, 0 for none.
+    pub parent: u32,
     /// `NSpid:` its number in each pid namespace, ours first.
     pub pids: Vec<u32>,
     /// `Threads:`
@@ -204,9 +206,19 @@ impl Proc {
         line.trim().parse().ok().filter(|pid| *pid > 0)
     }
 
-    /// The name of the program that started this one: in a pipeline, the shell.
-    pub fn parent_name(&self) -> String {
-        self.name(&nix::unistd::getppid().to_string())
+    /// Whether the nearest shell above this process is fish, whose language is
+    /// another: its parent, unless that is timeout(1) or the like.
+    pub fn is_below_fish(&self) -> bool {
+        let mut who = "self".to_owned();
+        for _ in 0..4 {
+            who = self.status(&who).map_or(0, |s| s.parent).to_string();
+            match self.name(&who).as_str() {
+                "fish" => return true,
+                "bash" | "dash" | "sh" | "zsh" | "ksh" | "mksh" | "busybox" => return false,
+                _ => {}
+            }
+        }
+        false
     }
 
     /// `open`, as a path of another process could be: for O_PATH directories.
@@ -255,6 +267,7 @@ fn parse_status(text: &str) -> Status {
             "Uid" => status.uid = four(),
             "Gid" => status.gid = four(),
             "NSpid" => status.pids = value.split_whitespace().filter_map(|w| w.parse().ok()).collect(),
+            "PPid" => status.parent = value.parse().unwrap_or(0),
             "Threads" => status.threads = value.parse().unwrap_or(0),
             "CapEff" => status.effective = hex(),
             "CapBnd" => status.bounding = hex(),

@@ -12,7 +12,7 @@ use nix::sys::stat::{SFlag, fstat};
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Exit};
 use crate::holder::{self, Life};
-use crate::mind;
+use crate::mind::{self, Ended};
 use crate::proc::{Proc, read_all};
 use crate::record::{Address, Record, Stream};
 use crate::sys;
@@ -136,7 +136,15 @@ impl Effect {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 let proc = Proc::open()?;
                 let holder = holder.as_ref().map(|t| t.fd.as_fd());
-                hands.status = mind::tend(&hands.mask, &child, holder, *first, &proc)?;
+                hands.status = match mind::tend(&child, holder, *first, &proc)? {
+                    Ended::Status(status) => status,
+                    Ended::Signal(signal) => {
+                        if let Some(holder) = holder {
+                            holder::tell_death(holder, signal);
+                        }
+                        mind::die_of(signal, &hands.mask)
+                    }
+                };
                 Ok(())
             }
             Effect::Exec(words) => Err(exec(words, hands).into()),
