@@ -39,12 +39,12 @@ fn holder(proc: &Proc, pid: i32) -> Option<Holder> {
     }
     let line = proc.read(&format!("{who}/cmdline")).ok()?;
     let words: Vec<String> = line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
-    let given = words.iter().enumerate().filter_map(|(at, word)| match word.strip_prefix("--name") {
+    let mut given = words.iter().enumerate().filter_map(|(at, word)| match word.strip_prefix("--name") {
         Some("") => words.get(at + 1).cloned(),
         Some(rest) => rest.strip_prefix('=').map(str::to_owned),
         None => None,
     });
-    Some(Holder { address: target.address, name: given.last(), uid: status.uid[1] })
+    Some(Holder { address: target.address, name: given.next_back(), uid: status.uid[1] })
 }
 
 /// The holder that is called `name`.

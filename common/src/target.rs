@@ -145,7 +145,14 @@ fn another(proc: &Proc, at: Address) -> Option<Because> {
     let Some(status) = proc.status(&at.pid.to_string()) else {
         return Some(Because::new(format!("no process has number {} here", at.pid)));
     };
-    let theirs = pidfs_inode(sys::pidfd_open(at.pid).ok()?.as_fd());
+    // The proc at hand may be that of an outer pid namespace: its numbers are
+    // not ours, as the one that it has for us shows.
+    let outer = proc.own().pids.first().is_some_and(|pid| *pid != std::process::id());
+    let ours = sys::pidfd_open(at.pid);
+    if outer && ours.is_err() {
+        return Some(Because::new(format!("process {} ({}) is outside of our pid namespace", at.pid, status.name)));
+    }
+    let theirs = pidfs_inode(ours.ok()?.as_fd());
     if at.inode.is_some() && theirs.is_some() && theirs != at.inode {
         return Some(Because::new(format!("number {} belongs to another process ({}) by now", at.pid, status.name)));
     }
