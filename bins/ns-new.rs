@@ -179,11 +179,7 @@ fn with(args: &Args) -> Result<i32> {
     let word = args
         .value("with")
         .ok_or_else(|| CLI.usage("--detach needs --with: the process that the holder ends with, as in --with $$"))?;
-    if word == "tty" {
-        return target::session_leader();
-    }
-    let pid = word.to_str().and_then(|w| w.parse::<i32>().ok()).filter(|pid| *pid > 0);
-    pid.ok_or_else(|| CLI.usage("--with: not a process number"))
+    target::end_with(&word)
 }
 
 // ---- a program ----

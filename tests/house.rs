@@ -20,10 +20,12 @@ const MODULES: &[(&str, &[&str])] = &[
     ("proc", &["fail", "id", "ns"]),
     ("path", &["fail", "id", "proc", "word"]),
     ("mind", &["proc", "sys"]),
-    ("holder", &["mind", "sys"]),
+    ("lease", &["fail", "id", "word"]),
+    ("holder", &["lease", "mind", "sys"]),
     ("helper", &["mind", "sys"]),
     ("user", &["helper", "id"]),
-    ("subid", &["fail", "helper", "id", "proc", "user"]),
+    ("subid", &["fail", "helper", "id", "user"]),
+    ("etc", &["fail", "id", "proc", "sys", "word"]),
     ("preset", &["fail", "id", "ns", "proc", "subid", "user", "word"]),
     ("target", &["fail", "holder", "id", "mind", "ns", "proc", "record", "sys", "user", "word"]),
     ("name", &["fail", "holder", "proc", "record", "target"]),
@@ -32,10 +34,10 @@ const MODULES: &[(&str, &[&str])] = &[
     ("step/ns", &["step", "fail", "holder", "id", "mind", "ns", "proc", "sys", "target", "word"]),
     ("step/mount", &["step", "fail", "ns", "path", "proc", "sys", "word"]),
     ("step/own", &["step", "fail", "id", "mind", "sys", "word"]),
-    ("step/file", &["step", "fail", "subid"]),
-    ("step/end", &["step", "fail", "holder", "mind", "proc", "record", "sys", "target", "word"]),
+    ("step/file", &["step", "etc", "fail", "word"]),
+    ("step/end", &["step", "fail", "holder", "lease", "mind", "proc", "record", "sys", "target", "word"]),
     ("plan", &["step", "step/ns", "fail", "mind", "ns", "proc", "sys"]),
-    ("tool", &["cli", "fail", "mind", "plan", "proc", "step", "target"]),
+    ("tool", &["cli", "fail", "mind", "plan", "proc", "step", "sys", "target"]),
 ];
 
 /// The rooms that may call `sys`: one, by design (design: safety rules).

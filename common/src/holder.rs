@@ -24,6 +24,7 @@ use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{chdir, getpid, setsid, write};
 
+use crate::lease::Lease;
 use crate::mind::{self, Child};
 use crate::sys;
 
@@ -282,6 +283,31 @@ fn is_told_to_go(signals: BorrowedFd<'_>) -> Result<bool> {
         let number = c_int::try_from(sys::signal_info(&bytes).ssi_signo).unwrap_or(0);
         goes |= [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT].contains(&number);
     }
+}
+
+// ---- the holder of a lease ----
+
+/// Holds `lease` until the process of `until` has ended, then leaves. Closes
+/// everything else at the beginning, also what it was told to report on.
+///
+/// # Errors
+/// Those of the calls until then.
+pub fn keep(lease: &Lease, until: &OwnedFd, report: &mut Option<OwnedFd>) -> Result<()> {
+    // Above what they are then placed on.
+    let lowest = DOOR + 4;
+    let high = |fd: &OwnedFd| sys::dup_above(fd.as_raw_fd(), lowest);
+    *report = report.as_ref().map(high).transpose()?;
+    leave_everything()?;
+    let away: Vec<OwnedFd> = [until].into_iter().chain(lease.files()).map(high).collect::<Result<_>>()?;
+    let mut next = DOOR;
+    for fd in &away {
+        sys::place(fd.as_fd(), next)?;
+        next += 1;
+    }
+    sys::close_from(next)?;
+    let _ = mind::wait_for(&[(sys::lend(DOOR), PollFlags::POLLIN)], None);
+    // Nothing that is dropped here may close a number twice.
+    sys::exit_now(0)
 }
 
 // ---- enterers ----

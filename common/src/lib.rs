@@ -11,6 +11,8 @@
 //! * [`helper`]  other programs, asked or told, with a deadline
 //! * [`user`]    users by name and number
 //! * [`subid`]   /etc/subuid and /etc/subgid
+//! * [`etc`]     files below /etc: locked, replaced
+//! * [`lease`]   slices of subordinate ids, held while a process lives
 //! * [`preset`]  maps by name: root, same, subids, auto, keep, all
 //! * [`target`]  the process or namespace file that an operand names
 //! * [`name`]    holders by name
@@ -22,10 +24,12 @@
 //! * [`sys`]     the calls that nix lacks; all unsafe code
 
 pub mod cli;
+pub mod etc;
 pub mod fail;
 pub mod helper;
 pub mod holder;
 pub mod id;
+pub mod lease;
 pub mod mind;
 pub mod name;
 pub mod ns;

@@ -65,6 +65,12 @@ impl Preset {
         self != Preset::Subids
     }
 
+    /// The extents for both kinds of ids: `own`, and `granted` in their order.
+    pub fn maps(self, own: &Both<u32>, granted: &Both<Vec<Range>>) -> Both<Vec<Extent>> {
+        let of = |kind| self.extents(*own.of(kind), granted.of(kind));
+        Both { uid: of(Kind::Uid), gid: of(Kind::Gid) }
+    }
+
     /// The extents for one kind of ids: `me`, and `granted` in their order.
     pub fn extents(self, me: u32, granted: &[Range]) -> Vec<Extent> {
         let own = Range { first: me, count: 1 };
@@ -145,15 +151,23 @@ fn known(uid: u32, gid: u32) -> User {
 /// # Errors
 /// There are no subordinate ids, or they cannot be found out.
 pub fn maps(preset: Preset, me: &Me) -> Result<Both<Vec<Extent>>> {
-    let mut maps = Both::<Vec<Extent>>::default();
+    let granted = if preset.is_single() { Both::default() } else { granted(me)? };
+    Ok(preset.maps(&me.own, &granted))
+}
+
+/// What has been granted to `me`, at least one id of each kind.
+///
+/// # Errors
+/// There are no subordinate ids, or they cannot be found out.
+pub fn granted(me: &Me) -> Result<Both<Vec<Range>>> {
+    let mut granted = Both::<Vec<Range>>::default();
     for kind in Kind::BOTH {
-        let granted = if preset.is_single() { Vec::new() } else { subid::granted(&me.user, kind)? };
-        if granted.is_empty() && !preset.is_single() {
+        *granted.of_mut(kind) = subid::granted(&me.user, kind)?;
+        if granted.of(kind).is_empty() {
             return Err(none(me, kind));
         }
-        *maps.of_mut(kind) = preset.extents(*me.own.of(kind), &granted);
     }
-    Ok(maps)
+    Ok(granted)
 }
 
 /// The maps that operands say: presets and `[u:|g:|b:]INSIDE:OUTSIDE:COUNT`,

@@ -3,50 +3,90 @@
 //! Both are keyed by user, one grant a line, `OWNER:START:COUNT`, OWNER a login
 //! name or a uid in digits. Lines are read as shadow 4.20 reads them, since its
 //! newuidmap is what most systems enforce; but a line that any other parser
-//! might honour counts as taken. It knows owners, gaps, the locks and the
-//! replacing of the files; nothing of maps.
+//! might honour counts as taken. Files of a million lines are read in pieces,
+//! never held, and nothing is allocated for a line. It knows owners and gaps;
+//! nothing of maps, and nothing of how the files are changed.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::io::Write as _;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::os::fd::AsFd;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::libc;
+use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use crate::fail::{Because, Errno, Failure, Result};
+use crate::fail::{Errno, Failure, Result};
 use crate::helper;
 use crate::id::{Kind, Range, without};
-use crate::proc::{Proc, read_all};
 use crate::user::User;
 
 /// Where ranges are allocated: systemd's UIDS-GIDS document keeps these for
 /// containers, and user homes map them.
 pub const POOL: Range = Range { first: 524_288, count: 1_879_048_192 - 524_288 };
 
-/// The text of one file.
-#[derive(Clone, Debug, Default)]
-pub struct Table {
-    text: Vec<u8>,
-}
+/// Ids that are never granted: those of users, services and the system (below
+/// 65536), systemd's foreign images, and what signed numbers make negative
+/// (UIDS-GIDS of systemd).
+pub const RESERVED: [Range; 3] = [
+    Range { first: 0, count: 65536 },
+    Range { first: 2_147_352_576, count: 65536 },
+    Range { first: 2_147_483_648, count: 2_147_483_647 },
+];
 
 /// One line that grants something.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant<'a> {
     /// As it stands in the file.
-    pub owner: String,
+    pub owner: &'a [u8],
     /// The ids.
     pub range: Range,
 }
 
+// ---- lines ----
+
+/// The longest line that shadow reads, in bytes without its newline: it has a
+/// buffer of 1024 (lib/subordinateio.c).
+const MAX_LINE: usize = 1023;
+
+/// The plain form that all parsers agree on: a name, two decimal numbers
+/// without sign, blank or leading zero, nothing else. Takes the line from the
+/// beginning of `text`, and answers how long it is with its newline.
+fn plain(text: &[u8]) -> Option<(&[u8], u64, u64, usize)> {
+    let colon = memchr::memchr2(b':', b'\n', text).filter(|at| text[*at] == b':')?;
+    let owner = &text[..colon];
+    if matches!(owner.first()?, b'+' | b'-' | b'#' | b' ' | b'\t') {
+        return None;
+    }
+    let (start, many) = digits(&text[colon + 1..])?;
+    let second = colon + 1 + many;
+    if text.get(second) != Some(&b':') {
+        return None;
+    }
+    let (count, many) = digits(&text[second + 1..])?;
+    let end = second + 1 + many;
+    let ended = text.get(end).is_none_or(|b| *b == b'\n');
+    (ended && end <= MAX_LINE).then_some((owner, start, count, (end + 1).min(text.len())))
+}
+
+/// The decimal number that `text` begins with, and how many digits it has.
+fn digits(text: &[u8]) -> Option<(u64, usize)> {
+    let (mut value, mut many) = (0, 0);
+    for byte in text {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            break;
+        }
+        // Nineteen digits cannot leave 64 bits.
+        if many == 19 {
+            return None;
+        }
+        value = value * 10 + u64::from(digit);
+        many += 1;
+    }
+    (many == 1 || (many > 1 && text[0] != b'0')).then_some((value, many))
+}
+
 /// A number as shadow reads it: strtoull(3) in base 0, with blanks and a `+`
 /// before it. So `0100` is 64.
-fn shadow_number(field: &[u8]) -> Option<u64> {
+pub fn shadow_number(field: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(field).ok()?;
     let text = text.trim_start_matches([' ', '\t']);
     let text = text.strip_prefix('+').unwrap_or(text);
@@ -58,32 +98,157 @@ fn shadow_number(field: &[u8]) -> Option<u64> {
     if digits.starts_with('+') { None } else { u64::from_str_radix(digits, base).ok() }
 }
 
-fn grant(line: &[u8]) -> Option<Grant> {
-    let fields: Vec<&[u8]> = line.split(|b| *b == b':').collect();
-    let [owner, start, count] = fields.as_slice() else { return None };
-    if owner.is_empty() || matches!(owner[0], b'+' | b'-') {
+/// What a line grants, as shadow 4.20 reads it.
+pub fn grant(line: &[u8]) -> Option<Grant<'_>> {
+    if let Some((owner, start, count, _)) = plain(line) {
+        return Some(Grant { owner, range: Range::new(start, count)? });
+    }
+    let fields: [&[u8]; 3] = three_fields(line)?;
+    let owner = fields[0];
+    if owner.is_empty() || matches!(owner[0], b'+' | b'-') || line.len() > MAX_LINE {
         return None;
     }
-    let range = Range::new(shadow_number(start)?, shadow_number(count)?)?;
-    Some(Grant { owner: String::from_utf8_lossy(owner).into_owned(), range })
+    Some(Grant { owner, range: Range::new(shadow_number(fields[1])?, shadow_number(fields[2])?)? })
+}
+
+fn three_fields(line: &[u8]) -> Option<[&[u8]; 3]> {
+    let mut fields = line.split(|b| *b == b':');
+    let three = [fields.next()?, fields.next()?, fields.next()?];
+    fields.next().is_none().then_some(three)
+}
+
+/// As many of `count` ids from `start` on as there are: a parser may cut what
+/// leaves 32 bits.
+fn clipped(start: u64, count: u64) -> Option<Range> {
+    Range::new(start, count.min(u64::from(u32::MAX).saturating_sub(start)))
 }
 
 /// Every range that some parser may read in a line: numbers in base 0 and in
 /// base 10, fields after the third and blanks around any ignored.
-fn readings(line: &[u8]) -> Vec<Range> {
-    let fields: Vec<&[u8]> = line.split(|b| *b == b':').map(<[u8]>::trim_ascii).collect();
-    let [_, start, count, ..] = fields.as_slice() else { return Vec::new() };
+pub fn readings(line: &[u8], mut each: impl FnMut(Range)) {
+    if let Some((_, start, count, _)) = plain(line) {
+        clipped(start, count).into_iter().for_each(each);
+        return;
+    }
+    let mut fields = line.split(|b| *b == b':').map(<[u8]>::trim_ascii);
+    let (Some(_), Some(start), Some(count)) = (fields.next(), fields.next(), fields.next()) else { return };
     let decimal = |field: &[u8]| std::str::from_utf8(field).ok()?.parse::<u64>().ok();
-    let both = |field: &[u8]| [shadow_number(field), decimal(field)];
-    let starts = both(start).into_iter().flatten();
-    starts
-        .flat_map(|s| {
-            both(count)
-                .into_iter()
-                .flatten()
-                .filter_map(move |c| Range::new(s, c.min(u64::from(u32::MAX).saturating_sub(s))))
-        })
-        .collect()
+    let both = |field: &[u8]| {
+        let (shadow, other) = (shadow_number(field), decimal(field));
+        [shadow, other.filter(|_| other != shadow)].into_iter().flatten()
+    };
+    for start in both(start) {
+        both(count).filter_map(|count| clipped(start, count)).for_each(&mut each);
+    }
+}
+
+// ---- files ----
+
+/// How many bytes are read at a time: they stay in the processor's cache.
+const PIECE: usize = 128 << 10;
+
+/// Reads `file` to its end: `each` gets pieces of whole lines and the place of
+/// their first byte in the file, in bytes from 0. Only the last piece may lack
+/// its newline.
+///
+/// # Errors
+/// Those of read(2); EFBIG: a line is longer than any file of this kind has.
+pub fn pieces(file: impl AsFd, mut each: impl FnMut(&[u8], u64)) -> std::result::Result<(), Errno> {
+    let mut buffer = vec![0; PIECE];
+    let (mut filled, mut at) = (0, 0);
+    loop {
+        if filled == buffer.len() {
+            return Err(Errno::EFBIG);
+        }
+        match nix::unistd::read(file.as_fd(), &mut buffer[filled..]) {
+            Ok(0) => {
+                if filled > 0 {
+                    each(&buffer[..filled], at);
+                }
+                return Ok(());
+            }
+            Ok(n) => {
+                let end = filled + n;
+                let whole = memchr::memrchr(b'\n', &buffer[filled..end]).map_or(0, |last| filled + last + 1);
+                if whole > 0 {
+                    each(&buffer[..whole], at);
+                }
+                buffer.copy_within(whole..end, 0);
+                filled = end - whole;
+                at += whole as u64;
+            }
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The lines of a piece, without their newlines.
+pub fn lines(piece: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = piece;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = memchr::memchr(b'\n', rest);
+        let line = &rest[..end.unwrap_or(rest.len())];
+        rest = end.map_or(&[], |end| &rest[end + 1..]);
+        Some(line)
+    })
+}
+
+/// The words by which lines may name a user: the login name, the uid, and
+/// other login names with the same uid, as newuidmap(1) has it.
+#[derive(Clone, Debug)]
+pub struct Owner(Vec<Vec<u8>>);
+
+impl Owner {
+    /// The words for `user`; `passwd` is the text in which others are looked
+    /// for that have his uid.
+    pub fn of(user: &User, passwd: &[u8]) -> Owner {
+        let mut words = vec![user.name.clone().into_bytes(), user.uid.to_string().into_bytes()];
+        let also = crate::user::all_in(passwd).filter(|other| other.uid == user.uid);
+        words.extend(also.map(|other| other.name.into_bytes()));
+        words.sort_unstable();
+        words.dedup();
+        Owner(words)
+    }
+
+    /// Whether a line with this owner is meant.
+    pub fn is(&self, owner: &[u8]) -> bool {
+        self.0.iter().any(|word| word == owner)
+    }
+
+    /// The lines of `piece` that may be the owner's: what follows a word of his
+    /// at a line's beginning, found without looking at other lines.
+    fn lines<'a>(&self, piece: &'a [u8]) -> Vec<&'a [u8]> {
+        let mut starts = Vec::new();
+        for word in &self.0 {
+            let needle = [b"\n", word.as_slice(), b":"].concat();
+            starts.extend(piece.starts_with(&needle[1..]).then_some(0));
+            starts.extend(memchr::memmem::find_iter(piece, &needle).map(|at| at + 1));
+        }
+        starts.sort_unstable();
+        let line = |start: usize| lines(&piece[start..]).next().unwrap_or_default();
+        starts.into_iter().map(line).collect()
+    }
+
+    /// What the owner has been granted in `file`, in the file's order.
+    ///
+    /// # Errors
+    /// As `pieces`.
+    pub fn granted_in(&self, file: impl AsFd) -> std::result::Result<Vec<Range>, Errno> {
+        let mut found = Vec::new();
+        pieces(file, |piece, _| {
+            found.extend(self.lines(piece).into_iter().filter_map(|line| Some(grant(line)?.range)));
+        })?;
+        Ok(found)
+    }
+}
+
+/// The text of one file, where that is at hand.
+pub struct Table {
+    text: Vec<u8>,
 }
 
 impl Table {
@@ -92,64 +257,163 @@ impl Table {
         Table { text }
     }
 
-    /// Reads a file. One that is missing is an empty table.
-    ///
-    /// # Errors
-    /// ELOOP: it is a symbolic link, which shadow does not follow either.
-    pub fn read(path: &Path) -> Result<Table> {
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let said = |e| Failure::os(format!("read {}", path.display()), e);
-        match open(path, flags, Mode::empty()) {
-            Ok(fd) => Ok(Table::parse(read_all(fd, usize::MAX).map_err(said)?)),
-            Err(Errno::ENOENT) => Ok(Table::default()),
-            Err(e) => Err(said(e)),
-        }
-    }
-
-    fn lines(&self) -> impl Iterator<Item = &[u8]> {
-        self.text.split(|b| *b == b'\n')
-    }
-
-    /// The grants, in the order of the file.
-    pub fn grants(&self) -> impl Iterator<Item = Grant> + '_ {
-        self.lines().filter_map(grant)
-    }
-
     /// What `user` has been granted, by name or by uid, in the file's order.
     pub fn of(&self, user: &User) -> Vec<Range> {
-        let uid = user.uid.to_string();
-        self.grants().filter(|g| g.owner == user.name || g.owner == uid).map(|g| g.range).collect()
-    }
-
-    /// Every range that any parser may read in it.
-    pub fn taken(&self) -> Vec<Range> {
-        self.lines().flat_map(readings).collect()
-    }
-
-    /// The first `count` ids in `within`, beginning at a multiple of `align`,
-    /// of which nobody may believe to have been granted one.
-    pub fn gap(&self, within: Range, count: u32, align: u32, others: &[Range]) -> Option<Range> {
-        let mut taken = self.taken();
-        taken.extend_from_slice(others);
-        let align = u64::from(align.max(1));
-        without(&[within], &taken).into_iter().find_map(|free| {
-            let first = u64::from(free.first).div_ceil(align) * align;
-            let found = Range::new(first, count.into())?;
-            (found.end() <= free.end()).then_some(found)
-        })
-    }
-
-    /// The text with one more grant at its end, every byte before kept; a
-    /// missing last newline is added, since shadow 4.20 rejects the file else.
-    pub fn with(&self, owner: &str, range: Range) -> Vec<u8> {
-        let mut text = self.text.clone();
-        if text.last().is_some_and(|b| *b != b'\n') {
-            text.push(b'\n');
-        }
-        text.extend_from_slice(format!("{owner}:{}:{}\n", range.first, range.count).as_bytes());
-        text
+        let owner = Owner::of(user, b"");
+        lines(&self.text).filter_map(grant).filter(|g| owner.is(g.owner)).map(|g| g.range).collect()
     }
 }
+
+/// Opens a file of grants for reading. None: it is missing, and so grants
+/// nothing.
+///
+/// # Errors
+/// ELOOP: it is a symbolic link, which shadow does not follow either.
+pub fn open_grants(kind: Kind) -> Result<Option<std::os::fd::OwnedFd>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    match open(kind.grant_file(), flags, Mode::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(e) => Err(Failure::os(format!("read {}", kind.grant_file()), e)),
+    }
+}
+
+// ---- what is free ----
+
+/// How many ids there are in a block: those with the same upper sixteen bits,
+/// the unit of systemd's container ranges.
+pub const BLOCK: u32 = 65536;
+
+/// What has been granted, for the search of a gap.
+pub enum Taken {
+    /// Each range.
+    Ranges(Vec<Range>),
+    /// Whole blocks: how many more ranges touch each than the one before it.
+    /// Enough where a gap begins and ends with a block, and small.
+    Blocks(Vec<i32>),
+}
+
+impl Taken {
+    /// Nothing is taken; to be asked for gaps that begin at multiples of `align`.
+    pub fn nothing(align: u32) -> Taken {
+        if align > 0 && align % BLOCK == 0 { Taken::Blocks(vec![0; 65537]) } else { Taken::Ranges(Vec::new()) }
+    }
+
+    /// Takes a range.
+    pub fn add(&mut self, range: Range) {
+        match self {
+            Taken::Ranges(ranges) => ranges.push(range),
+            Taken::Blocks(steps) => {
+                let (first, last) = (range.first >> 16, (range.first + (range.count - 1)) >> 16);
+                steps[first as usize] += 1;
+                steps[last as usize + 1] -= 1;
+            }
+        }
+    }
+
+    /// The blocks that are touched, in order.
+    fn touched(steps: &[i32]) -> Vec<Range> {
+        let mut depth = 0;
+        let block = |(block, step): (u64, &i32)| {
+            depth += step;
+            let first = block * u64::from(BLOCK);
+            // The last block has no id 4294967295.
+            let count = u64::from(BLOCK).min(u64::from(u32::MAX).saturating_sub(first));
+            (depth > 0).then(|| Range::new(first, count)).flatten()
+        };
+        (0..).zip(steps).filter_map(block).collect()
+    }
+
+    /// The first `count` ids in `within`, beginning at a multiple of `align`, of
+    /// which none is taken.
+    pub fn gap(&mut self, within: Range, count: u32, align: u32) -> Option<Range> {
+        match self {
+            Taken::Ranges(ranges) => {
+                // Files are mostly sorted already, in one or two runs.
+                ranges.sort();
+                gap(within, count, align, ranges)
+            }
+            Taken::Blocks(steps) => gap(within, count, align, &Taken::touched(steps)),
+        }
+    }
+
+    /// The parts of `ranges` that are not taken.
+    pub fn leaves(&self, ranges: &[Range]) -> Vec<Range> {
+        match self {
+            Taken::Ranges(taken) => without(ranges, taken),
+            Taken::Blocks(steps) => without(ranges, &Taken::touched(steps)),
+        }
+    }
+}
+
+/// The first `count` ids in `within`, beginning at a multiple of `align`, that
+/// none of `taken` has, which is in ascending order.
+fn gap(within: Range, count: u32, align: u32, taken: &[Range]) -> Option<Range> {
+    let align = u64::from(align.max(1));
+    let end = within.end();
+    let mut from = u64::from(within.first);
+    let place = |from: u64, to: u64| {
+        let found = Range::new(from.div_ceil(align) * align, count.into())?;
+        (found.end() <= to).then_some(found)
+    };
+    for range in taken {
+        if let Some(found) = place(from, u64::from(range.first).min(end)) {
+            return Some(found);
+        }
+        from = from.max(range.end());
+    }
+    place(from, end)
+}
+
+/// What one file says for one owner.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// What he has been granted, in the file's order.
+    pub own: Vec<Range>,
+    /// How long the file is, in bytes.
+    pub size: u64,
+    /// Whether its last line lacks a newline.
+    pub open_end: bool,
+}
+
+/// Reads `file` once: what is the owner's as shadow reads it; `taken` gets
+/// whatever some parser may read in the lines of others.
+///
+/// # Errors
+/// As `pieces`.
+pub fn survey(file: impl AsFd, owner: &Owner, taken: &mut Taken) -> std::result::Result<Survey, Errno> {
+    let mut survey = Survey::default();
+    pieces(file, |piece, at| {
+        survey.size = at + piece.len() as u64;
+        survey.open_end = piece.last() != Some(&b'\n');
+        sort_out(piece, owner, &mut survey.own, taken);
+    })?;
+    Ok(survey)
+}
+
+fn sort_out(piece: &[u8], owner: &Owner, own: &mut Vec<Range>, taken: &mut Taken) {
+    let mut rest = piece;
+    while !rest.is_empty() {
+        // Nearly all lines are plain, and are read once.
+        let length = if let Some((word, start, count, length)) = plain(rest) {
+            match Range::new(start, count).filter(|_| owner.is(word)) {
+                Some(range) => own.push(range),
+                None => clipped(start, count).into_iter().for_each(|range| taken.add(range)),
+            }
+            length
+        } else {
+            let line = lines(rest).next().unwrap_or_default();
+            match grant(line).filter(|grant| owner.is(grant.owner)) {
+                Some(grant) => own.push(grant.range),
+                None => readings(line, |range| taken.add(range)),
+            }
+            (line.len() + 1).min(rest.len())
+        };
+        rest = &rest[length..];
+    }
+}
+
+// ---- what a user has ----
 
 /// The provider that nsswitch.conf names on its `subid:` line, read as shadow
 /// reads it; None for the files.
@@ -166,34 +430,43 @@ pub fn provider(nsswitch: &str) -> Option<&str> {
 /// The file cannot be read, or the provider cannot be asked.
 pub fn granted(user: &User, kind: Kind) -> Result<Vec<Range>> {
     let nsswitch = fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
-    let Some(name) = provider(&nsswitch) else {
-        return Ok(Table::read(Path::new(kind.grant_file()))?.of(user));
-    };
+    if let Some(name) = provider(&nsswitch) {
+        return provided(name, user, kind);
+    }
+    let Some(file) = open_grants(kind)? else { return Ok(Vec::new()) };
+    let passwd = fs::read("/etc/passwd").unwrap_or_default();
+    let said = |e| Failure::os(format!("read {}", kind.grant_file()), e);
+    Owner::of(user, &passwd).granted_in(file).map_err(said)
+}
+
+/// What the provider `name` grants. getsubids(1) goes on with the files where
+/// it cannot load a provider, and tells a user without ranges, an unknown one
+/// and a service that is out of reach apart in no way: so each that can be seen
+/// from here is looked at, and whatever is left is refused.
+fn provided(name: &str, user: &User, kind: Kind) -> Result<Vec<Range>> {
     let words: &[&str] = if kind == Kind::Gid { &["-g", &user.name] } else { &[&user.name] };
-    let cannot =
-        |why: &str| Failure::refused(format!("subordinate ids come from {name} (/etc/nsswitch.conf), and {why}"));
+    let cannot = |why: &str| {
+        let what = format!("subordinate {}s come from {name} (/etc/nsswitch.conf)", kind.word());
+        Failure::refused(format!("{what}, and {why}"))
+    };
     let program = helper::find("getsubids").ok_or_else(|| cannot("getsubids is not installed"))?;
-    let answer = helper::run(&program, words).map_err(|e| cannot(e.desc()))?;
+    let answer = helper::run(&program, words)
+        .map_err(|e| cannot(if e == Errno::ETIMEDOUT { "it has not answered within 10 seconds" } else { e.desc() }))?;
+    let output = String::from_utf8_lossy(&answer.output).into_owned();
+    if output.lines().any(|line| line.contains(&format!("libsubid_{name}.so"))) {
+        return Err(cannot(&format!("libsubid_{name}.so cannot be loaded")));
+    }
     if answer.status != 0 {
-        return Err(cannot("getsubids found none: no ranges, an unknown user, or the service is not reached"));
+        return Err(cannot(&format!("it has none for {user}, does not know him, or is out of reach")));
     }
     // N: OWNER START COUNT
-    let range = |line: &[u8]| {
-        let mut words = line.split(|b| *b == b' ').rev().map(crate::id::number);
+    let range = |line: &str| {
+        let mut words = line.rsplit(' ').map(|w| crate::id::number(w.as_bytes()));
         let (count, start) = (words.next()??, words.next()??);
         Range::new(start, count)
     };
-    Ok(answer.output.split(|b| *b == b'\n').filter_map(range).collect())
+    Ok(output.lines().filter_map(range).collect())
 }
-
-/// Ids that are never granted: those of users, services and the system (below
-/// 65536), systemd's foreign images, and what signed numbers make negative
-/// (UIDS-GIDS of systemd).
-const RESERVED: [Range; 3] = [
-    Range { first: 0, count: 65536 },
-    Range { first: 2_147_352_576, count: 65536 },
-    Range { first: 2_147_483_648, count: 2_147_483_647 },
-];
 
 /// Why `range` may not be granted to `user`: it is reserved, or a line of
 /// somebody else may be read as having one of its ids.
@@ -201,202 +474,61 @@ pub fn not_free(range: Range, user: &User) -> Option<String> {
     if let Some(reserved) = RESERVED.iter().find(|r| r.common(range).is_some()) {
         return Some(format!("{reserved} are for users and the system"));
     }
-    let uid = user.uid.to_string();
-    for kind in Kind::BOTH {
-        let table = Table::read(Path::new(kind.grant_file())).ok()?;
-        let others = |line: &&[u8]| {
-            line.split(|b| *b == b':').next().is_some_and(|o| o != user.name.as_bytes() && o != uid.as_bytes())
-        };
-        let taken = |line: &&[u8]| readings(line).iter().any(|r| r.common(range).is_some());
-        if let Some(line) = table.lines().filter(others).find(taken) {
-            return Some(format!("{} has {}", kind.grant_file(), String::from_utf8_lossy(line).trim()));
-        }
-    }
-    None
+    let owner = Owner::of(user, &fs::read("/etc/passwd").unwrap_or_default());
+    Kind::BOTH.into_iter().find_map(|kind| {
+        let file = open_grants(kind).ok()??;
+        let taker = taker(file, range, &owner).ok()??;
+        Some(format!("{} has {taker}", kind.grant_file()))
+    })
 }
 
-// ---- the locks ----
-
-/// How long to wait for the lock of the password file, as lckpwdf(3) does.
-const PATIENCE: Duration = Duration::from_secs(15);
-
-/// Both files, locked against shadow and against ourselves by its own
-/// protocol. The locks go when this is dropped.
-pub struct Locked {
-    _password: OwnedFd,
-    links: Vec<PathBuf>,
-}
-
-impl Locked {
-    /// Locks /etc/.pwd.lock, then each file's own lock. `again` is the command
-    /// with which root does what is about to be done.
-    ///
-    /// # Errors
-    /// EACCES: not root; EAGAIN, EEXIST: a living process has one of them.
-    pub fn take(proc: &Proc, again: &str) -> Result<Locked> {
-        let path = "/etc/.pwd.lock";
-        let said = |e| {
-            let root = proc.own().uid[1] == 0;
-            let because = (e == Errno::EACCES && !root).then(|| Because::new("only root can change who has which ids"));
-            Failure::os(format!("lock {path}"), e).because(because.map(|b| b.remedy(again.to_owned())))
-        };
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC;
-        let fd = open(path, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(said)?;
-        // lckpwdf(3) takes a POSIX record lock; one of an open file
-        // description excludes it, flock(2) would not.
-        let start = Instant::now();
-        while let Err(e) = fcntl(&fd, FcntlArg::F_OFD_SETLK(&whole_file())) {
-            if e != Errno::EAGAIN && e != Errno::EACCES {
-                return Err(said(e));
-            }
-            if start.elapsed() > PATIENCE {
-                return Err(said(Errno::EAGAIN).because(holder_of(&fd, proc)));
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let mut locked = Locked { _password: fd, links: Vec::new() };
-        for kind in Kind::BOTH {
-            locked.link(kind, proc)?;
-        }
-        Ok(locked)
-    }
-
-    /// shadow's lock of one file: a hard link named FILE.lock to a file that
-    /// holds the locker's number and one NUL byte.
-    fn link(&mut self, kind: Kind, proc: &Proc) -> Result<()> {
-        let file = kind.grant_file();
-        let lock = PathBuf::from(format!("{file}.lock"));
-        let own = PathBuf::from(format!("{file}.{}", std::process::id()));
-        let said =
-            |e: std::io::Error| Failure::os(format!("lock {file}"), Errno::from_raw(e.raw_os_error().unwrap_or(0)));
-        let number = format!("{}\0", std::process::id());
-        let mut made =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&own).map_err(said)?;
-        let written = made.write_all(number.as_bytes()).and_then(|()| made.sync_data());
-        let mut linked = written.and_then(|()| fs::hard_link(&own, &lock));
-        if linked.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EEXIST)) && is_stale(&lock, proc) {
-            // Safe only because .pwd.lock is ours: two stealers would race.
-            linked = fs::remove_file(&lock).and_then(|()| fs::hard_link(&own, &lock));
-        }
-        let _ = fs::remove_file(&own);
-        linked.map_err(|e| said(e).because(locker(&lock, proc)))?;
-        self.links.push(lock);
-        Ok(())
-    }
-}
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        for lock in &self.links {
-            let _ = fs::remove_file(lock);
-        }
-    }
-}
-
-fn whole_file() -> libc::flock {
-    libc::flock { l_type: 1, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 }
-}
-
-fn holder_of(fd: &OwnedFd, proc: &Proc) -> Option<Because> {
-    let mut lock = whole_file();
-    fcntl(fd, FcntlArg::F_OFD_GETLK(&mut lock)).ok()?;
-    (lock.l_pid > 0)
-        .then(|| Because::new(format!("process {} ({}) has it", lock.l_pid, proc.name(&lock.l_pid.to_string()))))
-}
-
-/// The number that a lock file holds.
-fn lock_pid(lock: &Path) -> Option<u64> {
-    let bytes = fs::read(lock).ok()?;
-    crate::id::number(bytes.strip_suffix(b"\0").unwrap_or(&bytes)).filter(|pid| *pid > 0)
-}
-
-/// Stale is only what names a process that does not exist; a lock that names
-/// none is an administrator's to judge, as for shadow.
-fn is_stale(lock: &Path, proc: &Proc) -> bool {
-    lock_pid(lock).is_some_and(|pid| proc.status(&pid.to_string()).is_none())
-}
-
-fn locker(lock: &Path, proc: &Proc) -> Option<Because> {
-    let Some(pid) = lock_pid(lock) else {
-        fs::symlink_metadata(lock).ok()?;
-        let path = lock.display();
-        let because = Because::new(format!("{path} names no process, so nobody can tell whether it is held"));
-        return Some(because.remedy(format!("sudo rm {path}")));
-    };
-    let name = proc.status(&pid.to_string())?.name;
-    Some(Because::new(format!("process {pid} ({name}) holds {}", lock.display())))
-}
-
-// ---- replacing the files ----
-
-/// New contents for one file, written beside it and safe on the disk.
-pub struct Prepared {
-    temporary: PathBuf,
-    file: PathBuf,
-}
-
-/// The name of the temporary file for `file`.
-fn temporary(file: &Path) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(".nskit-new");
-    name.into()
-}
-
-/// Writes `text` beside `file`, with its owner and mode, and syncs it.
+/// The first line of `file` that is not the owner's and may be read as having
+/// an id of `range`.
 ///
 /// # Errors
-/// Those of open(2), write(2) and fsync(2): ENOSPC, EROFS, EACCES.
-pub fn prepare(file: &Path, text: &[u8]) -> std::io::Result<Prepared> {
-    let temporary = temporary(file);
-    // What a killed run of ours has left; nobody else uses this name, and the
-    // files are locked.
-    let _ = fs::remove_file(&temporary);
-    let prepared = Prepared { temporary, file: file.to_owned() };
-    let mut new = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&prepared.temporary)?;
-    let (uid, gid, mode) = match fs::symlink_metadata(file) {
-        Ok(old) => (old.uid(), old.gid(), old.mode() & 0o664),
-        Err(_) => (0, 0, 0o644),
-    };
-    std::os::unix::fs::fchown(&new, Some(uid), Some(gid))?;
-    new.set_permissions(fs::Permissions::from_mode(mode))?;
-    new.write_all(text)?;
-    new.sync_all()?;
-    Ok(prepared)
+/// As `pieces`.
+pub fn taker(file: impl AsFd, range: Range, owner: &Owner) -> std::result::Result<Option<String>, Errno> {
+    let mut found = None;
+    let others = |line: &&[u8]| !owner.is(line.split(|b| *b == b':').next().unwrap_or_default());
+    pieces(file, |piece, _| {
+        if found.is_none() {
+            found = lines(piece).filter(others).find_map(|line| {
+                let mut hit = false;
+                readings(line, |r| hit |= r.common(range).is_some());
+                hit.then(|| String::from_utf8_lossy(line).trim().to_owned())
+            });
+        }
+    })?;
+    Ok(found)
 }
 
-impl Prepared {
-    /// Puts the new contents in place of the old, at once.
-    ///
-    /// # Errors
-    /// Those of rename(2).
-    pub fn rename(self) -> std::io::Result<()> {
-        fs::rename(&self.temporary, &self.file)
+/// `ranges` in ascending order, those that touch or overlap made one: a request
+/// may span several lines of one owner.
+pub fn merged(ranges: &[Range]) -> Vec<Range> {
+    let mut sorted = ranges.to_vec();
+    sorted.sort_unstable();
+    let mut all: Vec<Range> = Vec::new();
+    for range in sorted {
+        match all.last_mut() {
+            Some(last) if last.end() >= u64::from(range.first) => {
+                let count = last.end().max(range.end()) - u64::from(last.first);
+                last.count = u32::try_from(count).unwrap_or(u32::MAX);
+            }
+            _ => all.push(range),
+        }
     }
+    all
 }
 
-impl Drop for Prepared {
-    fn drop(&mut self) {
-        // Gone already after a rename.
-        let _ = fs::remove_file(&self.temporary);
-    }
-}
-
-/// Makes renames in the directory of `file` safe against a loss of power.
-///
-/// # Errors
-/// Those of open(2) and fsync(2).
-pub fn sync_directory(file: &Path) -> std::io::Result<()> {
-    let directory = file.parent().unwrap_or(Path::new(OsStr::from_bytes(b"/")));
-    fs::File::open(directory)?.sync_all()
+/// The parts of `range` that `ranges` do not have.
+pub fn lacking(range: Range, ranges: &[Range]) -> Vec<Range> {
+    without(&[range], ranges)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn table(text: &str) -> Table {
-        Table::parse(text.as_bytes().to_vec())
-    }
+    use std::io::Write as _;
 
     fn alice() -> User {
         User { name: "alice".into(), uid: 1501, gid: 1501, shell: String::new() }
@@ -404,6 +536,16 @@ mod tests {
 
     fn r(first: u64, count: u64) -> Range {
         Range::new(first, count).unwrap()
+    }
+
+    /// A file with this text, to be read from its beginning.
+    fn file(text: &[u8]) -> std::fs::File {
+        let name = format!("nskit-subid-{}-{:?}", std::process::id(), std::thread::current().id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::File::create(&path).unwrap().write_all(text).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file
     }
 
     #[test]
@@ -428,31 +570,120 @@ mod tests {
             ("# alice:5:6", None),
             ("alice::6", None),
             ("bob:5:6", None),
+            ("alice:99999999999999999999:1", None),
         ] {
-            assert_eq!(table(line).of(&alice()).first().copied(), wanted, "{line}");
+            let owner = Owner::of(&alice(), b"");
+            assert_eq!(owner.granted_in(file(line.as_bytes())).unwrap().first().copied(), wanted, "{line}");
+            let ended = format!("alicea:1:1\n{line}\nalic:2:2\n");
+            assert_eq!(owner.granted_in(file(ended.as_bytes())).unwrap().first().copied(), wanted, "{line}");
         }
     }
 
     #[test]
-    fn gaps_avoid_whatever_anybody_may_honour() {
-        let gap = |text: &str| table(text).gap(POOL, 65536, 65536, &[]).map(|r| r.first);
-        assert_eq!(gap(""), Some(524_288));
-        assert_eq!(gap("a:524288:1\n"), Some(589_824));
-        assert_eq!(gap("a:524288:65536 \nb:589824:65536:x\n"), Some(655_360));
-        assert_eq!(gap("a:0x80000:65536\n"), Some(589_824));
-        // 02000000 is 524288 in octal, 2000000 in decimal: both count.
-        assert_eq!(gap("a:02000000:1\n"), Some(589_824));
-        assert_eq!(gap("a:0:4294967295\n"), None);
-        assert_eq!(gap("a:524288:99999999999999\n"), None);
-        assert_eq!(gap("a:1:524287\nb:1879048191:1\n"), Some(524_288));
-        assert_eq!(table("").gap(r(524_288, 65535), 65536, 65536, &[]), None);
-        assert_eq!(table("").gap(POOL, 65536, 65536, &[r(524_288, 65536)]).map(|r| r.first), Some(589_824));
+    fn other_names_with_the_uid_count() {
+        let passwd = b"bob:x:1501:1501::/:/bin/sh\ncarol:x:7:7::/:/bin/sh\n";
+        let owner = Owner::of(&alice(), passwd);
+        let text = b"bob:1:1\ncarol:2:1\nalice:3:1\n1501:4:1\nalice:5:1\n";
+        assert_eq!(owner.granted_in(file(text)).unwrap(), [r(1, 1), r(3, 1), r(4, 1), r(5, 1)]);
     }
 
     #[test]
-    fn every_other_byte_is_kept() {
-        assert_eq!(table("# x\n\nbob:1:2").with("alice", r(7, 8)), b"# x\n\nbob:1:2\nalice:7:8\n");
-        assert_eq!(table("").with("alice", r(7, 8)), b"alice:7:8\n");
+    fn pieces_are_whole_lines() {
+        // Lines of all lengths, so that they end everywhere in a piece.
+        let mut text = String::new();
+        for n in 0..60_000 {
+            text.push_str(&"x".repeat(n % 23));
+            text.push_str(if n % 7 == 0 { "\nalice:9:9\n" } else { "\n" });
+        }
+        text.push_str("alice:1:2");
+        let (mut seen, mut places, mut lengths) = (Vec::new(), 0, 0);
+        pieces(file(text.as_bytes()), |piece, at| {
+            assert_eq!(at, lengths);
+            lengths += piece.len() as u64;
+            places += 1;
+            seen.extend(lines(piece).map(<[u8]>::to_vec));
+        })
+        .unwrap();
+        assert!(places > 3);
+        assert!(seen.iter().map(Vec::as_slice).eq(text.as_bytes().split(|b| *b == b'\n')));
+        let granted = Owner::of(&alice(), b"").granted_in(file(text.as_bytes())).unwrap();
+        assert_eq!((granted.len(), granted.last().copied()), (60_000 / 7 + 2, Some(r(1, 2))));
+        assert_eq!(pieces(file(&vec![b'x'; PIECE + 1]), |_, _| {}), Err(Errno::EFBIG));
+        assert_eq!(lines(b"a\n\nb\n").count(), 3);
+    }
+
+    fn surveyed(text: &str, align: u32) -> (Survey, Taken) {
+        let mut taken = Taken::nothing(align);
+        let survey = survey(file(text.as_bytes()), &Owner::of(&alice(), b""), &mut taken).unwrap();
+        survey.own.iter().for_each(|range| taken.add(*range));
+        (survey, taken)
+    }
+
+    #[test]
+    fn gaps_avoid_whatever_anybody_may_honour() {
+        for (text, wanted) in [
+            ("", Some(524_288)),
+            ("a:524288:1\n", Some(589_824)),
+            ("alice:524288:1\n", Some(589_824)),
+            ("a:524288:65536 \nb:589824:65536:x\n", Some(655_360)),
+            ("a:0x80000:65536\n", Some(589_824)),
+            // 02000000 is 524288 in octal, 2000000 in decimal: both count.
+            ("a:02000000:1\n", Some(589_824)),
+            ("a:0:4294967295\n", None),
+            ("a:524288:99999999999999\n", None),
+            ("a:1:524287\nb:1879048191:1\n", Some(524_288)),
+        ] {
+            // Both ways to look find the same.
+            let (_, mut blocks) = surveyed(text, 65536);
+            assert!(matches!(blocks, Taken::Blocks(_)));
+            assert_eq!(blocks.gap(POOL, 65536, 65536).map(|r| r.first), wanted, "{text}");
+            let (_, mut ranges) = surveyed(text, 1);
+            assert!(matches!(ranges, Taken::Ranges(_)));
+            assert_eq!(ranges.gap(POOL, 65536, 65536).map(|r| r.first), wanted, "{text}");
+        }
+        let (_, taken) = surveyed("a:5:5\nb:4294967294:1\n", 65536);
+        assert_eq!(taken.leaves(&[r(0, 65537), r(4_294_900_000, 67_294)]), [r(65536, 1), r(4_294_900_000, 1760)]);
+    }
+
+    #[test]
+    fn surveys() {
+        let text = "# x\nbob:1:2\nalice:0x10:3\n1501:7:1\nalice:1:2:3\nalice:9:1";
+        let (survey, taken) = surveyed(text, 1);
+        assert_eq!(survey, Survey { own: vec![r(16, 3), r(7, 1), r(9, 1)], size: text.len() as u64, open_end: true });
+        assert_eq!(taken.leaves(&[r(0, 20)]), [r(0, 1), r(3, 4), r(8, 1), r(10, 6), r(19, 1)]);
+        assert_eq!(surveyed("", 1).0, Survey::default());
+    }
+
+    /// What a child would do: try every place.
+    fn naive(within: Range, count: u32, align: u32, taken: &[Range]) -> Option<Range> {
+        (within.first..)
+            .take_while(|first| u64::from(*first) + u64::from(count) <= within.end())
+            .filter(|first| first % align == 0)
+            .map(|first| Range { first, count })
+            .find(|place| taken.iter().all(|t| t.common(*place).is_none()))
+    }
+
+    #[test]
+    fn gaps_are_the_first() {
+        let mut seed = 1u32;
+        let mut next = |below: u32| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 16) % below
+        };
+        for _ in 0..3000 {
+            let within = Range { first: next(20), count: 1 + next(60) };
+            let mut taken: Vec<Range> = (0..next(8)).map(|_| Range { first: next(80), count: 1 + next(12) }).collect();
+            let (count, align) = (1 + next(10), 1 + next(9));
+            let wanted = naive(within, count, align, &taken);
+            taken.sort_unstable();
+            assert_eq!(gap(within, count, align, &taken), wanted, "{within} {count} {align} {taken:?}");
+        }
+    }
+
+    #[test]
+    fn ranges_are_merged() {
+        assert_eq!(merged(&[r(10, 5), r(1, 2), r(3, 1), r(12, 10), r(30, 1)]), [r(1, 3), r(10, 12), r(30, 1)]);
+        assert_eq!(merged(&[r(0, 4_294_967_295), r(5, 5)]), [r(0, 4_294_967_295)]);
     }
 
     #[test]

@@ -374,11 +374,41 @@ pub fn descriptor(word: &OsStr) -> Result<i32> {
 ///
 /// # Errors
 /// It is in a pid namespace that cannot be seen from here.
-pub fn session_leader() -> Result<i32> {
+fn session_leader() -> Result<i32> {
     match nix::unistd::getsid(None) {
         Ok(pid) if pid.as_raw() > 0 => Ok(pid.as_raw()),
         _ => Err(Failure::refused("the leader of this session is outside of the pid namespace")),
     }
+}
+
+/// A duplicate of a descriptor named on the command line.
+///
+/// # Errors
+/// Wrong usage: it is no number, or not open.
+pub fn duplicate(word: &OsStr) -> Result<OwnedFd> {
+    let n = descriptor(word)?;
+    sys::dup_above(n, 3).map_err(|e| Failure::os(format!("use descriptor {n}"), e))
+}
+
+/// The process that something is to end with: a number, or `tty` for the leader
+/// of this session.
+///
+/// # Errors
+/// Wrong usage: it is neither.
+pub fn end_with(word: &OsStr) -> Result<i32> {
+    if word == "tty" {
+        return session_leader();
+    }
+    let pid = word.to_str().and_then(|w| w.parse::<i32>().ok()).filter(|pid| *pid > 0);
+    pid.ok_or_else(|| Failure::usage(format!("--with: {} is not a process number", quote(word))))
+}
+
+/// A pidfd of the process with this number, to wait for its end.
+///
+/// # Errors
+/// ESRCH: there is none.
+pub fn process(pid: i32) -> Result<OwnedFd> {
+    sys::pidfd_open(pid).map_err(|e| Failure::os(format!("open process {pid}"), e))
 }
 
 /// The uid that owns the user namespace of a target, as seen from here.

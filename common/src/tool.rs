@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
 
@@ -12,6 +13,7 @@ use crate::mind;
 use crate::plan::Plan;
 use crate::proc::Proc;
 use crate::step::Hands;
+use crate::sys;
 use crate::target;
 
 /// What a tool has decided.
@@ -102,5 +104,42 @@ fn status_of(cli: &Cli, exit: Exit) -> u8 {
         (Exit::Refused | Exit::Usage, true) => 125,
         (Exit::Refused, false) => 1,
         (Exit::Usage, false) => 2,
+    }
+}
+
+/// How far long work is, on a terminal and nowhere else: one line, renewed a
+/// few times a second and gone at the end.
+pub struct Progress {
+    shown: Option<Instant>,
+    terminal: bool,
+}
+
+impl Progress {
+    /// Nothing is shown yet.
+    pub fn new() -> Progress {
+        Progress { shown: None, terminal: nix::unistd::isatty(sys::lend(2)).unwrap_or(false) }
+    }
+
+    /// Shows `text`, unless something has been shown a moment ago.
+    pub fn show(&mut self, text: impl FnOnce() -> String) {
+        let due = self.shown.is_none_or(|at| at.elapsed() > Duration::from_millis(200));
+        if self.terminal && due {
+            mind::tell(&format!("\r\x1b[K{}", text()));
+            self.shown = Some(Instant::now());
+        }
+    }
+}
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress::new()
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown.is_some() {
+            mind::tell("\r\x1b[K");
+        }
     }
 }

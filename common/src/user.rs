@@ -26,9 +26,24 @@ impl fmt::Display for User {
     }
 }
 
+/// The users in the text of a passwd file.
+pub fn all_in(text: &[u8]) -> impl Iterator<Item = User> + '_ {
+    text.split(|b| *b == b'\n').filter_map(parse)
+}
+
 /// The user that `matches` picks in the text of a passwd file.
 pub fn in_passwd(text: &[u8], matches: impl Fn(&User) -> bool) -> Option<User> {
-    text.split(|b| *b == b'\n').filter_map(parse).find(matches)
+    all_in(text).find(matches)
+}
+
+/// The name and the id in each line of a passwd or group file: both have the
+/// id third.
+pub fn ids_in(text: &[u8]) -> impl Iterator<Item = (&[u8], u32)> {
+    text.split(|b| *b == b'\n').filter_map(|line| {
+        let mut fields = line.split(|b| *b == b':');
+        let (name, id) = (fields.next()?, fields.nth(1)?);
+        Some((name, u32::try_from(number(id)?).ok()?))
+    })
 }
 
 fn parse(line: &[u8]) -> Option<User> {

@@ -12,12 +12,13 @@ use nix::sys::stat::{SFlag, fstat};
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Exit};
 use crate::holder::{self, Life};
+use crate::lease::Lease;
 use crate::mind::{self, Ended};
 use crate::proc::{Proc, read_all};
 use crate::record::{Address, Record, Stream};
 use crate::sys;
 use crate::target::{Target, pidfs_inode};
-use crate::word::quote_all;
+use crate::word::{quote, quote_all};
 
 /// An effect that ends a plan, or writes the stream.
 pub enum Effect {
@@ -25,6 +26,8 @@ pub enum Effect {
     Say(Stream),
     /// Write lines to standard output that are an answer and no stream.
     Answer(Vec<u8>),
+    /// Tell this on standard error.
+    Note(String),
     /// Write the record of the child just made, a holder if the flag is set,
     /// or its bare address.
     SayChild {
@@ -38,6 +41,11 @@ pub enum Effect {
     LingerOverChild(Rc<Life>, String),
     /// Hold the namespaces of this process, and of the child if there is one.
     Hold(Rc<Life>),
+    /// Keep a lease as long as the reader of standard output, and as the holder
+    /// that the records name.
+    Keep(Rc<Lease>, Option<Rc<Target>>),
+    /// Keep a lease as long as the process of this descriptor.
+    KeepWith(Rc<Lease>, Rc<OwnedFd>),
     /// Be the first process of a pid namespace.
     First,
     /// Wait to be ended by the parent, or with it.
@@ -69,9 +77,12 @@ impl Effect {
         match self {
             Effect::Say(_) => "write the records to standard output".into(),
             Effect::Answer(_) => "print what was granted".into(),
+            Effect::Note(text) => format!("say {}", quote(text.trim_end())),
             Effect::SayChild { record: true } => "write the record of the holder to standard output".into(),
             Effect::SayChild { record: false } => "write the address of the holder to standard output".into(),
             Effect::Linger(_) | Effect::LingerOverChild(..) => "stay as long as the reader of standard output".into(),
+            Effect::Keep(..) => "hold the ids as long as the reader of standard output stays".into(),
+            Effect::KeepWith(..) => "hold the ids as long as the process of --with lives".into(),
             Effect::Hold(_) => "hold the namespaces".into(),
             Effect::First => "reap".into(),
             Effect::Wait => "wait to be ended".into(),
@@ -85,11 +96,12 @@ impl Effect {
             Effect::Say(_) | Effect::SayChild { .. } => "the next stage reads it",
             Effect::Linger(_) => "the stages before us live as long as we do",
             Effect::LingerOverChild(..) => "the holder lives as long as we do, and with it the namespaces",
+            Effect::Keep(..) | Effect::KeepWith(..) => "the lock on them goes with this process, however it ends",
             Effect::Hold(_) => "namespaces are gone with their last process",
             Effect::First => "a pid namespace ends with its first process, to which all orphans in it fall",
             Effect::Wait => "a namespace is gone with its last process",
             Effect::Tend(..) => "signals go in, the exit status comes out",
-            Effect::Answer(_) | Effect::Exec(_) => "",
+            Effect::Answer(_) | Effect::Note(_) | Effect::Exec(_) => "",
         }
     }
 
@@ -100,11 +112,14 @@ impl Effect {
             Effect::SayChild { record: false } => b"?\n".to_vec(),
             Effect::Linger(_)
             | Effect::LingerOverChild(..)
+            | Effect::Keep(..)
+            | Effect::KeepWith(..)
             | Effect::Hold(_)
             | Effect::First
             | Effect::Wait
             | Effect::Tend(..)
             | Effect::Answer(_)
+            | Effect::Note(_)
             | Effect::Exec(_) => Vec::new(),
         }
     }
@@ -113,6 +128,10 @@ impl Effect {
         match self {
             Effect::Say(stream) => Ok(say(&stream.bytes())?),
             Effect::Answer(bytes) => Ok(say(bytes)?),
+            Effect::Note(text) => {
+                mind::tell(text);
+                Ok(())
+            }
             Effect::SayChild { record } => {
                 let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
                 let at = Address { pid: child.pid, inode: pidfs_inode(child.fd.as_fd()) };
@@ -126,6 +145,8 @@ impl Effect {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 Ok(holder::linger(&hands.mask, &child, life, note)?)
             }
+            Effect::Keep(_, holder) => Ok(mind::linger(&hands.mask, holder.as_ref().map(|h| h.fd.as_fd()))?),
+            Effect::KeepWith(lease, until) => Ok(holder::keep(lease, until, &mut hands.report)?),
             Effect::Hold(life) => {
                 let first = hands.child.take();
                 Ok(holder::hold(life, first, &mut hands.report)?)
@@ -156,9 +177,12 @@ impl Effect {
             Effect::Exec(words) => exec_refused(words.first()?, errno, facts),
             Effect::Say(_)
             | Effect::Answer(_)
+            | Effect::Note(_)
             | Effect::SayChild { .. }
             | Effect::Linger(_)
             | Effect::LingerOverChild(..)
+            | Effect::Keep(..)
+            | Effect::KeepWith(..)
             | Effect::Hold(_)
             | Effect::First
             | Effect::Wait

@@ -2,32 +2,45 @@
 //! or neither. subuid(5), rename(2).
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::fs::File;
 use std::rc::Rc;
 
 use super::{Done, Step};
-use crate::fail::Errno;
-use crate::subid::{self, Locked, Prepared};
+use crate::etc::{self, Edit, Etc, Locked, Prepared, temporary};
+use crate::fail::{Because, Failure};
+use crate::word::quote;
 
 /// What is kept from one step to the next: the lock, and what is prepared.
 pub struct Change {
+    etc: Rc<Etc>,
     locked: RefCell<Option<Locked>>,
     prepared: RefCell<Vec<Prepared>>,
+}
+
+/// A file as it was read while planning, and what is to be changed in it.
+pub struct Draft {
+    /// Its name in the directory.
+    pub name: String,
+    /// The open file; None: there is none yet.
+    pub source: Option<Rc<File>>,
+    /// The changes, in ascending order.
+    pub edits: Vec<Edit>,
 }
 
 /// An effect on the files of a change.
 pub enum Effect {
     /// Write new contents beside the file and make them safe on the disk.
-    Prepare(Rc<Change>, PathBuf, Vec<u8>),
-    /// Rename everything prepared over the old files, in order.
-    Replace(Rc<Change>, Vec<PathBuf>),
+    Prepare(Rc<Change>, Draft),
+    /// Rename everything prepared over the old files, in order, and unlock:
+    /// their names.
+    Replace(Rc<Change>, Vec<String>),
 }
 
 impl Change {
-    /// A change under `locked`; None only where nothing will be done (a dry
-    /// run may not touch /etc, and its lock files stand there).
-    pub fn new(locked: Option<Locked>) -> Rc<Change> {
-        Rc::new(Change { locked: RefCell::new(locked), prepared: RefCell::default() })
+    /// A change in `etc` under `locked`; None only where nothing will be done
+    /// (a dry run may not touch /etc, and its lock files stand there).
+    pub fn new(etc: Rc<Etc>, locked: Option<Locked>) -> Rc<Change> {
+        Rc::new(Change { etc, locked: RefCell::new(locked), prepared: RefCell::default() })
     }
 }
 
@@ -42,19 +55,28 @@ impl From<Effect> for Step {
 impl Effect {
     fn act(&self) -> String {
         match self {
-            Effect::Prepare(_, file, _) => format!("write {}.nskit-new", file.display()),
-            Effect::Replace(_, files) => {
-                let files: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+            Effect::Prepare(change, draft) => format!("write {}", change.etc.path(&temporary(&draft.name))),
+            Effect::Replace(change, names) => {
+                let files: Vec<String> = names.iter().map(|name| change.etc.path(name)).collect();
                 format!("rename over {}", files.join(" and "))
             }
         }
     }
 
+    /// The lines that go and those that come.
     fn detail(&self) -> String {
         match self {
-            Effect::Prepare(_, _, text) => {
-                let last = text.strip_suffix(b"\n").unwrap_or(text).rsplit(|b| *b == b'\n').next().unwrap_or_default();
-                format!("ending in '{}'", String::from_utf8_lossy(last))
+            Effect::Prepare(_, draft) => {
+                let lines = |bytes: &[u8]| -> Vec<String> {
+                    let text = String::from_utf8_lossy(bytes).into_owned();
+                    text.lines().filter(|line| !line.is_empty()).map(quote).collect()
+                };
+                let list = |word: &str, lines: Vec<String>| {
+                    if lines.is_empty() { Vec::new() } else { vec![format!("{word} {}", lines.join(" "))] }
+                };
+                let gone = draft.edits.iter().flat_map(|e| lines(&e.old)).collect();
+                let come = draft.edits.iter().flat_map(|e| lines(&e.new)).collect();
+                [list("without", gone), list("with", come)].concat().join(" ")
             }
             Effect::Replace(..) => String::new(),
         }
@@ -70,18 +92,23 @@ impl Effect {
     }
 
     fn perform(&self) -> Done {
-        let errno = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(0));
         match self {
-            Effect::Prepare(change, file, text) => {
-                let prepared = subid::prepare(file, text).map_err(errno)?;
+            Effect::Prepare(change, draft) => {
+                let prepared = etc::prepare(&change.etc, &draft.name, draft.source.clone(), &draft.edits)?;
                 change.prepared.borrow_mut().push(prepared);
             }
-            Effect::Replace(change, files) => {
-                for prepared in change.prepared.borrow_mut().drain(..) {
-                    prepared.rename().map_err(errno)?;
+            Effect::Replace(change, _) => {
+                // Out of the change first: what fails is removed again here.
+                let prepared: Vec<Prepared> = change.prepared.borrow_mut().drain(..).collect();
+                for each in &prepared {
+                    if !each.is_current()? {
+                        let act = format!("{}: it has been changed meanwhile", self.act());
+                        let because = Because::new("who changed it took no lock, as an editor does: begin again");
+                        return Err(Failure::refused(act).because(Some(because)).into());
+                    }
                 }
-                let first = files.first().map_or(Path::new("/etc/subuid"), PathBuf::as_path);
-                subid::sync_directory(first).map_err(errno)?;
+                prepared.iter().try_for_each(Prepared::rename)?;
+                change.etc.sync()?;
                 drop(change.locked.borrow_mut().take());
             }
         }

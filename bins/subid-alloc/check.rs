@@ -1,0 +1,390 @@
+//! What is wrong with the files, and with what reads them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use common::cli::Args;
+use common::etc::{Etc, lock_pid, stale};
+use common::fail::{Failure, Result};
+use common::helper;
+use common::id::{Kind, Range, subject};
+use common::ns::{INITIAL_USER, Kind as Ns};
+use common::proc::Proc;
+use common::subid::{self, RESERVED};
+use common::target::gains_privilege;
+use common::tool::{Outcome, Progress};
+use common::user::{self, User};
+use common::word::quote;
+
+use crate::parsers::oddities;
+use crate::{CLI, etc, survey};
+
+/// What was found, ready to be printed.
+struct Findings(String);
+
+impl Findings {
+    /// `at` is a file, or a file and a line; `try_it` a command that mends it.
+    fn add(&mut self, at: &str, text: &str, try_it: Option<String>) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.0, "{at}: {text}");
+        if let Some(command) = try_it {
+            let _ = writeln!(self.0, "  try: {command}");
+        }
+    }
+}
+
+pub(crate) fn check(args: &Args) -> Result<Outcome> {
+    if !args.operands.is_empty() {
+        return Err(CLI.usage("--check is all"));
+    }
+    let etc = etc(args)?;
+    let here = args.value("root").is_none();
+    let proc = Proc::open()?;
+    let mut findings = Findings(String::new());
+    let users: Vec<User> = user::all_in(&etc.text("passwd")).collect();
+    for kind in Kind::BOTH {
+        let mut file = File::new(kind, etc.path(survey::name(kind)));
+        file.look(&etc, &users, here.then_some(&proc))?;
+        file.found.sort_by_key(|(line, ..)| *line);
+        for (line, text, command) in file.found {
+            let at = if line == 0 { file.path.clone() } else { format!("{}:{line}", file.path) };
+            findings.add(&at, &text, command);
+        }
+        left_behind(&etc, kind, &proc, &mut findings);
+    }
+    name_service(&etc, here, &mut findings);
+    if here {
+        helpers(&mut findings);
+    }
+    let status = if findings.0.is_empty() { 0 } else { 3 };
+    Ok(Outcome::Answer(findings.0.into_bytes(), status))
+}
+
+// ---- one file ----
+
+/// A grant: the ids, whose (an index), on which line.
+type Numbered = (Range, usize, u32);
+
+/// Somebody whom lines name.
+struct Owner {
+    name: String,
+    /// The first line.
+    line: u32,
+    /// How many.
+    lines: u32,
+}
+
+struct File {
+    kind: Kind,
+    path: String,
+    grants: Vec<Numbered>,
+    owners: Vec<Owner>,
+    /// Line (0: the whole file), what is wrong, what mends it.
+    found: Vec<(u32, String, Option<String>)>,
+}
+
+impl File {
+    fn new(kind: Kind, path: String) -> File {
+        File { kind, path, grants: Vec::new(), owners: Vec::new(), found: Vec::new() }
+    }
+
+    fn add(&mut self, line: u32, text: impl Into<String>, command: Option<String>) {
+        self.found.push((line, text.into(), command));
+    }
+
+    /// The command that edits line `line`.
+    fn sed(&self, line: u32, edit: &str) -> String {
+        format!("sudo sed -i {} {}", quote(format!("{line}{edit}")), self.path)
+    }
+
+    /// The command that takes `range` from the owner number `whose`.
+    fn free(&self, whose: usize, range: Range) -> Option<String> {
+        let owner = quote(&self.owners[whose].name);
+        Some(format!("sudo subid-alloc --free {owner} {}:{}", range.first, range.count))
+    }
+
+    /// Looks at everything; `proc` is there if it is about this machine.
+    fn look(&mut self, etc: &Etc, users: &[User], proc: Option<&Proc>) -> Result<()> {
+        let name = survey::name(self.kind);
+        let opened = match etc.file(name) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => {
+                let text = format!("missing: nobody has subordinate {}s", self.kind.word());
+                self.add(0, text, Some(format!("sudo touch {}", self.path)));
+                return Ok(());
+            }
+            Err(failure) => {
+                self.add(0, failure.to_string().replace("\n  because: ", ": "), None);
+                return Ok(());
+            }
+        };
+        let mode = etc.stat(name).map_err(|e| Failure::os(format!("look at {}", self.path), e))?.st_mode;
+        if mode & 0o022 != 0 {
+            let text = "others than its owner can write it: a privileged uidmap-set refuses it";
+            self.add(0, text, Some(format!("sudo chmod go-w {}", self.path)));
+        }
+        self.read(&opened)?;
+        self.owners(users, proc.is_some())?;
+        self.overlaps();
+        self.real_ids(etc, users, proc.is_some())?;
+        if let Some(proc) = proc {
+            self.unmapped(proc);
+        }
+        Ok(())
+    }
+
+    /// Reads the lines.
+    fn read(&mut self, opened: &std::fs::File) -> Result<()> {
+        let mut index: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
+        let (mut number, mut ended, mut nul) = (0, true, false);
+        let read = subid::pieces(opened, |piece, _| {
+            ended = piece.last() == Some(&b'\n');
+            nul |= piece.contains(&0);
+            for text in subid::lines(piece) {
+                number += 1;
+                self.line(number, text, &mut index);
+            }
+        });
+        read.map_err(|e| Failure::os(format!("read {}", self.path), e))?;
+        if !ended {
+            let text = "the last line has no newline: shadow 4.20 rejects the whole file, for every user";
+            self.add(0, text, Some(format!("echo | sudo tee -a {}", self.path)));
+        }
+        if nul {
+            let command = format!("sudo sed -i 's/\\x00//g' {}", self.path);
+            self.add(0, "a NUL byte: shadow rejects the whole file, for every user", Some(command));
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, line: u32, text: &[u8], index: &mut BTreeMap<Vec<u8>, usize>) {
+        for odd in oddities(text) {
+            let command = match odd.plain {
+                Some(plain) => self.sed(line, &format!("s/.*/{}/", plain.replace('/', "\\/"))),
+                None => self.sed(line, "d"),
+            };
+            self.add(line, odd.text, Some(command));
+        }
+        let Some(grant) = subid::grant(text) else { return };
+        let whose = *index.entry(grant.owner.to_vec()).or_insert(self.owners.len());
+        if whose == self.owners.len() {
+            let name = String::from_utf8_lossy(grant.owner).into_owned();
+            self.owners.push(Owner { name, line, lines: 0 });
+        }
+        self.owners[whose].lines += 1;
+        if self.owners[whose].lines == 2 {
+            let name = &self.owners[whose].name;
+            let text =
+                format!("a second line of {name}: unshare --map-auto and crun use the first alone, LXC the last alone");
+            self.add(line, text, None);
+        }
+        self.grants.push((grant.range, whose, line));
+    }
+
+    /// Owners whom nobody knows, or not everybody by this word.
+    fn owners(&mut self, users: &[User], here: bool) -> Result<()> {
+        let names: BTreeMap<&str, &User> = users.iter().map(|user| (user.name.as_str(), user)).collect();
+        let uids: BTreeMap<String, &User> = users.iter().map(|user| (user.uid.to_string(), user)).collect();
+        let strangers: Vec<&str> =
+            self.owners.iter().map(|o| o.name.as_str()).filter(|n| !names.contains_key(n)).collect();
+        let elsewhere = if here { known_elsewhere(&strangers)? } else { Vec::new() };
+        let mut found = Vec::new();
+        for owner in &self.owners {
+            let (name, line) = (owner.name.as_str(), owner.line);
+            let free = format!("sudo subid-alloc --free {}", quote(name));
+            if names.contains_key(name) || elsewhere.iter().any(|user| user.name == name) {
+                continue;
+            }
+            if let Some(user) = uids.get(name) {
+                let command = self.sed(line, &format!("s/^{name}:/{}:/", user.name));
+                found.push((line, "the owner is a uid: crun and LXC look for names only".to_owned(), Some(command)));
+            } else if let Some((_, user)) = names.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)) {
+                let text = format!("no user is called {name}, but incus takes it for {}", user.name);
+                found.push((line, text, Some(free)));
+            } else {
+                let text = format!("no user is called {}: whoever is one day has these ids", quote(name));
+                found.push((line, text, Some(free)));
+            }
+        }
+        self.found.append(&mut found);
+        Ok(())
+    }
+
+    /// Ids that two lines grant.
+    fn overlaps(&mut self) {
+        self.grants.sort_unstable();
+        // The one of those before that reaches furthest.
+        let mut furthest: Option<Numbered> = None;
+        let mut found = Vec::new();
+        for &(range, whose, line) in &self.grants {
+            if let Some((before, other, first)) = furthest {
+                if let Some(common) = before.common(range) {
+                    let ids = if common.count == 1 { "id" } else { "ids" };
+                    let text = format!("{ids} {common} are in line {first} too, {}'s", self.owners[other].name);
+                    found.push((line, text, self.free(whose, common).filter(|_| whose != other)));
+                }
+            }
+            if furthest.is_none_or(|(before, ..)| before.end() < range.end()) {
+                furthest = Some((range, whose, line));
+            }
+        }
+        self.found.append(&mut found);
+    }
+
+    /// Ids of users and groups: whoever has been granted one is that user.
+    fn real_ids(&mut self, etc: &Etc, users: &[User], here: bool) -> Result<()> {
+        let database = if self.kind == Kind::Uid { "passwd" } else { "group" };
+        let mut text = etc.text(database);
+        if let Some(program) = helper::find("getent").filter(|_| here) {
+            text.extend(helper::run(&program, &[database]).map_err(|e| Failure::os("run getent", e))?.output);
+        }
+        let real: BTreeMap<u32, String> =
+            user::ids_in(&text).map(|(name, id)| (id, String::from_utf8_lossy(name).into_owned())).collect();
+        let word = self.kind.word();
+        let own = |user: &User| if self.kind == Kind::Uid { user.uid } else { user.gid };
+        let mut found = Vec::new();
+        for &(range, whose, line) in &self.grants {
+            let owner = &self.owners[whose].name;
+            for (id, name) in real.range(range.first..=range.first + (range.count - 1)) {
+                let text = if users.iter().any(|user| user.name == *owner && own(user) == *id) {
+                    format!("{word} {id} is {owner}'s own: no map can have it twice")
+                } else {
+                    format!("{word} {id} is {name}'s: {owner} can be {name} to every file")
+                };
+                found.push((line, text, self.free(whose, Range { first: *id, count: 1 })));
+            }
+        }
+        self.found.append(&mut found);
+        Ok(())
+    }
+
+    /// Ids that no map can have here, or that are kept for others.
+    fn unmapped(&mut self, proc: &Proc) {
+        let initial = proc.ns_id("self", Ns::User) == Some(INITIAL_USER);
+        let mapped: Vec<Range> =
+            proc.map("self", self.kind).unwrap_or_default().iter().map(|extent| extent.inside()).collect();
+        let mut found = Vec::new();
+        for &(range, whose, line) in &self.grants {
+            let missing = subid::lacking(range, &mapped);
+            if let Some(first) = missing.first() {
+                let are = subject(self.kind.word(), &missing);
+                let text = format!("{are} not mapped in this user namespace: newuidmap will be refused");
+                found.push((line, text, self.free(whose, *first)));
+            }
+            // Inside a container all ids are below these.
+            if let Some(common) = RESERVED.iter().find_map(|r| r.common(range)).filter(|_| initial) {
+                let text = format!("ids {common} are for users and the system");
+                found.push((line, text, self.free(whose, common)));
+            }
+        }
+        self.found.append(&mut found);
+    }
+}
+
+/// Those of `names` that the name services know: asked some at a time.
+fn known_elsewhere(names: &[&str]) -> Result<Vec<User>> {
+    let Some(program) = helper::find("getent").filter(|_| !names.is_empty()) else { return Ok(Vec::new()) };
+    let (mut known, mut progress) = (Vec::new(), Progress::new());
+    for (n, some) in names.chunks(500).enumerate() {
+        progress.show(|| format!("{} of {} owners", n * 500, names.len()));
+        let words: Vec<&str> = ["passwd", "--"].iter().chain(some).copied().collect();
+        let answer = helper::run(&program, &words).map_err(|e| Failure::os("run getent passwd", e))?;
+        known.extend(user::all_in(&answer.output));
+    }
+    Ok(known)
+}
+
+// ---- beside the files ----
+
+/// Locks and temporary files of processes that are gone.
+fn left_behind(etc: &Etc, kind: Kind, proc: &Proc, findings: &mut Findings) {
+    let name = survey::name(kind);
+    let lock = format!("{name}.lock");
+    let remove = |file: &str| Some(format!("sudo rm {}", etc.path(file)));
+    let is_there = etc.stat(&lock).is_ok();
+    if let Some(pid) = stale(etc, &lock, proc) {
+        findings.add(&etc.path(&lock), &format!("left by process {pid}, which is gone"), remove(&lock));
+    } else if is_there && lock_pid(etc, &lock).is_none() {
+        let text = "names no process: nobody can change the file as long as it is there";
+        findings.add(&etc.path(&lock), text, remove(&lock));
+    } else if is_there {
+        // Somebody is at work: his other files are his.
+        return;
+    }
+    for left in etc.names() {
+        let Some(end) = left.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')) else { continue };
+        if end == "nskit-new" || end.starts_with("cio") || end.bytes().all(|b| b.is_ascii_digit()) {
+            findings.add(
+                &etc.path(&left),
+                "left by a program that was killed while it changed the file",
+                remove(&left),
+            );
+        }
+    }
+}
+
+/// The `subid:` lines of nsswitch.conf, which shadow reads by itself and in its
+/// own way.
+fn name_service(etc: &Etc, here: bool, findings: &mut Findings) {
+    let text = String::from_utf8_lossy(&etc.text("nsswitch.conf")).into_owned();
+    let path = etc.path("nsswitch.conf");
+    let mut first = None;
+    for (number, line) in (1..).zip(text.lines()) {
+        let at = format!("{path}:{number}");
+        let begins = |line: &str| line.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("subid:"));
+        let delete = Some(format!("sudo sed -i {number}d {path}"));
+        if !begins(line) {
+            if begins(line.trim_start()) {
+                findings.add(&at, "a blank before subid: hides the line from shadow", delete);
+            }
+            continue;
+        }
+        if let Some(used) = first {
+            findings.add(&at, &format!("a second subid: line, which shadow ignores: it reads line {used}"), delete);
+            continue;
+        }
+        first = Some(number);
+        let sources: Vec<&str> = line[6..].split_whitespace().take_while(|word| !word.starts_with('#')).collect();
+        let Some((source, more)) = sources.split_first() else { continue };
+        let sed = |to: &str| Some(format!("sudo sed -i {} {path}", quote(format!("{number}s/.*/subid: {to}/"))));
+        if source.starts_with('[') {
+            findings.add(
+                &at,
+                &format!("{source} is the name of a source to shadow, which then takes the files"),
+                sed("files"),
+            );
+        } else if !more.is_empty() {
+            let text = format!("only {source} is asked: shadow reads one source, and falls back to none");
+            findings.add(&at, &text, sed(source));
+        }
+        if here && *source != "files" {
+            let root = user::by_uid(0);
+            if let Some(Err(failure)) = root.map(|user| subid::granted(&user, Kind::Uid)) {
+                let text = failure.to_string();
+                // Whether root himself has any does not matter here.
+                if text.contains("cannot be loaded") || text.contains("not installed") || text.contains("answered") {
+                    findings.add(&at, text.trim_end(), None);
+                }
+            }
+        }
+    }
+}
+
+/// Whether newuidmap and newgidmap can do what they are for.
+fn helpers(findings: &mut Findings) {
+    for name in ["newuidmap", "newgidmap"] {
+        let Some(path) = helper::find(name) else {
+            findings.add(name, "not installed: an ordinary user can map the own id alone", installing());
+            continue;
+        };
+        let shown = path.to_string_lossy().into_owned();
+        if let Err(why) = gains_privilege(&path) {
+            let command = why.starts_with("it is neither").then(|| format!("sudo chmod u+s {}", quote(&shown)));
+            findings.add(&shown, why, command);
+        }
+    }
+}
+
+fn installing() -> Option<String> {
+    helper::find("apt-get").map(|_| "sudo apt-get install uidmap".to_owned())
+}

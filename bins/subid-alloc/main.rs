@@ -1,0 +1,208 @@
+//! subid-alloc - grant, list, cut, free and lint ranges of subordinate ids
+//!
+//! * here: the command line, and what only looks (--list, --who)
+//! * `survey`: both files, read once for one owner
+//! * `grant`: a range for OWNER; `nested`: the same inside a user namespace
+//! * `free`: takes ranges away
+//! * `map`: records of the map that a preset makes, of all grants or of a cut
+//! * `fit`: which ids a tree or an archive needs
+//! * `check`: what is wrong with the files; `parsers`: who misreads a line
+
+mod check;
+mod fit;
+mod free;
+mod grant;
+mod map;
+mod nested;
+mod parsers;
+mod survey;
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use common::cli::{Args, Cli, Operands, Opt};
+use common::etc::{Etc, Locked, PATIENCE};
+use common::fail::{Failure, Result};
+use common::id::{Kind, Range};
+use common::proc::Proc;
+use common::subid::{self, Grant};
+use common::tool::{Outcome, run};
+use common::user::{self, User};
+
+const CLI: Cli = Cli {
+    name: "subid-alloc",
+    purpose: "grant, list, cut, free and lint ranges of subordinate ids",
+    usage: &[
+        "[OPTION...] OWNER",
+        "--nested [OPTION...] OWNER",
+        "--free [OPTION...] OWNER [START:COUNT]",
+        "--list [OWNER]",
+        "--who ID",
+        "--check",
+        "--fit PATH|fd:N [--map PRESET] [OWNER]",
+        "--map PRESET [OWNER]",
+        "--map PRESET -",
+        "--cut N [--map PRESET] [--with PID|tty] [-]",
+    ],
+    options: &[
+        Opt { short: "", long: "count", value: "N", help: "how many ids to grant (65536)" },
+        Opt { short: "", long: "start", value: "ID", help: "the first id to grant (the first that is free)" },
+        Opt { short: "", long: "align", value: "N", help: "begin at a multiple of N (65536 for as many ids or more)" },
+        Opt { short: "", long: "uids", value: "", help: "only uids (/etc/subuid)" },
+        Opt { short: "", long: "gids", value: "", help: "only gids (/etc/subgid)" },
+        Opt { short: "", long: "root", value: "DIR", help: "the files of the tree at DIR" },
+        Opt { short: "", long: "wait", value: "SECONDS", help: "how long to wait for locks (15)" },
+        Opt { short: "", long: "nested", value: "", help: "grant what is mapped in this user namespace" },
+        Opt { short: "", long: "exclude", value: "ID[-ID]", help: "with --nested: but not these" },
+        Opt { short: "", long: "free", value: "", help: "take away all grants, or these ids" },
+        Opt { short: "", long: "list", value: "", help: "print the grants (of OWNER)" },
+        Opt { short: "", long: "who", value: "ID", help: "print who has been granted ID" },
+        Opt { short: "", long: "check", value: "", help: "say what is wrong with the files, and with what uses them" },
+        Opt { short: "", long: "fit", value: "PATH|fd:N", help: "say which ids a tree or a tar archive needs" },
+        Opt { short: "", long: "map", value: "PRESET", help: "print records: root, same, subids, auto, keep, all" },
+        Opt { short: "", long: "cut", value: "N", help: "hold N free ids of the grants, and map only these" },
+        Opt {
+            short: "",
+            long: "with",
+            value: "PID|tty",
+            help: "the process, or terminal session, that a cut ends with",
+        },
+        Opt { short: "", long: "host-root", value: "", help: "let a map put the real root inside" },
+    ],
+    operands: Operands::Free,
+    runs: false,
+    stage: true,
+};
+
+type Deed = fn(&Args) -> Result<Outcome>;
+
+/// Each thing that can be done, by its option; without one it is to grant.
+const DEEDS: [(&str, Deed); 7] = [
+    ("nested", nested::grant),
+    ("free", free::free),
+    ("list", list),
+    ("who", who),
+    ("check", check::check),
+    ("fit", fit::fit),
+    ("cut", map::cut),
+];
+
+fn main() -> ExitCode {
+    run(&CLI, decide)
+}
+
+fn decide(args: &Args) -> Result<Outcome> {
+    let most = if args.flag("free") { 2 } else { 1 };
+    if args.operands.len() > most {
+        return Err(CLI.usage("too many operands"));
+    }
+    let asked: Vec<_> = DEEDS.iter().filter(|(option, _)| args.flag(option)).collect();
+    match asked.as_slice() {
+        [] if args.flag("map") => map::map(args),
+        [] => grant::grant(args),
+        [(_, deed)] => deed(args),
+        [(one, _), (other, _), ..] => Err(CLI.usage(&format!("--{one} or --{other}"))),
+    }
+}
+
+// ---- what several rooms ask of the command line ----
+
+/// The kinds of ids that are meant: both, unless told.
+fn kinds(args: &Args) -> Vec<Kind> {
+    match (args.flag("uids"), args.flag("gids")) {
+        (true, false) => vec![Kind::Uid],
+        (false, true) => vec![Kind::Gid],
+        _ => Kind::BOTH.to_vec(),
+    }
+}
+
+/// The directory of the files.
+fn etc(args: &Args) -> Result<Rc<Etc>> {
+    Ok(Rc::new(Etc::open(args.value("root").map(PathBuf::from).as_deref())?))
+}
+
+/// The user that an operand names: in the tree of --root, by its passwd alone.
+fn user_named(args: &Args, word: &str, etc: &Etc) -> Result<User> {
+    let passwd = etc.text("passwd");
+    let here = user::in_passwd(&passwd, |user| user.name == word || user.uid.to_string() == word);
+    let found = if args.value("root").is_some() { here } else { user::named(word) };
+    found.ok_or_else(|| Failure::refused(format!("no user is called {}", common::word::quote(word))))
+}
+
+/// The user that the first operand names, if there is one.
+fn owner(args: &Args, etc: &Etc) -> Result<Option<User>> {
+    let word = args.operands.first().map(|word| word.to_string_lossy().into_owned());
+    word.map(|word| user_named(args, &word, etc)).transpose()
+}
+
+/// The lock for a change; a dry run does without, since it leaves files in /etc
+/// for a moment. `words` is what was asked for, to be asked again as root.
+fn lock(args: &Args, etc: &Rc<Etc>, proc: &Proc, words: &str) -> Result<Option<Locked>> {
+    if args.dry() {
+        return Ok(None);
+    }
+    let patience = Duration::from_secs(args.number("wait")?.unwrap_or(PATIENCE));
+    let names = Kind::BOTH.map(survey::name);
+    Locked::take(etc, &names, patience, proc, &format!("sudo subid-alloc {words}")).map(Some)
+}
+
+/// A grant as it is printed: kind, owner, start, count.
+fn line(text: &mut String, kind: Kind, owner: &str, range: Range) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{} {owner} {} {}", kind.word(), range.first, range.count);
+}
+
+// ---- what only looks ----
+
+/// Calls `each` with every grant in the files.
+fn each_grant(args: &Args, etc: &Etc, mut each: impl FnMut(Kind, Grant<'_>)) -> Result<()> {
+    for kind in kinds(args) {
+        let Some(file) = etc.file(survey::name(kind))? else { continue };
+        let read = subid::pieces(&*file, |piece, _| {
+            subid::lines(piece).filter_map(subid::grant).for_each(|grant| each(kind, grant));
+        });
+        read.map_err(|e| Failure::os(format!("read {}", etc.path(survey::name(kind))), e))?;
+    }
+    Ok(())
+}
+
+fn list(args: &Args) -> Result<Outcome> {
+    let etc = etc(args)?;
+    let mut text = String::new();
+    let owner = owner(args, &etc)?;
+    match &owner {
+        None => each_grant(args, &etc, |kind, grant| {
+            line(&mut text, kind, &String::from_utf8_lossy(grant.owner), grant.range);
+        })?,
+        Some(user) => {
+            let elsewhere = args.value("root").is_some();
+            for kind in kinds(args) {
+                // Here nsswitch.conf may name another source than the files.
+                let ranges = if elsewhere { survey::granted(user, kind, &etc)? } else { subid::granted(user, kind)? };
+                ranges.into_iter().for_each(|range| line(&mut text, kind, &user.name, range));
+            }
+        }
+    }
+    let found = !text.is_empty() || owner.is_none();
+    Ok(Outcome::Answer(text.into_bytes(), if found { 0 } else { 3 }))
+}
+
+fn who(args: &Args) -> Result<Outcome> {
+    let id = args.number("who")?.and_then(|id| u32::try_from(id).ok());
+    let id = id.ok_or_else(|| CLI.usage("--who: an id from 0 to 4294967295"))?;
+    if !args.operands.is_empty() {
+        return Err(CLI.usage("--who ID is all"));
+    }
+    let mut text = String::new();
+    let etc = etc(args)?;
+    each_grant(args, &etc, |kind, grant| {
+        if grant.range.has(id) {
+            line(&mut text, kind, &String::from_utf8_lossy(grant.owner), grant.range);
+        }
+    })?;
+    let status = if text.is_empty() { 3 } else { 0 };
+    Ok(Outcome::Answer(text.into_bytes(), status))
+}
