@@ -17,7 +17,7 @@ use common::user::{self, User};
 use common::word::quote;
 
 use crate::parsers::oddities;
-use crate::{CLI, etc, survey};
+use crate::{CLI, etc, kinds, survey};
 
 /// What was found, ready to be printed.
 struct Findings(String);
@@ -42,7 +42,7 @@ pub(crate) fn check(args: &Args) -> Result<Outcome> {
     let proc = Proc::open()?;
     let mut findings = Findings(String::new());
     let users: Vec<User> = user::all_in(&etc.text("passwd")).collect();
-    for kind in Kind::BOTH {
+    for kind in kinds(args) {
         let mut file = File::new(kind, etc.path(survey::name(kind)));
         file.look(&etc, &users, here.then_some(&proc))?;
         file.found.sort_by_key(|(line, ..)| *line);
@@ -219,8 +219,8 @@ impl File {
         for &(range, whose, line) in &self.grants {
             if let Some((before, other, first)) = furthest {
                 if let Some(common) = before.common(range) {
-                    let ids = if common.count == 1 { "id" } else { "ids" };
-                    let text = format!("{ids} {common} are in line {first} too, {}'s", self.owners[other].name);
+                    let are = subject(self.kind.word(), &[common]);
+                    let text = format!("{are} in line {first} too, {}'s", self.owners[other].name);
                     found.push((line, text, self.free(whose, common).filter(|_| whose != other)));
                 }
             }
@@ -245,13 +245,20 @@ impl File {
         let mut found = Vec::new();
         for &(range, whose, line) in &self.grants {
             let owner = &self.owners[whose].name;
-            for (id, name) in real.range(range.first..=range.first + (range.count - 1)) {
-                let text = if users.iter().any(|user| user.name == *owner && own(user) == *id) {
-                    format!("{word} {id} is {owner}'s own: no map can have it twice")
-                } else {
-                    format!("{word} {id} is {name}'s: {owner} can be {name} to every file")
-                };
-                found.push((line, text, self.free(whose, Range { first: *id, count: 1 })));
+            let inside = real.range(range.first..=range.first + (range.count - 1));
+            let (mine, others): (Vec<_>, Vec<_>) =
+                inside.partition(|(id, _)| users.iter().any(|user| user.name == *owner && own(user) == **id));
+            let free = |list: &[(&u32, &String)]| match list {
+                [(id, _)] => self.free(whose, Range { first: **id, count: 1 }),
+                _ => None,
+            };
+            if let [(id, _), ..] = mine.as_slice() {
+                found.push((line, format!("{word} {id} is {owner}'s own: no map can have it twice"), free(&mine)));
+            }
+            if !others.is_empty() {
+                let list: Vec<String> = others.iter().map(|(id, name)| format!("{name} ({id})")).collect();
+                let text = format!("{owner} can be {} to every file: they are real {word}s", list.join(", "));
+                found.push((line, text, free(&others)));
             }
         }
         self.found.append(&mut found);
@@ -273,7 +280,7 @@ impl File {
             }
             // Inside a container all ids are below these.
             if let Some(common) = RESERVED.iter().find_map(|r| r.common(range)).filter(|_| initial) {
-                let text = format!("ids {common} are for users and the system");
+                let text = format!("{} for users and the system", subject(self.kind.word(), &[common]));
                 found.push((line, text, self.free(whose, common)));
             }
         }
@@ -363,7 +370,7 @@ fn name_service(etc: &Etc, here: bool, findings: &mut Findings) {
                 let text = failure.to_string();
                 // Whether root himself has any does not matter here.
                 if text.contains("cannot be loaded") || text.contains("not installed") || text.contains("answered") {
-                    findings.add(&at, text.trim_end(), None);
+                    findings.add(&at, &text, None);
                 }
             }
         }

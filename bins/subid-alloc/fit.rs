@@ -151,7 +151,7 @@ fn in_archive(mut file: File, name: &OsStr) -> Result<Needs> {
         if let Some(program) = compressor(&head) {
             let because = Because::new("it is compressed")
                 .remedy(format!("{program} -dc {} | subid-alloc --fit fd:0", quote(name)));
-            return Err(Failure::refused(act).because(Some(because)));
+            return Err(Failure::refused(format!("{act}: no tar archive")).because(Some(because)));
         }
     }
     let (mut needs, mut progress) = (Needs::default(), Progress::new());

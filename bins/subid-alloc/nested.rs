@@ -35,11 +35,10 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
     let owner = Owner::of(&user, &etc.text("passwd"));
     let (mut added, mut said) = (Vec::new(), String::new());
     for kind in kinds(args) {
-        let mut taken = Taken::nothing(1);
-        excluded.iter().for_each(|range| taken.add(*range));
-        taken.add(ROOT);
-        let source = Source::read(&etc, kind, &owner, &mut taken)?;
-        let wanted = wanted(kind, source.own(), &taken, window, &proc)?;
+        let mut others = Taken::nothing(1);
+        let source = Source::read(&etc, kind, &owner, &mut others)?;
+        let room = Room { kind, own: source.own(), excluded: &excluded, others: &others };
+        let wanted = room.wanted(window, &proc)?;
         wanted.iter().for_each(|range| line(&mut said, kind, &user.name, *range));
         let new = without(&wanted, source.own());
         if !new.is_empty() {
@@ -72,45 +71,64 @@ fn ids(word: &OsStr) -> Result<Range> {
     range.ok_or_else(|| CLI.usage(&format!("--exclude {}: ID or ID-ID", quote(word))))
 }
 
-/// What the owner is to have of one kind, who has `own` of it: without a window
-/// all that is mapped and not taken.
-fn wanted(
+/// What there is of one kind.
+struct Room<'a> {
     kind: Kind,
-    own: &[Range],
-    taken: &Taken,
-    (start, count): (Option<u32>, Option<u32>),
-    proc: &Proc,
-) -> Result<Vec<Range>> {
-    let map = proc.map("self", kind).unwrap_or_default();
-    let mapped = subid::merged(&map.iter().map(|extent| extent.inside()).collect::<Vec<_>>());
-    let free = taken.leaves(&mapped);
-    let (word, file) = (kind.word(), kind.map_file());
-    let Some(count) = count else {
-        let from = Range::new(start.unwrap_or(0).into(), u64::from(u32::MAX - start.unwrap_or(0)));
-        let found: Vec<Range> = free.iter().filter_map(|range| range.common(from?)).collect();
-        let nothing = || Failure::refused(format!("grant {word}s: /proc/self/{file} has none that is free"));
-        return if found.is_empty() { Err(nothing()) } else { Ok(found) };
-    };
-    let Some(first) = start else {
-        let has = subid::merged(own).into_iter().find(|r| r.count >= count && within(*r, &mapped));
-        let place = has.or(free.iter().copied().find(|range| range.count >= count));
-        let nothing = || Failure::refused(format!("grant {count} {word}s: /proc/self/{file} has no such range free"));
-        return Ok(vec![Range { count, ..place.ok_or_else(nothing)? }]);
-    };
-    let range = Range::new(first.into(), count.into()).ok_or_else(|| CLI.usage("ids go from 0 to 4294967294"))?;
-    let refused =
-        |why: String| Failure::refused(format!("grant {word}s {range}: not free")).because(Some(Because::new(why)));
-    match (subid::lacking(range, &mapped), subid::lacking(range, &free)) {
-        (missing, _) if !missing.is_empty() => {
-            Err(refused(format!("{} not mapped here (/proc/self/{file})", subject(word, &missing))))
-        }
-        (_, missing) if !missing.is_empty() => {
-            Err(refused(format!("{} root's, excluded or granted to others", subject(word, &missing))))
-        }
-        _ => Ok(vec![range]),
-    }
+    /// What the owner has.
+    own: &'a [Range],
+    excluded: &'a [Range],
+    others: &'a Taken,
 }
 
-fn within(range: Range, ranges: &[Range]) -> bool {
-    subid::lacking(range, ranges).is_empty()
+impl Room<'_> {
+    /// What the owner is to have: without a window all that is mapped and free.
+    fn wanted(&self, (start, count): (Option<u32>, Option<u32>), proc: &Proc) -> Result<Vec<Range>> {
+        let map = proc.map("self", self.kind).unwrap_or_default();
+        let mapped = subid::merged(&map.iter().map(|extent| extent.inside()).collect::<Vec<_>>());
+        let free = self.others.leaves(&without(&without(&mapped, self.excluded), &[ROOT]));
+        let (word, file) = (self.kind.word(), self.kind.map_file());
+        let Some(count) = count else {
+            let first = start.unwrap_or(0);
+            let window = Range::new(first.into(), u64::from(u32::MAX - first));
+            let found: Vec<Range> = free.iter().filter_map(|range| range.common(window?)).collect();
+            let nothing = || Failure::refused(format!("grant {word}s: /proc/self/{file} has none that is free"));
+            return if found.is_empty() { Err(nothing()) } else { Ok(found) };
+        };
+        let Some(first) = start else {
+            let inside = |range: &Range| subid::lacking(*range, &mapped).is_empty();
+            let has = subid::merged(self.own).into_iter().find(|r| r.count >= count && inside(r));
+            let place = has.or(free.iter().copied().find(|range| range.count >= count));
+            let nothing =
+                || Failure::refused(format!("grant {count} {word}s: /proc/self/{file} has no such range free"));
+            return Ok(vec![Range { count, ..place.ok_or_else(nothing)? }]);
+        };
+        let range = Range::new(first.into(), count.into()).ok_or_else(|| CLI.usage("ids go from 0 to 4294967294"))?;
+        match self.taken(range, &mapped) {
+            None => Ok(vec![range]),
+            Some(why) => {
+                let act = format!("grant {word}s {range}: not free");
+                Err(Failure::refused(act).because(Some(Because::new(why))))
+            }
+        }
+    }
+
+    /// Why `range` may not be granted.
+    fn taken(&self, range: Range, mapped: &[Range]) -> Option<String> {
+        let word = self.kind.word();
+        let missing = subid::lacking(range, mapped);
+        if !missing.is_empty() {
+            let are = subject(word, &missing);
+            return Some(format!("{are} not mapped here (/proc/self/{})", self.kind.map_file()));
+        }
+        if range.has(0) {
+            return Some(format!("{word} 0 is root of this user namespace"));
+        }
+        if let Some(common) = self.excluded.iter().find_map(|e| e.common(range)) {
+            return Some(format!("{} excluded", subject(word, &[common])));
+        }
+        let left = self.others.leaves(&[range]);
+        let granted = without(&[range], &left);
+        (!granted.is_empty())
+            .then(|| format!("{} granted to others in {}", subject(word, &granted), self.kind.grant_file()))
+    }
 }

@@ -5,9 +5,9 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::rc::Rc;
 
-use super::{Done, Step};
+use super::{Done, Refusal, Step};
 use crate::etc::{self, Edit, Etc, Locked, Prepared, temporary};
-use crate::fail::{Because, Failure};
+use crate::fail::{Because, Errno, Failure};
 use crate::word::quote;
 
 /// What is kept from one step to the next: the lock, and what is prepared.
@@ -91,6 +91,17 @@ impl Effect {
         }
     }
 
+    /// A rename that failed, perhaps with others done already.
+    fn half_done(&self, done: usize, errno: Errno) -> Refusal {
+        let Effect::Replace(change, names) = self else { return errno.into() };
+        if done == 0 {
+            return errno.into();
+        }
+        let file = |n: usize| names.get(n).map_or_else(String::new, |name| change.etc.path(name));
+        let act = format!("rename over {} ({} is replaced already: run this again)", file(done), file(0));
+        Failure::os(act, errno).into()
+    }
+
     fn perform(&self) -> Done {
         match self {
             Effect::Prepare(change, draft) => {
@@ -107,7 +118,9 @@ impl Effect {
                         return Err(Failure::refused(act).because(Some(because)).into());
                     }
                 }
-                prepared.iter().try_for_each(Prepared::rename)?;
+                for (n, each) in prepared.iter().enumerate() {
+                    each.rename().map_err(|e| self.half_done(n, e))?;
+                }
                 change.etc.sync()?;
                 drop(change.locked.borrow_mut().take());
             }
