@@ -123,7 +123,7 @@ impl File {
             let text = "others than its owner can write it: a privileged uidmap-set refuses it";
             self.add(0, text, Some(format!("sudo chmod go-w {}", self.path)));
         }
-        self.read(&opened)?;
+        self.read(&opened.file)?;
         self.owners(users, proc.is_some())?;
         self.overlaps();
         self.real_ids(etc, users, proc.is_some())?;

@@ -179,6 +179,7 @@ fn compressor(head: &[u8]) -> Option<&'static str> {
 fn failure(act: &str, error: &std::io::Error) -> Failure {
     match error.raw_os_error() {
         Some(errno) => Failure::os(act, Errno::from_raw(errno)),
-        None => Failure::refused(format!("{act}: {error}")),
+        // Its words would quote what stands in the archive.
+        None => Failure::refused(format!("{act}: no tar archive, or a part of one")),
     }
 }

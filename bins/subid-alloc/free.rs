@@ -57,7 +57,7 @@ fn draft(etc: &Etc, kind: Kind, words: &[String], only: Option<Range>, gone: &mu
     let name = survey::name(kind);
     let mut draft = file::Draft { name: name.to_owned(), source: etc.file(name)?, edits: Vec::new() };
     let Some(source) = draft.source.clone() else { return Ok(draft) };
-    let read = subid::pieces(&*source, |piece, at| {
+    let read = subid::pieces(&source.file, |piece, at| {
         let mut from = 0;
         for line in subid::lines(piece) {
             // With its newline, which the last may lack.

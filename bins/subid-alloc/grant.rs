@@ -32,6 +32,13 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
     let etc = etc(args)?;
     let user = owner(args, &etc)?.ok_or_else(|| CLI.usage("which OWNER?"))?;
     let request = request(args, &etc, user)?;
+    let nsswitch = String::from_utf8_lossy(&etc.text("nsswitch.conf")).into_owned();
+    if let Some(name) = subid::provider(&nsswitch) {
+        let path = etc.path("nsswitch.conf");
+        let because =
+            Because::new(format!("{path} takes subordinate ids from {name}, and shadow does not look into the files"));
+        return Err(Failure::refused(format!("grant ids to {}", request.user)).because(Some(because)));
+    }
     let proc = Proc::open()?;
     let locked = lock(args, &etc, &proc, &words(args, &request))?;
     let owner = Owner::of(&request.user, &etc.text("passwd"));
@@ -229,7 +236,7 @@ fn taken_by(range: Range, request: &Request, etc: &Etc, owner: &Owner, known: &K
         let name = survey::name(*kind);
         let Some(file) = etc.file(name)? else { continue };
         let said = |e| Failure::os(format!("read {}", etc.path(name)), e);
-        if let Some(line) = subid::taker(&*file, range, owner).map_err(said)? {
+        if let Some(line) = subid::taker(&file.file, range, owner).map_err(said)? {
             return Ok(Some(format!("{} has {line}", etc.path(name))));
         }
     }

@@ -161,7 +161,7 @@ fn line(text: &mut String, kind: Kind, owner: &str, range: Range) {
 fn each_grant(args: &Args, etc: &Etc, mut each: impl FnMut(Kind, Grant<'_>)) -> Result<()> {
     for kind in kinds(args) {
         let Some(file) = etc.file(survey::name(kind))? else { continue };
-        let read = subid::pieces(&*file, |piece, _| {
+        let read = subid::pieces(&file.file, |piece, _| {
             subid::lines(piece).filter_map(subid::grant).for_each(|grant| each(kind, grant));
         });
         read.map_err(|e| Failure::os(format!("read {}", etc.path(survey::name(kind))), e))?;

@@ -1,9 +1,8 @@
 //! Both files, read once for one owner.
 
-use std::fs::File;
 use std::rc::Rc;
 
-use common::etc::{Edit, Etc};
+use common::etc::{Edit, Etc, Original};
 use common::fail::{Failure, Result};
 use common::id::{Kind, Range};
 use common::subid::{self, Owner, Survey, Taken};
@@ -21,7 +20,7 @@ pub(crate) fn name(kind: Kind) -> &'static str {
 #[derive(Default)]
 pub(crate) struct Source {
     /// The open file; None: there is none yet.
-    pub(crate) file: Option<Rc<File>>,
+    pub(crate) file: Option<Rc<Original>>,
     /// What it says.
     pub(crate) survey: Survey,
 }
@@ -31,7 +30,7 @@ impl Source {
     pub(crate) fn read(etc: &Etc, kind: Kind, owner: &Owner, taken: &mut Taken) -> Result<Source> {
         let Some(file) = etc.file(name(kind))? else { return Ok(Source::default()) };
         let said = |e| Failure::os(format!("read {}", etc.path(name(kind))), e);
-        let survey = subid::survey(&*file, owner, taken).map_err(said)?;
+        let survey = subid::survey(&file.file, owner, taken).map_err(said)?;
         Ok(Source { file: Some(file), survey })
     }
 
@@ -55,7 +54,7 @@ impl Source {
 pub(crate) fn granted(user: &User, kind: Kind, etc: &Etc) -> Result<Vec<Range>> {
     let owner = Owner::of(user, &etc.text("passwd"));
     let Some(file) = etc.file(name(kind))? else { return Ok(Vec::new()) };
-    owner.granted_in(&*file).map_err(|e| Failure::os(format!("read {}", etc.path(name(kind))), e))
+    owner.granted_in(&file.file).map_err(|e| Failure::os(format!("read {}", etc.path(name(kind))), e))
 }
 
 /// How a line names `user`: by login name, or by uid where shadow would take

@@ -22,6 +22,20 @@ use crate::fail::{Because, Errno, Failure, Result};
 use crate::proc::{Proc, read_all};
 use crate::sys;
 
+/// A file as it was when it was opened.
+pub struct Original {
+    /// The open file.
+    pub file: File,
+    state: State,
+}
+
+/// What changes whenever a file does: device, inode, size, time.
+type State = (u64, u64, i64, i64, i64);
+
+fn state(stat: &FileStat) -> State {
+    (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime, stat.st_mtime_nsec)
+}
+
 /// An open directory of administrator's files.
 pub struct Etc {
     dir: OwnedFd,
@@ -69,9 +83,10 @@ impl Etc {
     ///
     /// # Errors
     /// ELOOP: it is a symbolic link.
-    pub fn file(&self, name: &str) -> Result<Option<Rc<File>>> {
-        match self.at(name, OFlag::O_RDONLY, 0) {
-            Ok(fd) => Ok(Some(Rc::new(File::from(fd)))),
+    pub fn file(&self, name: &str) -> Result<Option<Rc<Original>>> {
+        let opened = self.at(name, OFlag::O_RDONLY, 0).and_then(|fd| Ok((state(&fstat(&fd)?), fd)));
+        match opened {
+            Ok((state, fd)) => Ok(Some(Rc::new(Original { file: File::from(fd), state }))),
             Err(Errno::ENOENT) => Ok(None),
             Err(e) => Err(Failure::os(format!("read {}", self.path(name)), e).because(self.linked(name, e))),
         }
@@ -284,7 +299,7 @@ pub struct Edit {
 pub struct Prepared {
     etc: Rc<Etc>,
     name: String,
-    source: Option<Rc<File>>,
+    source: Option<Rc<Original>>,
 }
 
 /// Writes the file `name` anew beside itself, with its owner and mode: what
@@ -293,13 +308,13 @@ pub struct Prepared {
 ///
 /// # Errors
 /// Those of open(2), write(2) and fsync(2): ENOSPC, EROFS, EACCES.
-pub fn prepare(etc: &Rc<Etc>, name: &str, source: Option<Rc<File>>, edits: &[Edit]) -> Os<Prepared> {
+pub fn prepare(etc: &Rc<Etc>, name: &str, source: Option<Rc<Original>>, edits: &[Edit]) -> Os<Prepared> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
     let mut new = File::from(etc.at(&temporary(name), flags, 0o600)?);
     let prepared = Prepared { etc: etc.clone(), name: name.to_owned(), source: source.clone() };
     let mode = match &source {
         Some(old) => {
-            let (old, made) = (fstat(old)?, fstat(&new)?);
+            let (old, made) = (fstat(&old.file)?, fstat(&new)?);
             if (old.st_uid, old.st_gid) != (made.st_uid, made.st_gid) {
                 fchown(&new, Some(Uid::from_raw(old.st_uid)), Some(Gid::from_raw(old.st_gid)))?;
             }
@@ -309,7 +324,7 @@ pub fn prepare(etc: &Rc<Etc>, name: &str, source: Option<Rc<File>>, edits: &[Edi
         None => 0o644,
     };
     fchmod(&new, Mode::from_bits_truncate(mode))?;
-    copy(source.as_deref(), edits, &mut new)?;
+    copy(source.as_ref().map(|old| &old.file), edits, &mut new)?;
     new.sync_all().map_err(errno)?;
     Ok(prepared)
 }
@@ -342,14 +357,12 @@ impl Prepared {
     /// # Errors
     /// Those of stat(2).
     pub fn is_current(&self) -> Os<bool> {
-        let there = match self.etc.stat(&self.name) {
-            Ok(stat) => Some(stat),
-            Err(Errno::ENOENT) => None,
-            Err(e) => return Err(e),
-        };
-        let read = self.source.as_ref().map(fstat).transpose()?;
-        let what = |s: &FileStat| (s.st_dev, s.st_ino, s.st_size, s.st_mtime, s.st_mtime_nsec);
-        Ok(there.as_ref().map(what) == read.as_ref().map(what))
+        let read = self.source.as_ref().map(|source| source.state);
+        match self.etc.stat(&self.name) {
+            Ok(there) => Ok(read == Some(state(&there))),
+            Err(Errno::ENOENT) => Ok(read.is_none()),
+            Err(e) => Err(e),
+        }
     }
 
     /// Puts the new contents in place of the old, at once.

@@ -2,11 +2,10 @@
 //! or neither. subuid(5), rename(2).
 
 use std::cell::RefCell;
-use std::fs::File;
 use std::rc::Rc;
 
 use super::{Done, Refusal, Step};
-use crate::etc::{self, Edit, Etc, Locked, Prepared, temporary};
+use crate::etc::{self, Edit, Etc, Locked, Original, Prepared, temporary};
 use crate::fail::{Because, Errno, Failure};
 use crate::word::quote;
 
@@ -22,7 +21,7 @@ pub struct Draft {
     /// Its name in the directory.
     pub name: String,
     /// The open file; None: there is none yet.
-    pub source: Option<Rc<File>>,
+    pub source: Option<Rc<Original>>,
     /// The changes, in ascending order.
     pub edits: Vec<Edit>,
 }
