@@ -162,7 +162,7 @@ impl Locked {
         let mut locked = Locked { etc: etc.clone(), _password: password, links: Vec::new(), mask, cleared: Vec::new() };
         for name in names {
             locked.link(name, end, proc)?;
-            locked.sweep(name);
+            locked.sweep(name, proc);
         }
         Ok(locked)
     }
@@ -201,12 +201,18 @@ impl Locked {
         Ok(())
     }
 
-    /// Removes what a killed run of ours has left: nobody else uses this name,
-    /// and the file is locked.
-    fn sweep(&mut self, name: &str) {
-        let left = temporary(name);
-        if self.etc.remove(&left).is_ok() {
-            self.cleared.push(format!("{} was left by a run that was killed", self.etc.path(&left)));
+    /// Removes what killed runs have left: the temporary file, whose name nobody
+    /// else uses, and the half of a lock that names a process by its own name.
+    fn sweep(&mut self, name: &str, proc: &Proc) {
+        let is_left = |left: &str| {
+            let end = left.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
+            let pid = end.and_then(|end| crate::id::number(end.as_bytes()));
+            left == temporary(name) || pid.is_some_and(|pid| proc.status(&pid.to_string()).is_none())
+        };
+        for left in self.etc.names().into_iter().filter(|left| is_left(left)) {
+            if self.etc.remove(&left).is_ok() {
+                self.cleared.push(format!("{} was left by a run that was killed", self.etc.path(&left)));
+            }
         }
     }
 }
