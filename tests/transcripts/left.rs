@@ -59,7 +59,7 @@ impl Before {
         let mut told = Vec::new();
         for process in found {
             told.push(format!("process {}: {}", process.pid, process.command()));
-            run("kill", &["-KILL", &process.pid.to_string()])?;
+            kill(&process.pid.to_string())?;
         }
         Ok(told)
     }
@@ -144,6 +144,12 @@ fn etc() -> io::Result<BTreeMap<PathBuf, Vec<u8>>> {
         }
     }
     Ok(found)
+}
+
+/// Ends a process, or a group (`-PGID`). By the word of the shell: a program of this name is not on
+/// every machine.
+pub(crate) fn kill(whom: &str) -> io::Result<()> {
+    run("sh", &["-c", "kill -KILL \"$1\"", "sh", whom])
 }
 
 /// Whether it works will be seen.

@@ -2,12 +2,12 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::left::GRACE;
+use crate::left::{GRACE, kill};
 use crate::world::{World, secret};
 
 /// The shell's side of the conversation. Commands come through standard input, ended by NUL, and
@@ -89,8 +89,7 @@ impl Shell {
                 Err(RecvTimeoutError::Disconnected) => break "the shell is gone".to_owned(),
             }
         };
-        let group = format!("-{}", self.child.id());
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
+        let _ = kill(&format!("-{}", self.child.id()));
         let mut output = lines(&String::from_utf8_lossy(&self.pending));
         output.truncate(100);
         (output, Err(why))
