@@ -102,13 +102,14 @@ fn release(word: &OsStr, proc: &Proc) -> Result<Outcome> {
     Ok(Outcome::Plan(plan))
 }
 
-/// The name for a holder has to be a TARGET, and nobody else's.
+/// The name for a holder has to be a TARGET, and none of the caller's others'.
 fn check_name(args: &Args, proc: &Proc) -> Result<()> {
     let Some(word) = args.value("name") else { return Ok(()) };
     let Operand::Name(name) = Operand::parse(&word)? else {
         return Err(CLI.usage("--name: a name has no slash, and begins neither with a digit nor with -"));
     };
-    if name::holders(proc).iter().any(|h| h.name.as_deref() == Some(name.as_str())) {
+    let own = proc.own().uid[1];
+    if name::holders(proc).iter().any(|h| h.uid == own && h.name.as_deref() == Some(name.as_str())) {
         return Err(Failure::refused(format!("a holder is called {name} already")));
     }
     Ok(())
@@ -124,8 +125,9 @@ fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
             .remedy(detached(&kinds, proc));
         return Err(Failure::usage("standard output is not a pipe").because(Some(advice)));
     }
+    let act = if args.piped() { "make a holder" } else { "make a holder for the process of --with" };
     let life = if args.piped() { Life::of_this_process() } else { Life::of(with(args)?) };
-    let life = Rc::new(life.map_err(|e| Failure::os("make a holder for the process of --with", e))?);
+    let life = Rc::new(life.map_err(|e| Failure::os(act, e))?);
     let other_way = detached(&kinds, proc);
     let has_pid = kinds.contains(&Kind::Pid);
     let outer: Vec<Kind> = kinds.into_iter().filter(|k| *k != Kind::Pid).collect();

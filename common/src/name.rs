@@ -47,12 +47,14 @@ fn holder(proc: &Proc, pid: i32) -> Option<Holder> {
     Some(Holder { address: target.address, name: given.next_back(), uid: status.uid[1] })
 }
 
-/// The holder that is called `name`.
+/// The caller's holder that is called `name`. Others' do not count, though root
+/// could enter them: whoever took the name first would be who root enters.
 ///
 /// # Errors
-/// There is none; there are several, of different users (for root).
+/// There is none; there are several.
 pub fn find(proc: &Proc, name: &str) -> Result<Address> {
-    let mut found = holders(proc).into_iter().filter(|h| h.name.as_deref() == Some(name));
+    let own = proc.own().uid[1];
+    let mut found = holders(proc).into_iter().filter(|h| h.uid == own && h.name.as_deref() == Some(name));
     let first = found.next().ok_or_else(|| Failure::refused(format!("no holder is called {name}")))?;
     match found.next() {
         None => Ok(first.address),

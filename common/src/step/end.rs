@@ -236,41 +236,51 @@ fn exec(words: &[OsString], hands: &Hands) -> Errno {
 /// Why `program` could not be executed, looked up in the root of the process
 /// that tried: execve(2).
 fn exec_refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
-    let (root, cwd) = (facts.root?, facts.cwd?);
     let bytes = program.as_bytes();
     if !bytes.contains(&b'/') {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = path.as_bytes().split(|b| *b == b':').find_map(|dir| {
-            let file = [dir, b"/", bytes].concat();
-            look(root, &file).map(|fd| (file, fd))
-        });
-        return match found {
-            None if errno == Errno::EACCES => closed_in_path(root, path.as_bytes(), bytes),
-            None if errno == Errno::ENOENT => {
-                Some(Because::new(format!("no directory of PATH has it there ({})", path.to_string_lossy())))
-            }
-            None => None,
-            Some((file, fd)) => not_executable(root, &file, &fd, errno, facts),
-        };
+        return not_in_path(bytes, errno, facts);
     }
-    let from = if bytes.starts_with(b"/") { root } else { cwd };
+    let from = start(bytes, facts)?;
     match look(from, bytes) {
         None if errno == Errno::ENOENT => {
             Some(Because::new("there is no such file in the root that the program would run in"))
         }
         None => None,
-        Some(fd) => not_executable(root, bytes, &fd, errno, facts),
+        Some(fd) => not_executable(bytes, &fd, errno, facts),
     }
 }
 
-/// The first directory of PATH that may not be searched.
-fn closed_in_path(root: &OwnedFd, path: &[u8], program: &[u8]) -> Option<Because> {
-    let closed = path.split(|b| *b == b':').find(|dir| {
-        let file = CString::new([dir, &b"/"[..], program].concat()).unwrap_or_default();
-        sys::open_in_root(root.as_fd(), &file, libc::O_PATH, 0).err() == Some(Errno::EACCES)
-    })?;
-    let closed = String::from_utf8_lossy(closed);
+/// Where a path begins; none if the working directory is not to be seen.
+fn start<'a>(path: &[u8], facts: &Facts<'a>) -> Option<&'a OwnedFd> {
+    if path.starts_with(b"/") { facts.root } else { facts.cwd }
+}
+
+/// The same for a program that was looked for in the directories of PATH, in
+/// which an empty one is the working directory (environ(7)).
+fn not_in_path(program: &[u8], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut closed = None;
+    for dir in path.as_bytes().split(|b| *b == b':') {
+        let file = if dir.is_empty() { program.to_vec() } else { [dir, b"/", program].concat() };
+        let from = start(&file, facts)?;
+        if let Some(fd) = look(from, &file) {
+            return not_executable(&file, &fd, errno, facts);
+        }
+        if closed.is_none() && is_closed(from, &file) {
+            closed = Some(String::from_utf8_lossy(dir).into_owned());
+        }
+    }
+    if errno == Errno::ENOENT {
+        return Some(Because::new(format!("no directory of PATH has it there ({})", path.to_string_lossy())));
+    }
+    let closed = closed.filter(|_| errno == Errno::EACCES)?;
     Some(Because::new(format!("{closed} in PATH may not be searched, and no other directory of PATH has it")))
+}
+
+/// Whether a directory on the way may not be searched.
+fn is_closed(dir: &OwnedFd, path: &[u8]) -> bool {
+    let path = CString::new(path).unwrap_or_default();
+    sys::open_in_root(dir.as_fd(), &path, libc::O_PATH, 0).err() == Some(Errno::EACCES)
 }
 
 fn look(dir: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
@@ -278,12 +288,12 @@ fn look(dir: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
     sys::open_in_root(dir.as_fd(), &path, libc::O_PATH, 0).ok()
 }
 
-fn not_executable(root: &OwnedFd, file: &[u8], fd: &OwnedFd, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+fn not_executable(file: &[u8], fd: &OwnedFd, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
     let file = String::from_utf8_lossy(file).into_owned();
     let stat = fstat(fd).ok()?;
     if errno == Errno::ENOENT {
         let interpreter = interpreter(facts, fd)?;
-        if look(root, &interpreter).is_none() {
+        if look(start(&interpreter, facts)?, &interpreter).is_none() {
             return Some(Because::new(format!(
                 "{file} is there, but not its interpreter {}",
                 String::from_utf8_lossy(&interpreter)

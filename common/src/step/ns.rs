@@ -133,11 +133,11 @@ impl Effect {
             Effect::Join(target, kinds) => join_refused(target, kinds, errno, facts),
             Effect::Hostname(_) => facts.foreign(Kind::Uts, "-u").filter(|_| errno == Errno::EPERM),
             Effect::JoinFile(fd, kind, _) => join_file_refused(fd, *kind, errno, facts),
-            Effect::Attach(target) | Effect::Release(target) => {
-                let none = errno == Errno::ENOTSOCK;
-                none.then(|| Because::new(format!("process {} is no holder of ns-new", target.pid)))
+            Effect::Attach(target) | Effect::Release(target) if errno == Errno::ENOTSOCK => {
+                Some(Because::new(format!("process {} is no holder of ns-new", target.pid)))
             }
-            Effect::IntoPid | Effect::Entrust(_) | Effect::TakeUser => None,
+            Effect::Release(target) if errno == Errno::EPERM => target::untouchable(facts.proc, &target.who()),
+            Effect::Attach(_) | Effect::Release(_) | Effect::IntoPid | Effect::Entrust(_) | Effect::TakeUser => None,
         }
     }
 }
