@@ -105,8 +105,8 @@ fn release(word: &OsStr, proc: &Proc) -> Result<Outcome> {
 /// The name for a holder has to be a TARGET, and none of the caller's others'.
 fn check_name(args: &Args, proc: &Proc) -> Result<()> {
     let Some(word) = args.value("name") else { return Ok(()) };
-    let Operand::Name(name) = Operand::parse(&word)? else {
-        return Err(CLI.usage("--name: a name has no slash, and begins neither with a digit nor with -"));
+    let Ok(Operand::Name(name)) = Operand::parse(&word) else {
+        return Err(CLI.usage("--name: a name has neither blank nor slash, and begins neither with a digit nor with -"));
     };
     let own = proc.own().uid[1];
     if name::holders(proc).iter().any(|h| h.uid == own && h.name.as_deref() == Some(name.as_str())) {

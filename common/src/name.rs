@@ -10,7 +10,7 @@ use crate::fail::{Failure, Result};
 use crate::holder::is_holder;
 use crate::proc::Proc;
 use crate::record::Address;
-use crate::target::Target;
+use crate::target::{Operand, Target};
 
 /// A holder of the caller's, or of anybody's for root.
 pub struct Holder {
@@ -44,7 +44,9 @@ fn holder(proc: &Proc, pid: i32) -> Option<Holder> {
         Some(rest) => rest.strip_prefix('=').map(str::to_owned),
         None => None,
     });
-    Some(Holder { address: target.address, name: given.next_back(), uid: status.uid[1] })
+    // It may have been made by another program than ours, which knows no rules.
+    let is_name = |word: &String| matches!(Operand::parse(word.as_ref()), Ok(Operand::Name(_)));
+    Some(Holder { address: target.address, name: given.next_back().filter(is_name), uid: status.uid[1] })
 }
 
 /// The caller's holder that is called `name`. Others' do not count, though root

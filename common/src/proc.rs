@@ -11,6 +11,7 @@ use nix::sys::statfs::{FsType, fstatfs};
 use crate::fail::{Errno, Failure, Result};
 use crate::id::{self, Extent, number};
 use crate::ns;
+use crate::word::quote;
 
 /// An open /proc.
 pub struct Proc(OwnedFd);
@@ -18,7 +19,7 @@ pub struct Proc(OwnedFd);
 /// What /proc/PID/status says, as far as it is a reason for a refusal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// `Name:`
+    /// `Name:`, quoted
     pub name: String,
     /// `Uid:` real, effective, saved, file system.
     pub uid: [u32; 4],
@@ -187,7 +188,7 @@ impl Proc {
         !mounts.is_empty() && !mounts.iter().any(|m| m.point == "/")
     }
 
-    /// The name of the program that process `who` runs, for messages.
+    /// The name of the program that process `who` runs, quoted for messages.
     pub fn name(&self, who: &str) -> String {
         self.status(who).map(|s| s.name).unwrap_or_default()
     }
@@ -262,7 +263,8 @@ fn parse_status(text: &str) -> Status {
             ids
         };
         match key {
-            "Name" => value.clone_into(&mut status.name),
+            // Anybody may call a process anything, also what a terminal obeys.
+            "Name" => status.name = quote(value),
             "State" => status.state = value.chars().next().unwrap_or('?'),
             "Uid" => status.uid = four(),
             "Gid" => status.gid = four(),
@@ -345,7 +347,8 @@ mod tests {
         );
         assert_eq!(parse_map("         0       1000          1\n").len(), 1);
         let status =
-            parse_status("Name:\ta b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nCapEff:\t80\n");
+            parse_status("Name:\ta\x1b b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nCapEff:\t80\n");
+        assert_eq!(status.name, "$'a\\x1b b'");
         assert_eq!((status.uid[1], status.handled, status.state, status.can(CAP_SETUID)), (2, 3, 'Z', true));
     }
 }

@@ -67,7 +67,9 @@ impl Operand {
 
     fn named(name: &[u8]) -> Option<Operand> {
         let name = std::str::from_utf8(name).ok()?;
-        (!name.is_empty() && !name.starts_with('-')).then(|| Operand::Name(name.to_owned()))
+        // Names of others are shown, too: one a line, and nothing that a terminal obeys.
+        let plain = !name.chars().any(|c| c.is_control() || c.is_whitespace());
+        (plain && !name.is_empty() && !name.starts_with('-')).then(|| Operand::Name(name.to_owned()))
     }
 }
 
