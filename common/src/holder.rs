@@ -45,6 +45,9 @@ const PATIENCE: u16 = 2000;
 /// What an enterer says when it attaches; any other byte is a signal.
 const HERE: u8 = 0;
 
+/// The signal of an enterer who cannot get to the door.
+const KNOCK: Signal = Signal::SIGUSR1;
+
 /// What a holder lives for.
 pub struct Life {
     /// Readable or hung up as soon as it is over: the other end of a socket,
@@ -218,7 +221,8 @@ fn watch(
         fds.extend(guests.iter().map(|g| (g.enterer.as_fd(), PollFlags::POLLIN)));
         let ready = mind::wait_for(&fds, limit)?;
         let over = ready[0] || (first.is_some() && ready[3]);
-        if over || (ready[2] && is_told_to_go(signals)?) || (limit.is_some() && !ready[1] && !ready[2]) {
+        let heard = if ready[2] { hear(signals)? } else { Heard::default() };
+        if over || heard.goes || (limit.is_some() && !ready[1] && !ready[2]) {
             // What the last one said before he left is for our parent.
             while mind::ready_within(door, 0)? && take_in(door, until)?.is_some() {}
             guests.iter().for_each(Guest::end_program);
@@ -236,7 +240,11 @@ fn watch(
         if ready[1] {
             guests.extend(take_in(door, until)?.flatten());
         }
-        if had || limit.is_some() {
+        for pid in &heard.knocked {
+            let _ = write(until, &[HERE]);
+            guests.extend(sys::pidfd_open(*pid).ok().map(|enterer| Guest { enterer, program: None }));
+        }
+        if had || limit.is_some() || heard.knocked.iter().any(|pid| *pid > 0) {
             limit = guests.is_empty().then_some(GRACE);
         }
     }
@@ -268,20 +276,32 @@ fn take_in(door: BorrowedFd<'_>, until: BorrowedFd<'_>) -> Result<Option<Option<
     }
 }
 
-/// Reaps, and tells whether one of the signals at hand means to go.
-fn is_told_to_go(signals: BorrowedFd<'_>) -> Result<bool> {
-    let mut goes = false;
+/// What the signals at hand say.
+#[derive(Default)]
+struct Heard {
+    /// To go.
+    goes: bool,
+    /// That these are here; 0 stands for somebody of an outer pid namespace.
+    knocked: Vec<i32>,
+}
+
+fn hear(signals: BorrowedFd<'_>) -> Result<Heard> {
+    let mut heard = Heard::default();
     loop {
         // nix reads only through a SignalFd that owns its descriptor; ours is
         // known by a number.
         let mut bytes = [0u8; size_of::<libc::signalfd_siginfo>()];
         match nix::unistd::read(signals, &mut bytes) {
             Ok(n) if n == bytes.len() => {}
-            Ok(_) | Err(Errno::EAGAIN) => return Ok(goes),
+            Ok(_) | Err(Errno::EAGAIN) => return Ok(heard),
             Err(e) => return Err(e),
         }
-        let number = c_int::try_from(sys::signal_info(&bytes).ssi_signo).unwrap_or(0);
-        goes |= [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT].contains(&number);
+        let info = sys::signal_info(&bytes);
+        let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
+        heard.goes |= [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT].contains(&number);
+        if number == KNOCK as c_int {
+            heard.knocked.push(i32::try_from(info.ssi_pid).unwrap_or(0));
+        }
     }
 }
 
@@ -350,6 +370,16 @@ pub fn attach(holder: BorrowedFd<'_>, program: Option<BorrowedFd<'_>>) -> Result
     let me = sys::pidfd_open(getpid().as_raw())?;
     let fds: Vec<BorrowedFd<'_>> = [me.as_fd()].into_iter().chain(program).collect();
     mind::send(door.as_fd(), &[HERE], &fds)
+}
+
+/// Attaches this process by a signal, where a seccomp filter keeps the door
+/// from us (pidfd_getfd(2)), as that of many containers does. A process that
+/// is no holder may die of it.
+///
+/// # Errors
+/// Those of pidfd_send_signal(2).
+pub fn knock(holder: BorrowedFd<'_>) -> Result<()> {
+    sys::pidfd_signal(holder, KNOCK as c_int)
 }
 
 /// Tells a holder, for its parent, that the program died of `signal`.

@@ -208,8 +208,20 @@ pub fn farewell() {
     });
     let target = holder.and_then(|at| Target::open(&Proc::open().ok()?, at).ok());
     if let Some(target) = target {
-        let _ = holder::attach(target.fd.as_fd(), None);
+        let _ = attach(&target);
     }
+}
+
+/// Attaches this process to a holder: through its door or, where that is not to
+/// be had, by a signal, if it is ns-new that would get it.
+///
+/// # Errors
+/// ESRCH: the holder has gone; ENOTSOCK: the process is no holder; EPERM.
+pub fn attach(target: &Target) -> std::result::Result<(), Errno> {
+    let done = holder::attach(target.fd.as_fd(), None);
+    let barred = matches!(done, Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS));
+    let is_ns_new = || Proc::open().is_ok_and(|proc| proc.name(&target.who()) == "ns-new");
+    if barred && is_ns_new() { holder::knock(target.fd.as_fd()) } else { done }
 }
 
 /// Reads the stream on standard input up to `end`.

@@ -104,9 +104,8 @@ impl Effect {
             Effect::Join(target, kinds) => Ok(setns(&target.fd, bits(kinds))?),
             Effect::JoinFile(fd, kind, _) => Ok(setns(fd.as_fd(), bits(&[*kind]))?),
             Effect::IntoPid => into_pid(hands),
-            // Whoever may not take the door (a seccomp filter forbids the call in
-            // many containers) has still the pipe to hold on to.
-            Effect::Attach(target) => match holder::attach(target.fd.as_fd(), None) {
+            // Whoever cannot say it has still the pipe to hold on to.
+            Effect::Attach(target) => match target::attach(target) {
                 Err(e @ (Errno::ESRCH | Errno::ENOTSOCK)) => Err(e.into()),
                 Ok(()) | Err(_) => Ok(()),
             },
