@@ -17,7 +17,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("word", &["fail"]),
     ("record", &["fail", "id", "word"]),
     ("cli", &["fail", "id", "word"]),
-    ("proc", &["fail", "id", "ns"]),
+    ("proc", &["fail", "id", "ns", "word"]),
     ("path", &["fail", "id", "proc", "word"]),
     ("mind", &["proc", "sys"]),
     ("lease", &["fail", "id", "word"]),
