@@ -207,7 +207,7 @@ fn own_map(args: &Args, kinds: &[Kind], proc: &Proc) -> Result<Option<Both<Map>>
             .remedy(format!("ns-new -U -m - | uidmap-set - {words} | ns-enter - sh"));
         return Err(Failure::usage(format!("--map {words}")).because(Some(because)));
     }
-    lawful(extents).map(Some)
+    lawful(extents, proc).map(Some)
 }
 
 fn become_program(args: &Args, kinds: Vec<Kind>, map: Option<Both<Map>>, proc: &Rc<Proc>) -> Result<Outcome> {

@@ -30,7 +30,8 @@ const MODULES: &[(&str, &[&str])] = &[
     ("target", &["fail", "holder", "id", "mind", "ns", "proc", "record", "sys", "user", "word"]),
     ("name", &["fail", "holder", "proc", "record", "target"]),
     ("step", &["fail", "mind", "ns", "proc", "sys"]),
-    ("step/map", &["step", "fail", "helper", "id", "ns", "proc", "subid", "sys", "target", "user"]),
+    ("step/newuidmap", &["step", "fail", "helper", "id", "proc", "subid", "target", "user"]),
+    ("step/map", &["step", "step/newuidmap", "fail", "id", "mind", "ns", "proc", "sys", "target"]),
     ("step/ns", &["step", "fail", "holder", "id", "mind", "ns", "proc", "sys", "target", "word"]),
     ("step/mount", &["step", "fail", "ns", "path", "proc", "sys", "word"]),
     ("step/own", &["step", "fail", "id", "mind", "sys", "word"]),
@@ -174,7 +175,7 @@ fn tools_decide_and_do_nothing_themselves() {
 fn the_privileged_room_is_small() {
     let code = code(&Path::new(env!("CARGO_MANIFEST_DIR")).join(PRIVILEGED));
     let uses = used(&code, "common::");
-    let may = ["fail", "id", "proc", "step/map", "subid", "sys", "target", "user"];
+    let may = ["fail", "id", "proc", "step", "step/map", "step/newuidmap", "subid", "sys", "target", "user"];
     assert!(uses.iter().all(|m| may.contains(&m.as_str())), "{uses:?}");
     assert!(!uses.contains("helper") && !uses.contains("plan"));
 }

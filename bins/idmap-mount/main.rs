@@ -67,7 +67,8 @@ fn decide(args: &Args) -> Result<Outcome> {
             )));
         }
     }
-    let maps = lawful(extents)?;
+    let proc = Rc::new(Proc::open()?);
+    let maps = lawful(extents, &proc)?;
     let (source, is_directory) = Place::at(source)?;
     let (target, onto_directory) = Place::at(target)?;
     if is_directory != onto_directory {
@@ -76,7 +77,6 @@ fn decide(args: &Args) -> Result<Outcome> {
     let recursive = args.flag("recursive");
     let bit = |option: &str, bit: u64| if args.flag(option) { 0 } else { bit };
     let attributes = bit("suid", MOUNT_ATTR_NOSUID) | bit("dev", MOUNT_ATTR_NODEV);
-    let proc = Rc::new(Proc::open()?);
     let mut plan = Plan::default();
     plan.push(mount::Effect::CloneTree(source.clone(), recursive));
     user_namespace(&maps, &proc, &mut plan);

@@ -1,37 +1,38 @@
 //! uidmap-set - write a target's uid_map, gid_map and setgroups
 //!
-//! Three ways, in this order: directly where the kernel allows the caller to;
-//! by capabilities of this file (`privileged.rs`, a room of its own); through
-//! newuidmap(1) and newgidmap(1).
+//! Three ways, in this order: by capabilities of this file (`privileged.rs`, a
+//! room of its own); directly where the kernel allows the caller to; through
+//! newuidmap(1) and newgidmap(1), for which it can also stand in itself
+//! (`stand_in.rs`).
 
 mod privileged;
+mod stand_in;
 
 use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Because, Failure, Result};
+use common::helper;
 use common::id::{Both, Kind, Map};
 use common::name;
 use common::plan::Plan;
 use common::preset::{NAMES, from_words, lawful};
 use common::proc::{CAP_SETGID, CAP_SETUID, Proc};
 use common::record::Stream;
-use common::step::{end, map};
+use common::step::{end, map, newuidmap};
 use common::target::{Operand, Target, read_stream};
-use common::tool::{Outcome, run};
+use common::tool::{Outcome, called, run};
+
+use privileged::Standing;
 
 const CLI: Cli = Cli {
     name: "uidmap-set",
     purpose: "write a target's uid_map, gid_map and setgroups",
     usage: &["[OPTION...] TARGET MAP...", "[OPTION...] - [MAP...]"],
     options: &[
-        Opt {
-            short: "",
-            long: "setgroups",
-            value: "allow|deny",
-            help: "what to write to setgroups (deny, unless a gid range is granted)",
-        },
+        Opt { short: "", long: "setgroups", value: "allow|deny|auto", help: "what to write to setgroups (auto)" },
+        Opt { short: "", long: "show", value: "", help: "print the maps, with the ids of the initial user namespace" },
         Opt { short: "", long: "host-root", value: "", help: "let a map put the real root inside" },
     ],
     operands: Operands::Free,
@@ -40,85 +41,124 @@ const CLI: Cli = Cli {
 };
 
 fn main() -> ExitCode {
+    if let Some(kind) = stand_in::named(&called()) {
+        return stand_in::run(kind);
+    }
     // Before anything else, and until the maps are written: capabilities of
     // this file, if it has any, are permitted but without effect.
-    let gained = privileged::lower();
-    run(&CLI, move |args| decide(args, gained))
+    let standing = privileged::begin(false);
+    run(&CLI, move |args| decide(args, &standing?))
 }
 
-fn decide(args: &Args, gained: bool) -> Result<Outcome> {
+fn decide(args: &Args, standing: &Standing) -> Result<Outcome> {
+    match standing {
+        Standing::Ordinary => {}
+        // Whoever serves starts nothing, nor does he once he has served.
+        Standing::Serving(_) => helper::forbid(),
+        Standing::Elsewhere(why) => {
+            privileged::check_system("newuidmap", why)?;
+            privileged::check_system("newgidmap", why)?;
+        }
+    }
     let proc = Proc::open()?;
     let (word, map_words) = args.operands.split_first().ok_or_else(|| CLI.usage("which target?"))?;
     let setgroups = match args.value("setgroups").map(|v| v.to_string_lossy().into_owned()).as_deref() {
-        None => None,
+        None | Some("auto") => None,
         Some("allow") => Some(true),
         Some("deny") => Some(false),
-        Some(other) => return Err(CLI.usage(&format!("--setgroups {other}: allow or deny"))),
+        Some(other) => return Err(CLI.usage(&format!("--setgroups {other}: allow, deny or auto"))),
     };
     let operand = Operand::parse(word)?;
-    let stream = if operand == Operand::Stream { read_stream()? } else { Stream::default() };
+    let piped = operand == Operand::Stream;
+    let stream = if piped { read_stream()? } else { Stream::default() };
     let maps = if stream.has_extents() {
         if !map_words.is_empty() {
             return Err(CLI.usage("the stream has a map already: no MAP operands then"));
         }
-        lawful(Both { uid: stream.extents(Kind::Uid), gid: stream.extents(Kind::Gid) })?
+        lawful(Both { uid: stream.extents(Kind::Uid), gid: stream.extents(Kind::Gid) }, &proc)?
     } else {
         if map_words.is_empty() {
             return Err(CLI.usage(&format!("which map? [u:|g:|b:]INSIDE:OUTSIDE:COUNT, or one of {NAMES}")));
         }
-        lawful(from_words(map_words, &proc, args.flag("host-root"))?)?
+        lawful(from_words(map_words, &proc, args.flag("host-root"))?, &proc)?
     };
-    let (address, hold) = match operand {
-        Operand::Process(address) => (Some(address), false),
-        Operand::Stream => stream
-            .pid()
-            .ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage"))?,
-        Operand::File(_) | Operand::Descriptor(_) => {
-            return Err(CLI.usage("a map is written through a process: PID, PID:INODE or -"));
+    let (target, hold) = target(operand, &stream, &proc)?;
+    let mut plan = Plan { dry: target.is_none(), ..Plan::default() };
+    match (standing, &target) {
+        (Standing::Serving(caller), Some(target)) if !args.dry() => {
+            let maps = [(Kind::Uid, maps.uid), (Kind::Gid, maps.gid)];
+            privileged::write(caller, target, &maps, setgroups)?;
         }
-        Operand::Name(name) => (Some(name::find(&proc, &name)?), false),
-    };
-    let mut plan = Plan::default();
-    let target = match address {
-        Some(address) => Some(Rc::new(Target::open(&proc, address)?)),
-        None => None,
-    };
-    match &target {
-        Some(target) if gained && !args.dry() => privileged::write(target, &maps, setgroups)?,
-        _ => write(&proc, target.as_ref(), maps, (setgroups, gained), &mut plan)?,
+        _ => write(&proc, target.as_ref(), maps, setgroups, matches!(standing, Standing::Serving(_)), &mut plan)?,
     }
-    plan.dry = target.is_none();
-    if Operand::parse(word)? == Operand::Stream {
+    if args.flag("show") {
+        plan.push(map::Effect::Show(target.clone(), piped));
+    }
+    if piped {
         plan.push(end::Effect::Say(stream.consume_extents()));
         plan.push(end::Effect::Linger(target.filter(|_| hold)));
     }
     Ok(Outcome::Plan(plan))
 }
 
+/// The process meant, none in a dry pipeline; and whether it is a holder that
+/// waits for its reader.
+fn target(operand: Operand, stream: &Stream, proc: &Proc) -> Result<(Option<Rc<Target>>, bool)> {
+    let (address, hold) = match operand {
+        Operand::Process(address) => (Some(address), false),
+        Operand::Stream => stream
+            .pid()
+            .ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage"))?,
+        Operand::Descriptor(n) => return Ok((Some(Rc::new(Target::from_descriptor(proc, n)?)), false)),
+        Operand::Name(name) => (Some(name::find(proc, &name)?), false),
+        Operand::File(_) => {
+            return Err(CLI.usage("a map is written through a process: PID, PID:INODE, fd:N or -"));
+        }
+    };
+    Ok((address.map(|at| Target::open(proc, at)).transpose()?.map(Rc::new), hold))
+}
+
 // ---- how they are written ----
 
-/// `target` is None in a dry pipeline, where no process was made; `gained` is
-/// true only in a dry run of what the privileged room would do.
+/// `serving` is true only in a dry run of what the privileged room would do.
 fn write(
     proc: &Proc,
     target: Option<&Rc<Target>>,
-    maps: Both<Map>,
-    (setgroups, gained): (Option<bool>, bool),
+    mut maps: Both<Map>,
+    setgroups: Option<bool>,
+    serving: bool,
     plan: &mut Plan,
 ) -> Result<()> {
     let own = proc.own();
     let me = Both { uid: own.uid[1], gid: own.gid[1] };
-    let single = |kind: Kind| matches!(maps.of(kind).extents(), [e] if e.count == 1 && e.outside == *me.of(kind));
-    let can = |kind: Kind| gained || own.can(if kind == Kind::Uid { CAP_SETUID } else { CAP_SETGID });
+    let is_own = |kind: Kind, map: &Map| matches!(map.extents(), [e] if e.count == 1 && e.outside == *me.of(kind));
+    let single = Both { uid: is_own(Kind::Uid, &maps.uid), gid: is_own(Kind::Gid, &maps.gid) };
+    let can = |kind: Kind| serving || own.can(if kind == Kind::Uid { CAP_SETUID } else { CAP_SETGID });
+    let by_helper: Vec<Kind> = Kind::BOTH.into_iter().filter(|k| !single.of(*k) && !can(*k)).collect();
+    for kind in &by_helper {
+        *maps.of_mut(*kind) = newuidmap::own_apart(*kind, maps.of(*kind), *me.of(*kind))?;
+    }
+    newuidmap::check(target, &maps, &by_helper)?;
     // Without a grant, dropping groups must not be possible: it would undo
     // permissions that deny something to a group (CVE-2014-8989).
-    let deny = setgroups.map_or(single(Kind::Gid) && !can(Kind::Gid), |allow| !allow);
-    let by_helper: Vec<Kind> = Kind::BOTH.into_iter().filter(|k| !single(*k) && !can(*k)).collect();
-    map::check_helpers(target, &maps, &by_helper)?;
-    if !deny && single(Kind::Gid) && !can(Kind::Gid) {
+    let alone = single.gid && !can(Kind::Gid);
+    if alone && setgroups == Some(true) {
         let because = Because::new("setgroups is allowed there: without CAP_SETGID it has to be denied first");
         return Err(Failure::refused("write gid_map").because(Some(because)));
     }
+    let maps = [(Kind::Uid, maps.uid), (Kind::Gid, maps.gid)];
+    steps(proc, target, &maps, &by_helper, setgroups.or(alone.then_some(false)), plan)
+}
+
+/// The steps that write setgroups and maps, some by newuidmap and newgidmap.
+fn steps(
+    proc: &Proc,
+    target: Option<&Rc<Target>>,
+    maps: &[(Kind, Map)],
+    by_helper: &[Kind],
+    setgroups: Option<bool>,
+    plan: &mut Plan,
+) -> Result<()> {
     let open = |file: &str| match target {
         Some(target) => map::open(proc, target, file),
         None => Ok(map::Whose::Promised("?")),
@@ -126,15 +166,14 @@ fn write(
     // Everything is opened and checked before the first byte is written: a
     // namespace with one map is good for nothing but throwing away.
     let mut steps = Vec::new();
-    if deny || setgroups.is_some() {
-        steps.push(map::Effect::Setgroups(open("setgroups")?, !deny));
+    if let Some(allow) = setgroups {
+        steps.push(map::Effect::Setgroups(open("setgroups")?, allow));
     }
-    for kind in Kind::BOTH {
-        let map = maps.of(kind).clone();
-        steps.push(if by_helper.contains(&kind) {
-            map::Effect::Helper(target.cloned(), kind, map)
+    for (kind, map) in maps {
+        steps.push(if by_helper.contains(kind) {
+            map::Effect::Helper(target.cloned(), *kind, map.clone())
         } else {
-            map::Effect::Write(open(kind.map_file())?, kind, map)
+            map::Effect::Write(open(kind.map_file())?, *kind, map.clone())
         });
     }
     steps.into_iter().for_each(|step| plan.push(step));

@@ -1,57 +1,144 @@
-//! The privileged room: what uidmap-set does with CAP_SETUID and CAP_SETGID of
-//! its own file, for a caller who has neither. To be read in one sitting.
+//! The privileged room: what this program does with CAP_SETUID and CAP_SETGID
+//! of its own file, for a caller who has neither. To be read in one sitting.
 //!
-//! 1. `lower`: from the first instruction on the capabilities are without
-//!    effect, so that the command line is read as the caller.
-//! 2. `authorise`: what newuidmap(1) and newgidmap(1) check, from files that
-//!    root alone can write. No other program is asked.
-//! 3. `write`: with the capabilities in effect, three files are opened through
-//!    the target's own directory and written.
+//! 1. `begin`: from the first instruction on the capabilities are without
+//!    effect, so that the command line is read as the caller. Who he is comes
+//!    from files that root alone can write. Where that cannot be, the
+//!    capabilities are dropped for good, and newuidmap(1) is asked.
+//! 2. `authorise`: what newuidmap(1) and newgidmap(1) check. No other program
+//!    is started.
+//! 3. `write`: the files are opened through the target's own directory, and
+//!    written, with one capability in effect for each, or none.
 //! 4. Then every capability is dropped for good; only after that is a refusal
 //!    explained.
 //!
 //! The binary is never setuid, and whoever runs it stays who he is: the owner
 //! of the target's user namespace.
 
-use std::os::unix::fs::MetadataExt;
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
-use common::fail::{Because, Failure, Result};
-use common::id::{Both, Kind, Map, Range, without};
-use common::proc::Proc;
-use common::step::map::{By, not_granted, not_opened, setgroups_refused, write_reason};
+use common::fail::{Because, Errno, Failure, Result};
+use common::id::{Kind, Map, Range, without};
+use common::proc::{CAP_SETFCAP, CAP_SETGID, CAP_SETUID, Proc};
+use common::step::Refusal;
+use common::step::map::{By, not_opened, setgroups_refused, write_map, write_reason};
+use common::step::newuidmap::{not_granted, not_primary};
 use common::subid::{Table, provider};
-use common::sys::{self, Errno};
+use common::sys;
 use common::target::{Target, untouchable};
-use common::user::in_passwd;
+use common::user::{User, all_in as users};
 
-/// Takes away the effect of capabilities that this file gave us, and answers
-/// whether there are any.
-pub(crate) fn lower() -> bool {
-    let gained = sys::is_secure() && sys::may_setid();
-    if gained && sys::set_effective_setid(false).is_err() {
+/// What this process is, once the kernel has started it.
+pub(crate) enum Standing {
+    /// Whatever its caller is.
+    Ordinary,
+    /// It has capabilities of its own, not in effect, and serves him.
+    Serving(Caller),
+    /// It had some and has dropped them: somebody else has to judge, for this
+    /// reason.
+    Elsewhere(String),
+}
+
+/// Who runs this program.
+pub(crate) struct Caller {
+    uid: u32,
+    gid: u32,
+    /// Every name that he has in /etc/passwd.
+    names: Vec<User>,
+}
+
+/// Takes away the effect of capabilities, if we serve with them: those of this
+/// file, or all that `in_place_of_newuidmap` finds, which asks its files even
+/// for root.
+///
+/// # Errors
+/// This program is set-id; a file is not root's alone. Nothing is left then.
+pub(crate) fn begin(in_place_of_newuidmap: bool) -> Result<Standing> {
+    let has = [CAP_SETUID, CAP_SETGID].into_iter().any(sys::is_permitted);
+    if !has || !(sys::is_secure() || in_place_of_newuidmap) {
+        return Ok(Standing::Ordinary);
+    }
+    if sys::set_effective(0).is_err() {
         // Never in practice; then nothing may follow with them in effect.
         sys::exit_now(1);
     }
-    gained
+    let found = look_around();
+    if !matches!(found, Ok(Standing::Serving(_))) {
+        drop_all()?;
+    }
+    found
 }
 
-/// Authorises and writes both maps. The capabilities are gone afterwards.
-pub(crate) fn write(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) -> Result<()> {
-    let written = authorise(target, maps, setgroups).and_then(|groups| {
-        sys::set_effective_setid(true).map_err(|e| Failure::os("raise CAP_SETUID and CAP_SETGID", e))?;
-        write_all(target, maps, groups)
-    });
-    sys::drop_capabilities().map_err(|e| Failure::os("drop capabilities", e))?;
-    written.map_err(|refused| refused.explain(target, maps))
+fn drop_all() -> Result<()> {
+    sys::drop_capabilities().map_err(|e| Failure::os("drop capabilities", e))
+}
+
+fn look_around() -> Result<Standing> {
+    let (uid, gid) = sys::only_ids().ok_or_else(|| {
+        let because =
+            Because::new("its real and effective ids differ: it is to have file capabilities, and no set-id bit");
+        Failure::refused("serve the caller").because(Some(because))
+    })?;
+    let has_nsswitch = std::fs::symlink_metadata("/etc/nsswitch.conf").is_ok();
+    let nsswitch = if has_nsswitch { trusted("/etc/nsswitch.conf", 0)? } else { Vec::new() };
+    if let Some(name) = provider(&String::from_utf8_lossy(&nsswitch)) {
+        return Ok(Standing::Elsewhere(format!("/etc/nsswitch.conf takes subordinate ids from {name}")));
+    }
+    let names: Vec<User> = users(&trusted("/etc/passwd", 0)?).filter(|user| user.uid == uid).collect();
+    if names.is_empty() {
+        return Ok(Standing::Elsewhere(format!("uid {uid} has no line in /etc/passwd")));
+    }
+    Ok(Standing::Serving(Caller { uid, gid, names }))
+}
+
+/// Becomes the system's own `program` (newuidmap, newgidmap), which asks
+/// whoever has to be asked; answers why not.
+pub(crate) fn become_system(program: &str, words: &[OsString], why: &str) -> Failure {
+    if let Err(failure) = check_system(program, why) {
+        return failure;
+    }
+    let path = format!("/usr/bin/{program}");
+    let all = std::iter::once(program.as_bytes()).chain(words.iter().map(|w| w.as_bytes()));
+    let all: Vec<CString> = all.filter_map(|w| CString::new(w).ok()).collect();
+    let errno = sys::become_program(&CString::new(path.as_str()).unwrap_or_default(), &all);
+    Failure::os(format!("exec {path}"), errno).because(Some(Because::new(why)))
+}
+
+/// Proves that the system's `program` is another than this one.
+///
+/// # Errors
+/// It is not, or cannot be told.
+pub(crate) fn check_system(program: &str, why: &str) -> Result<()> {
+    let path = format!("/usr/bin/{program}");
+    let place = |path: &str| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    let own = place("/proc/self/exe");
+    if own.is_none() || own == place(&path) {
+        let because = Because::new(format!("{why}, and a privileged program asks nobody: {path} would have to"));
+        return Err(Failure::refused(format!("run {path}: it is this program")).because(Some(because)));
+    }
+    Ok(())
+}
+
+/// Authorises and writes. The capabilities are gone afterwards.
+///
+/// # Errors
+/// It is not allowed, or the kernel refuses.
+pub(crate) fn write(caller: &Caller, target: &Target, maps: &[(Kind, Map)], setgroups: Option<bool>) -> Result<()> {
+    let written = authorise(caller, target, maps, setgroups).and_then(|setgroups| write_all(target, maps, setgroups));
+    drop_all()?;
+    written.map_err(|refused| refused.explain(target))
 }
 
 /// A refusal that is explained only without capabilities.
 enum Refused {
     Failure(Failure),
-    NotGranted(Kind),
-    NotOwner,
+    NotGranted(Kind, Map),
+    NotOwner(Kind),
     Open(&'static str, Errno),
-    Write(Kind, Errno),
+    Write(Kind, Map, Refusal),
     Setgroups(bool, Errno),
 }
 
@@ -62,7 +149,7 @@ impl From<Failure> for Refused {
 }
 
 impl Refused {
-    fn explain(self, target: &Target, maps: &Both<Map>) -> Failure {
+    fn explain(self, target: &Target) -> Failure {
         let proc = match Proc::open() {
             Ok(proc) => proc,
             Err(failure) => return failure,
@@ -70,23 +157,23 @@ impl Refused {
         let (pid, who) = (target.pid, target.who());
         match self {
             Refused::Failure(failure) => failure,
-            Refused::NotGranted(kind) => {
+            Refused::NotGranted(kind, map) => {
                 let what = format!("write /proc/{pid}/{}: not allowed", kind.map_file());
-                Failure::refused(what).because(not_granted(kind, maps.of(kind)))
+                Failure::refused(what).because(not_granted(kind, &map))
             }
-            Refused::NotOwner => {
-                let group = || Because::new("our gid is not the primary group that /etc/passwd gives us");
-                let because = untouchable(&proc, &who).unwrap_or_else(group);
-                Failure::refused(format!("write /proc/{pid}/uid_map: not allowed")).because(Some(because))
+            Refused::NotOwner(kind) => {
+                let because = untouchable(&proc, &who).or_else(|| not_primary(&proc));
+                Failure::refused(format!("write /proc/{pid}/{}: not allowed", kind.map_file())).because(because)
             }
             Refused::Open(file, errno) => {
-                let because = if errno == Errno::EACCES { not_opened(&proc, &who) } else { None };
+                let because = not_opened(&proc, target, errno);
                 Failure::os(format!("open /proc/{pid}/{file}"), errno).because(because)
             }
-            Refused::Write(kind, errno) => {
-                let because = write_reason(&proc, &who, By::Privileged, kind, maps.of(kind), errno);
+            Refused::Write(kind, map, Refusal::Os(errno, _)) => {
+                let because = write_reason(&proc, &who, By::Privileged, kind, &map, errno);
                 Failure::os(format!("write /proc/{pid}/{}", kind.map_file()), errno).because(because)
             }
+            Refused::Write(_, _, Refusal::Whole(failure)) => *failure,
             Refused::Setgroups(allow, errno) => {
                 let because = if errno == Errno::EPERM { setgroups_refused(&proc, &who, allow) } else { None };
                 Failure::os(format!("write /proc/{pid}/setgroups"), errno).because(because)
@@ -99,48 +186,62 @@ impl Refused {
 
 /// Whether the caller may have these maps; answers what has to be written to
 /// setgroups, if anything.
-fn authorise(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) -> std::result::Result<Option<bool>, Refused> {
-    let (uid, gid) = sys::real_ids();
-    let has_nsswitch = std::fs::symlink_metadata("/etc/nsswitch.conf").is_ok();
-    let nsswitch = if has_nsswitch { trusted("/etc/nsswitch.conf")? } else { Vec::new() };
-    if let Some(name) = provider(&String::from_utf8_lossy(&nsswitch)) {
-        let because = Because::new(format!(
-            "/etc/nsswitch.conf takes subordinate ids from {name}, and a privileged program asks nobody"
-        ));
-        return Err(Failure::refused("authorise the map")
-            .because(Some(because.remedy("sudo setcap -r \"$(command -v uidmap-set)\"")))
-            .into());
-    }
-    let passwd = trusted("/etc/passwd")?;
-    let user = in_passwd(&passwd, |user| user.uid == uid);
-    let user = user.ok_or_else(|| Failure::refused(format!("uid {uid} has no line in /etc/passwd")))?;
+fn authorise(
+    caller: &Caller,
+    target: &Target,
+    maps: &[(Kind, Map)],
+    setgroups: Option<bool>,
+) -> std::result::Result<Option<bool>, Refused> {
+    let first = maps.first().map_or(Kind::Uid, |(kind, _)| *kind);
     let owner = sys::owner_of(&target.dir).map_err(|e| Failure::os(format!("look at /proc/{}", target.pid), e))?;
-    if owner != (uid, gid) || user.gid != gid {
-        return Err(Refused::NotOwner);
+    let primary = caller.names.iter().any(|user| user.gid == caller.gid);
+    if owner != (caller.uid, caller.gid) || !(primary || any_group_will_do()?) {
+        return Err(Refused::NotOwner(first));
     }
-    let granted = |kind: Kind| -> std::result::Result<Vec<Range>, Refused> {
-        Ok(Table::parse(trusted(kind.grant_file())?).of(&user))
-    };
-    let grants = Both { uid: granted(Kind::Uid)?, gid: granted(Kind::Gid)? };
-    for (kind, own) in [(Kind::Uid, uid), (Kind::Gid, gid)] {
-        let of_own = |e: &common::id::Extent| e.count == 1 && e.outside == own;
-        let wanted: Vec<Range> = maps.of(kind).extents().iter().filter(|e| !of_own(e)).map(|e| e.outside()).collect();
-        if !without(&wanted, grants.of(kind)).is_empty() {
-            return Err(Refused::NotGranted(kind));
+    let mut any_gid_granted = false;
+    for (kind, map) in maps {
+        let own = if *kind == Kind::Uid { caller.uid } else { caller.gid };
+        let own = Range { first: own, count: 1 };
+        let wanted: Vec<Range> = map.extents().iter().map(|e| e.outside()).collect();
+        let more = without(&wanted, &[own]);
+        // Of the own uid there is nothing to be asked; of the own gid, whether
+        // it has been granted for all that.
+        if *kind == Kind::Uid && more.is_empty() {
+            continue;
+        }
+        let table = Table::parse(trusted(kind.grant_file(), NOFOLLOW)?);
+        let mut granted: Vec<Range> = caller.names.iter().flat_map(|user| table.of(user)).collect();
+        any_gid_granted |= *kind == Kind::Gid && without(&wanted, &granted) != wanted;
+        granted.push(own);
+        if !without(&wanted, &granted).is_empty() {
+            return Err(Refused::NotGranted(*kind, map.clone()));
         }
     }
-    // Only an administrator's grant of groups is leave to drop groups.
-    let any_granted = maps.gid.extents().iter().any(|e| without(&[e.outside()], &grants.gid).is_empty());
-    if setgroups == Some(true) && !any_granted {
+    // Only an administrator's grant of groups is leave to drop groups
+    // (CVE-2018-7169).
+    let gids = maps.iter().any(|(kind, _)| *kind == Kind::Gid);
+    if setgroups == Some(true) && !any_gid_granted {
         return Err(Failure::refused("setgroups may be allowed only where a gid range of /etc/subgid is mapped").into());
     }
-    Ok(setgroups.or((!any_granted).then_some(false)))
+    Ok(setgroups.or((gids && !any_gid_granted).then_some(false)))
 }
 
+/// Whether the administrator lets any group of the caller's stand for his
+/// primary one (login.defs(5)).
+fn any_group_will_do() -> Result<bool> {
+    let key = b"GRANT_AUX_GROUP_SUBIDS";
+    let text = trusted("/etc/login.defs", 0)?;
+    let mut values = text.split(|b| *b == b'\n').filter_map(|line| line.trim_ascii().strip_prefix(key));
+    Ok(values.next_back().is_some_and(|value| value.trim_ascii().eq_ignore_ascii_case(b"yes")))
+}
+
+/// O_NOFOLLOW, as newuidmap opens the files of grants.
+const NOFOLLOW: i32 = 0o400_000;
+
 /// The text of a file that nobody but root can have written.
-fn trusted(path: &str) -> Result<Vec<u8>> {
+fn trusted(path: &str, flags: i32) -> Result<Vec<u8>> {
     let said = |e: std::io::Error| Failure::os(format!("read {path}"), Errno::from_raw(e.raw_os_error().unwrap_or(0)));
-    let mut file = std::fs::File::open(path).map_err(said)?;
+    let mut file = std::fs::File::options().read(true).custom_flags(flags).open(path).map_err(said)?;
     let stat = file.metadata().map_err(said)?;
     if !stat.is_file() || stat.uid() != 0 || stat.mode() & 0o022 != 0 {
         return Err(Failure::refused(format!("{path} is not a file that root alone can write")));
@@ -152,16 +253,45 @@ fn trusted(path: &str) -> Result<Vec<u8>> {
 
 // ---- the act ----
 
-fn write_all(target: &Target, maps: &Both<Map>, setgroups: Option<bool>) -> std::result::Result<(), Refused> {
-    let open = |file: &'static str| sys::open_for_writing(&target.dir, file).map_err(|e| Refused::Open(file, e));
-    // Both maps are open before anything is written.
-    let uids = open("uid_map")?;
-    let gids = open("gid_map")?;
-    if let Some(allow) = setgroups {
-        let text = if allow { "allow" } else { "deny" };
-        let groups = open("setgroups")?;
-        sys::write_whole(&groups, text.as_bytes()).map_err(|e| Refused::Setgroups(allow, e))?;
+/// The one capability that a map needs in the parent user namespace; with it,
+/// for root alone, the one without which nobody maps root.
+fn needed(kind: Kind, map: &Map) -> u64 {
+    let cap = if kind == Kind::Uid { CAP_SETUID } else { CAP_SETGID };
+    let maps_root = map.extents().iter().any(|e| e.outside == 0);
+    1 << cap | if maps_root { 1 << CAP_SETFCAP } else { 0 }
+}
+
+fn write_all(target: &Target, maps: &[(Kind, Map)], setgroups: Option<bool>) -> std::result::Result<(), Refused> {
+    let hold = |caps: u64| sys::set_effective(caps).map_err(|e| Failure::os("set capabilities", e));
+    let open =
+        |file: &'static str, name| sys::open_exactly(target.dir.as_fd(), name).map_err(|e| Refused::Open(file, e));
+    // Everything is open before anything is written. The kernel looks at the
+    // capabilities of who opened a map as well as of who writes it; setgroups
+    // is for the owner, and takes none.
+    let groups = match setgroups {
+        Some(allow) => Some((allow, open("setgroups", c"setgroups")?)),
+        None => None,
+    };
+    let mut opened: Vec<(&(Kind, Map), OwnedFd)> = Vec::new();
+    for map in maps {
+        hold(needed(map.0, &map.1))?;
+        opened.push((
+            map,
+            match map.0 {
+                Kind::Uid => open("uid_map", c"uid_map")?,
+                Kind::Gid => open("gid_map", c"gid_map")?,
+            },
+        ));
     }
-    sys::write_whole(&uids, maps.uid.text().as_bytes()).map_err(|e| Refused::Write(Kind::Uid, e))?;
-    sys::write_whole(&gids, maps.gid.text().as_bytes()).map_err(|e| Refused::Write(Kind::Gid, e))
+    hold(0)?;
+    if let Some((allow, groups)) = groups {
+        let text: &[u8] = if allow { b"allow" } else { b"deny" };
+        sys::write_whole(&groups, text).map_err(|e| Refused::Setgroups(allow, e))?;
+    }
+    for ((kind, map), file) in opened {
+        hold(needed(*kind, map))?;
+        let name = format!("/proc/{}/{}", target.pid, kind.map_file());
+        write_map(&file, &name, map).map_err(|refusal| Refused::Write(*kind, map.clone(), refusal))?;
+    }
+    Ok(())
 }

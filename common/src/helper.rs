@@ -4,6 +4,7 @@
 use std::ffi::{CString, OsStr};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -27,9 +28,23 @@ pub struct Answer {
     pub output: Vec<u8>,
 }
 
-/// Finds `name` in the directories of PATH, or of the usual ones.
+static FORBIDDEN: AtomicBool = AtomicBool::new(false);
+
+/// From here on nothing is found, and so nothing is run.
+pub fn forbid() {
+    FORBIDDEN.store(true, Ordering::Relaxed);
+}
+
+/// Finds `name` in the directories of PATH, or of the usual ones. Where the
+/// kernel has given this program more privilege than its caller has, it was the
+/// caller who wrote PATH: then only /usr/bin counts, even after the privilege
+/// has been given up.
 pub fn find(name: &str) -> Option<CString> {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+    if FORBIDDEN.load(Ordering::Relaxed) {
+        return None;
+    }
+    let given = if sys::is_secure() { Some("/usr/bin".into()) } else { std::env::var_os("PATH") };
+    let path = given.unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
     let candidates = path.as_bytes().split(|b| *b == b':').filter(|dir| !dir.is_empty());
     candidates
         .filter_map(|dir| CString::new([dir, b"/", name.as_bytes()].concat()).ok())

@@ -196,6 +196,15 @@ impl Extent {
         Range { first: self.outside, count: self.count }
     }
 
+    /// Takes in `next`, if it goes on where this one ends, on both sides.
+    fn absorb(&mut self, next: Extent) -> bool {
+        let touches = self.inside().end() == u64::from(next.inside) && self.outside().end() == u64::from(next.outside);
+        if touches {
+            self.count += next.count;
+        }
+        touches
+    }
+
     /// The part whose outside ids are `part`, a piece of `self.outside()`.
     fn at_outside(self, part: Range) -> Extent {
         Extent { inside: self.inside + (part.first - self.outside), outside: part.first, count: part.count }
@@ -219,8 +228,8 @@ pub enum Unlawful {
     OutsideTwice(Range),
     /// More than 340 extents.
     TooMany(usize),
-    /// The text is longer than 4095 bytes.
-    TooLong(usize),
+    /// The text is longer than 4095 bytes; so many extents of it would fit.
+    TooLong(usize, usize),
 }
 
 impl fmt::Display for Unlawful {
@@ -230,41 +239,61 @@ impl fmt::Display for Unlawful {
             Unlawful::InsideTwice(r) => write!(f, "{} in two extents", subject("inside id", &[*r])),
             Unlawful::OutsideTwice(r) => write!(f, "{} in two extents", subject("outside id", &[*r])),
             Unlawful::TooMany(n) => write!(f, "{n} extents; the kernel takes {MAX_EXTENTS}"),
-            Unlawful::TooLong(n) => write!(f, "the map's text has {n} bytes; the kernel takes {MAX_TEXT}"),
+            Unlawful::TooLong(n, fit) => {
+                write!(f, "the map's text has {n} bytes; the kernel takes {MAX_TEXT}, and the first {fit} extents fit")
+            }
         }
     }
 }
 
 /// A lawful id map: at least one extent, none overlapping another on either
-/// side, within the kernel's limits. The extents stay in the order given, as
-/// /proc/PID/uid_map will show them (up to five; more are sorted by the kernel).
+/// side, within the kernel's limits. The extents are sorted by their inside
+/// ids, as the kernel itself sorts them where there are more than five.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Map(Vec<Extent>);
 
 impl Map {
-    /// The map of `extents`. Touching extents are not merged: the kernel does
-    /// not either, and a plan shows what will be written.
+    /// The map of `extents`, those that touch on both sides joined.
     ///
     /// # Errors
     /// The first rule of map_write() that is broken.
-    pub fn new(extents: Vec<Extent>) -> Result<Map, Unlawful> {
-        if extents.is_empty() {
-            return Err(Unlawful::Empty);
-        }
-        if extents.len() > MAX_EXTENTS {
-            return Err(Unlawful::TooMany(extents.len()));
-        }
+    pub fn new(mut extents: Vec<Extent>) -> Result<Map, Unlawful> {
+        extents.sort_unstable_by_key(|e| e.inside);
         if let Some(twice) = overlap(extents.iter().map(|e| e.inside())) {
             return Err(Unlawful::InsideTwice(twice));
         }
         if let Some(twice) = overlap(extents.iter().map(|e| e.outside())) {
             return Err(Unlawful::OutsideTwice(twice));
         }
-        let map = Map(extents);
+        extents.dedup_by(|next, last| last.absorb(*next));
+        Map::of_lines(extents)
+    }
+
+    /// The map whose lines are these parts of a map, not joined again.
+    ///
+    /// # Errors
+    /// There are none, or too many for the kernel.
+    pub fn of_lines(parts: Vec<Extent>) -> Result<Map, Unlawful> {
+        if parts.is_empty() {
+            return Err(Unlawful::Empty);
+        }
+        if parts.len() > MAX_EXTENTS {
+            return Err(Unlawful::TooMany(parts.len()));
+        }
+        let map = Map(parts);
         match map.text().len() {
-            n if n > MAX_TEXT => Err(Unlawful::TooLong(n)),
+            n if n > MAX_TEXT => Err(Unlawful::TooLong(n, map.fitting())),
             _ => Ok(map),
         }
+    }
+
+    /// How many of the lines, from the first on, fit into MAX_TEXT.
+    fn fitting(&self) -> usize {
+        let ends = self.0.iter().scan(0, |end, e| {
+            *end += e.to_string().len() + 1;
+            Some(*end)
+        });
+        ends.take_while(|end| *end <= MAX_TEXT).count()
     }
 
     /// The extents, in order.
@@ -294,23 +323,23 @@ impl Map {
         Some(e.inside + (outside - e.outside))
     }
 
-    /// The same map with each extent cut where the parent's map is cut:
+    /// The extents, each cut where one of `lines` ends and the next begins:
     ///
     /// ```text
-    ///  self     outside   |--------------------|
-    ///  parent   inside  |--------|-----|---------|
-    ///  answer   outside   |------|-----|-------|
+    ///  self    outside   |--------------------|
+    ///  lines            |--------|-----|---------|
+    ///  answer  outside   |------|-----|-------|
     /// ```
     ///
-    /// The kernel takes an extent only if one single line of the parent's map
-    /// has all its outside ids, even where two lines touch.
+    /// With the inside ids of the parent's map for lines this is what the
+    /// kernel takes: it wants all outside ids of an extent in one single line
+    /// of that map, even where two lines touch.
     ///
     /// # Errors
-    /// The outside ids that the parent does not have at all.
-    pub fn split_at(&self, parent: &Map) -> Result<Vec<Extent>, Vec<Range>> {
-        let lines: Vec<Range> = parent.0.iter().map(|p| p.inside()).collect();
+    /// The outside ids that none of the lines has.
+    pub fn split_at(&self, lines: &[Range]) -> Result<Vec<Extent>, Vec<Range>> {
         let wanted: Vec<Range> = self.0.iter().map(|e| e.outside()).collect();
-        let missing = without(&wanted, &lines);
+        let missing = without(&wanted, lines);
         if !missing.is_empty() {
             return Err(missing);
         }
@@ -323,16 +352,17 @@ impl Map {
         Ok(split)
     }
 
-    /// The map from our inside straight to the parent's outside, or the
-    /// outside ids that the parent does not have.
+    /// The map from our inside straight to the outside of the parent, whose
+    /// map has these extents; or the outside ids that the parent does not have.
     ///
     /// # Errors
     /// As `split_at`. The result may have more than 340 extents, so it is a
     /// list and no map.
-    pub fn compose(&self, parent: &Map) -> Result<Vec<Extent>, Vec<Range>> {
-        let mut whole = self.split_at(parent)?;
+    pub fn compose(&self, parent: &[Extent]) -> Result<Vec<Extent>, Vec<Range>> {
+        let mut whole = self.split_at(&parent.iter().map(|p| p.inside()).collect::<Vec<_>>())?;
         for e in &mut whole {
-            e.outside = parent.outside(e.outside).unwrap_or(e.outside);
+            let line = parent.iter().find(|p| p.inside().has(e.outside));
+            e.outside = line.map_or(e.outside, |p| p.outside + (e.outside - p.inside));
         }
         Ok(whole)
     }
@@ -341,7 +371,9 @@ impl Map {
     #[must_use]
     pub fn invert(&self) -> Map {
         let turn = |e: &Extent| Extent { inside: e.outside, outside: e.inside, count: e.count };
-        Map(self.0.iter().map(turn).collect())
+        let mut turned: Vec<Extent> = self.0.iter().map(turn).collect();
+        turned.sort_unstable_by_key(|e| e.inside);
+        Map(turned)
     }
 }
 
@@ -430,6 +462,10 @@ mod tests {
             let model = naive(&list);
             assert_eq!(map.is_ok(), model.is_some(), "{list:?}");
             let (Ok(map), Some(model)) = (map, model) else { continue };
+            // As few lines as there can be: the order of the list says nothing.
+            let joints = model.iter().filter(|(i, o)| **i > 0 && **o > 0 && model.get(&(*i - 1)) == Some(&(*o - 1)));
+            assert_eq!(map.extents().len(), model.len() - joints.count(), "{list:?}");
+            assert!(map.extents().is_sorted_by_key(|e| e.inside));
             for id in 0..6 {
                 assert_eq!(map.outside(id), model.get(&id).copied());
                 let up = model.iter().find(|(_, o)| **o == id).map(|(i, _)| *i);
@@ -446,14 +482,15 @@ mod tests {
             for parent in &maps {
                 let all_there =
                     map.extents().iter().all(|e| (0..e.count).all(|n| parent.outside(e.outside + n).is_some()));
-                let split = map.split_at(parent);
+                let lines: Vec<Range> = parent.extents().iter().map(|p| p.inside()).collect();
+                let split = map.split_at(&lines);
                 assert_eq!(split.is_ok(), all_there, "{map:?} {parent:?}");
                 let Ok(split) = split else { continue };
                 assert_eq!(naive(&split), naive(map.extents()));
                 for e in &split {
-                    assert!(parent.extents().iter().any(|p| p.inside().common(e.outside()) == Some(e.outside())));
+                    assert!(lines.iter().any(|l| l.common(e.outside()) == Some(e.outside())));
                 }
-                let whole = naive(&map.compose(parent).unwrap()).unwrap();
+                let whole = naive(&map.compose(parent.extents()).unwrap()).unwrap();
                 for (inside, outside) in naive(map.extents()).unwrap() {
                     assert_eq!(whole[&inside], parent.outside(outside).unwrap());
                 }
@@ -519,8 +556,8 @@ mod tests {
                 assert_eq!(map.inside(e.outside + last), Some(e.inside + last));
             }
             assert_eq!(map.invert().invert(), map);
-            let identity = Map::new(vec![Extent::new(0, 0, 0xffff_ffff).unwrap()]).unwrap();
-            assert_eq!(map.split_at(&identity).as_deref(), Ok(map.extents()));
+            let identity = [Extent::new(0, 0, 0xffff_ffff).unwrap()];
+            assert_eq!(map.split_at(&[identity[0].inside()]).as_deref(), Ok(map.extents()));
             assert_eq!(map.compose(&identity).as_deref(), Ok(map.extents()));
             assert_eq!(map.outside(u32::MAX), None);
         }
@@ -529,14 +566,22 @@ mod tests {
 
     #[test]
     fn limits() {
-        let line = |n: u64| Extent::new(n, n, 1).unwrap();
+        // None of them touches another.
+        let line = |n: u64| Extent::new(2 * n, 2 * n, 1).unwrap();
         assert!(Map::new((0..340).map(line).collect()).is_ok());
         assert_eq!(Map::new((0..341).map(line).collect()), Err(Unlawful::TooMany(341)));
-        let long = |n: u64| Extent::new(4_000_000_000 + n, 4_000_000_000 + n, 1).unwrap();
+        let long = |n: u64| Extent::new(4_000_000_000 + 2 * n, 4_000_000_000 + 2 * n, 1).unwrap();
         // 24 bytes a line: 170 make 4080, 171 make 4104.
         assert!(Map::new((0..170).map(long).collect()).is_ok());
-        assert_eq!(Map::new((0..171).map(long).collect()), Err(Unlawful::TooLong(4104)));
+        assert_eq!(Map::new((0..171).map(long).collect()), Err(Unlawful::TooLong(4104, 170)));
         assert_eq!(Map::new(Vec::new()), Err(Unlawful::Empty));
+        // Those that touch are one, wherever they stand in the list.
+        let row = |n: u64| Extent::new(n, n + 5, 1).unwrap();
+        let map = Map::new((0..1000).rev().map(row).collect()).unwrap();
+        assert_eq!(map.extents(), [Extent::new(0, 5, 1000).unwrap()]);
+        // Cut up again they may be too many.
+        let cells: Vec<Range> = (0..1005).map(|n| Range::new(n, 1).unwrap()).collect();
+        assert_eq!(Map::of_lines(map.split_at(&cells).unwrap()), Err(Unlawful::TooMany(1000)));
     }
 
     #[test]

@@ -196,13 +196,33 @@ pub fn from_words(words: &[OsString], proc: &Proc, host_root: bool) -> Result<Bo
     Ok(all)
 }
 
-/// The lawful maps of extents, for both kinds.
+/// The lawful maps of extents, for both kinds, to be written for a child of
+/// our user namespace: touching extents joined, and each cut where our own map
+/// is cut.
 ///
 /// # Errors
 /// Wrong usage: the first rule that is broken.
-pub fn lawful(all: Both<Vec<Extent>>) -> Result<Both<Map>> {
-    let map = |kind: Kind, list| Map::new(list).map_err(|e| Failure::usage(format!("{} map: {e}", kind.word())));
-    Ok(Both { uid: map(Kind::Uid, all.uid)?, gid: map(Kind::Gid, all.gid)? })
+pub fn lawful(all: Both<Vec<Extent>>, proc: &Proc) -> Result<Both<Map>> {
+    Ok(Both { uid: lawful_one(Kind::Uid, all.uid, proc)?, gid: lawful_one(Kind::Gid, all.gid, proc)? })
+}
+
+/// `lawful` for one kind.
+///
+/// # Errors
+/// As there.
+pub fn lawful_one(kind: Kind, extents: Vec<Extent>, proc: &Proc) -> Result<Map> {
+    let said = |what: &str, e| Failure::usage(format!("{} map{what}: {e}", kind.word()));
+    let map = Map::new(extents).map_err(|e| said("", e))?;
+    // A single id cannot cross anything.
+    if map.extents().iter().all(|e| e.count == 1) {
+        return Ok(map);
+    }
+    let lines: Vec<Range> = proc.map("self", kind).unwrap_or_default().iter().map(|e| e.inside()).collect();
+    match map.split_at(&lines) {
+        Ok(parts) => Map::of_lines(parts).map_err(|e| said(", split at the extents of our own", e)),
+        // Ids that we do not have ourselves: the kernel says so.
+        Err(_) => Ok(map),
+    }
 }
 
 fn none(me: &Me, kind: Kind) -> Failure {
@@ -255,8 +275,9 @@ mod tests {
         // Several grants, and the own id in one of them.
         assert_eq!(text(Preset::Auto, 1000, &[(999, 3), (50, 2)]), "0 1000 1, 1 999 1, 2 1001 1, 3 50 2");
         assert_eq!(text(Preset::Keep, 0, &[(100, 5)]), "0 0 1, 1 100 5");
-        assert_eq!(text(Preset::Auto, 7, &[(8, 4_294_967_287)]), "0 7 1, 1 8 4294967287");
+        // What touches is joined.
+        assert_eq!(text(Preset::Auto, 7, &[(8, 4_294_967_287)]), "0 7 4294967288");
         // A whole-world grant does not wrap.
-        assert_eq!(text(Preset::Auto, 0, &[(0, 4_294_967_295)]), "0 0 1, 1 1 4294967294");
+        assert_eq!(text(Preset::Auto, 0, &[(0, 4_294_967_295)]), "0 0 4294967295");
     }
 }

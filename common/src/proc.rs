@@ -13,6 +13,9 @@ use crate::id::{self, Extent, number};
 use crate::ns;
 use crate::word::quote;
 
+/// What statfs(2) says of a proc file system.
+pub const PROC_SUPER_MAGIC: FsType = FsType(0x9fa0);
+
 /// An open /proc.
 pub struct Proc(OwnedFd);
 
@@ -43,8 +46,9 @@ pub struct Status {
     pub state: char,
 }
 
-/// CAP_SETGID and CAP_SETUID, CAP_SYS_ADMIN, CAP_SETFCAP: bit numbers of
-/// include/uapi/linux/capability.h.
+/// Capabilities: bit numbers of include/uapi/linux/capability.h.
+pub const CAP_DAC_OVERRIDE: u32 = 1;
+/// See above.
 pub const CAP_SETGID: u32 = 6;
 /// See above.
 pub const CAP_SETUID: u32 = 7;
@@ -79,6 +83,8 @@ pub struct Mount {
     pub propagation: String,
     /// The type of the file system.
     pub fstype: String,
+    /// `rw,...` of the file system itself.
+    pub super_options: String,
 }
 
 impl Proc {
@@ -87,7 +93,6 @@ impl Proc {
     /// # Errors
     /// ENOENT: there is none; a refusal where it is no proc file system.
     pub fn open() -> Result<Proc> {
-        const PROC_SUPER_MAGIC: FsType = FsType(0x9fa0);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = open("/proc", flags, Mode::empty()).map_err(|e| Failure::os("open /proc", e))?;
         match fstatfs(&fd) {
@@ -151,7 +156,7 @@ impl Proc {
     /// The map of the user namespace of `who`, its outside ids as this
     /// process sees them; empty if none has been written.
     pub fn map(&self, who: &str, kind: id::Kind) -> Option<Vec<Extent>> {
-        Some(parse_map(&self.text(&format!("{who}/{}", kind.map_file()))?))
+        Some(extents(&self.text(&format!("{who}/{}", kind.map_file()))?))
     }
 
     /// Whether setgroups(2) is allowed in the user namespace of `who`.
@@ -178,6 +183,25 @@ impl Proc {
     pub fn mounts(&self, who: &str) -> Vec<Mount> {
         let text = self.text(&format!("{who}/mountinfo")).unwrap_or_default();
         text.lines().filter_map(parse_mount).collect()
+    }
+
+    /// The mount that is /proc.
+    fn mount(&self) -> Option<Mount> {
+        self.mounts("self").into_iter().rev().find(|m| m.point == "/proc" && m.fstype == "proc")
+    }
+
+    /// Whether /proc is mounted read-only.
+    pub fn is_read_only(&self) -> bool {
+        let ro = |options: &str| options.split(',').any(|o| o == "ro");
+        self.mount().is_some_and(|m| ro(&m.options) || ro(&m.super_options))
+    }
+
+    /// The option of /proc that hides the processes of others, if it has one
+    /// (proc(5)): `hidepid=invisible` and the like.
+    pub fn hides(&self) -> Option<String> {
+        let mount = self.mount()?;
+        let mut options = mount.super_options.split(',').filter(|o| o.starts_with("hidepid="));
+        options.find(|o| !matches!(*o, "hidepid=0" | "hidepid=off")).map(str::to_owned)
     }
 
     /// Whether the root directory of this process is other than that of its
@@ -249,6 +273,12 @@ pub fn read_all(fd: impl AsFd, limit: usize) -> std::result::Result<Vec<u8>, Err
     }
 }
 
+/// What the `status` of an open directory /proc/PID says.
+pub fn status_in(dir: impl AsFd) -> Option<Status> {
+    let file = openat(dir, "status", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    Some(parse_status(&String::from_utf8_lossy(&read_all(file, usize::MAX).ok()?)))
+}
+
 fn parse_status(text: &str) -> Status {
     let mut status = Status { state: '?', ..Status::default() };
     for line in text.lines() {
@@ -281,7 +311,8 @@ fn parse_status(text: &str) -> Status {
     status
 }
 
-fn parse_map(text: &str) -> Vec<Extent> {
+/// The extents in the text of a uid_map or gid_map.
+pub fn extents(text: &str) -> Vec<Extent> {
     let line = |line: &str| {
         let mut fields = line.split_whitespace().map(|w| number(w.as_bytes()));
         let (i, o, n) = (fields.next()??, fields.next()??, fields.next()??);
@@ -317,6 +348,7 @@ fn parse_mount(line: &str) -> Option<Mount> {
         options: fields.next()?.to_owned(),
         propagation: fields.collect::<Vec<_>>().join(" "),
         fstype: fs.split(' ').next()?.to_owned(),
+        super_options: fs.rsplit(' ').next()?.to_owned(),
     })
 }
 
@@ -345,7 +377,8 @@ mod tests {
             (mount.root.as_str(), mount.propagation.as_str(), mount.fstype.as_str()),
             ("/m 1", "shared:1 master:2", "ext3")
         );
-        assert_eq!(parse_map("         0       1000          1\n").len(), 1);
+        assert_eq!(mount.super_options, "rw");
+        assert_eq!(extents("         0       1000          1\n").len(), 1);
         let status =
             parse_status("Name:\ta\x1b b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nCapEff:\t80\n");
         assert_eq!(status.name, "$'a\\x1b b'");

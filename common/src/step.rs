@@ -9,6 +9,7 @@ pub mod end;
 pub mod file;
 pub mod map;
 pub mod mount;
+pub mod newuidmap;
 pub mod ns;
 pub mod own;
 

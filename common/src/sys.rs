@@ -335,15 +335,7 @@ pub fn ns_owner_uid(ns: BorrowedFd<'_>) -> Result<u32> {
 
 // ---- files ----
 
-/// Opens `path` below `dir`, which stands for `/` (RESOLVE_IN_ROOT of
-/// openat2(2), Linux 5.6): no symbolic link and no `..` leads out of it.
-/// Links of /proc that jump elsewhere are refused (ELOOP).
-///
-/// # Errors
-/// Those of open(2).
-pub fn open_in_root(dir: BorrowedFd<'_>, path: &CStr, flags: c_int, mode: u32) -> Result<OwnedFd> {
-    const RESOLVE_NO_MAGICLINKS: u64 = 2;
-    const RESOLVE_IN_ROOT: u64 = 0x10;
+fn openat2(dir: BorrowedFd<'_>, path: &CStr, flags: c_int, mode: u32, resolve: u64) -> Result<OwnedFd> {
     #[repr(C)]
     struct How {
         flags: u64,
@@ -351,9 +343,33 @@ pub fn open_in_root(dir: BorrowedFd<'_>, path: &CStr, flags: c_int, mode: u32) -
         resolve: u64,
     }
     let flags = u64::try_from(flags | libc::O_CLOEXEC).unwrap_or(0);
-    let how = How { flags, mode: u64::from(mode), resolve: RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS };
+    let how = How { flags, mode: u64::from(mode), resolve };
     // SAFETY: the path ends in NUL; `how` has the size that is passed.
     descriptor(unsafe { libc::syscall(OPENAT2, dir.as_raw_fd(), path.as_ptr(), from_ref(&how), size_of::<How>()) })
+}
+
+const RESOLVE_NO_XDEV: u64 = 1;
+const RESOLVE_NO_MAGICLINKS: u64 = 2;
+const RESOLVE_NO_SYMLINKS: u64 = 4;
+const RESOLVE_IN_ROOT: u64 = 0x10;
+
+/// Opens `path` below `dir`, which stands for `/` (RESOLVE_IN_ROOT of
+/// openat2(2), Linux 5.6): no symbolic link and no `..` leads out of it.
+/// Links of /proc that jump elsewhere are refused (ELOOP).
+///
+/// # Errors
+/// Those of open(2).
+pub fn open_in_root(dir: BorrowedFd<'_>, path: &CStr, flags: c_int, mode: u32) -> Result<OwnedFd> {
+    openat2(dir, path, flags, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+}
+
+/// Opens the file `name` of `dir` itself, to read and write: no link is
+/// followed, and nothing that was mounted over it is entered (openat2(2)).
+///
+/// # Errors
+/// Those of open(2); EXDEV: something is mounted there; ELOOP: it is a link.
+pub fn open_exactly(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
+    openat2(dir, name, libc::O_RDWR, 0, RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS)
 }
 
 // ---- mounts ----
@@ -482,18 +498,14 @@ pub fn clear_ambient() -> Result<()> {
     caps(state.set_current())
 }
 
-/// Sets which of the permitted capabilities have effect: CAP_SETUID and
-/// CAP_SETGID, or none.
+/// Lets those capabilities have effect whose bits are set in `wanted`, as far
+/// as they are permitted, and no others.
 ///
 /// # Errors
-/// EPERM: they are not permitted.
-pub fn set_effective_setid(on: bool) -> Result<()> {
+/// None in practice.
+pub fn set_effective(wanted: u64) -> Result<()> {
     let mut state = caps(capctl::CapState::get_current())?;
-    state.effective.clear();
-    if on {
-        state.effective.add(capctl::Cap::SETUID);
-        state.effective.add(capctl::Cap::SETGID);
-    }
+    state.effective = state.permitted.intersection(capctl::CapSet::from_bitmask_truncate(wanted));
     caps(state.set_current())
 }
 
@@ -505,10 +517,10 @@ pub fn drop_capabilities() -> Result<()> {
     caps(capctl::CapState::empty().set_current())
 }
 
-/// Whether CAP_SETUID and CAP_SETGID are both permitted.
-pub fn may_setid() -> bool {
-    let both = |s: capctl::CapState| s.permitted.has(capctl::Cap::SETUID) && s.permitted.has(capctl::Cap::SETGID);
-    capctl::CapState::get_current().is_ok_and(both)
+/// Whether capability number `cap` is permitted.
+pub fn is_permitted(cap: u32) -> bool {
+    let one = capctl::CapSet::from_bitmask_truncate(1 << cap);
+    capctl::CapState::get_current().is_ok_and(|state| one.issubset(state.permitted))
 }
 
 /// Whether a file has the attribute that gives capabilities: xattr(7).
@@ -520,9 +532,11 @@ pub fn has_file_capabilities(path: &CStr) -> bool {
 
 // ---- for a privileged program, which shares no more code than it must ----
 
-/// The real uid and gid: those of whoever runs this.
-pub fn real_ids() -> (u32, u32) {
-    (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw())
+/// The real uid and gid, of whoever runs this; None if the effective ones
+/// differ, as in a set-id program.
+pub fn only_ids() -> Option<(u32, u32)> {
+    use nix::unistd::{getegid, geteuid, getgid, getuid};
+    ((getuid(), getgid()) == (geteuid(), getegid())).then(|| (getuid().as_raw(), getgid().as_raw()))
 }
 
 /// The owner of an open file or directory.
@@ -533,19 +547,18 @@ pub fn owner_of(fd: &OwnedFd) -> Result<(u32, u32)> {
     nix::sys::stat::fstat(fd).map(|s| (s.st_uid, s.st_gid))
 }
 
-/// Opens `name` in `dir` for writing, following no link.
-///
-/// # Errors
-/// Those of open(2).
-pub fn open_for_writing(dir: &OwnedFd, name: &str) -> Result<OwnedFd> {
-    use nix::fcntl::{OFlag, openat};
-    openat(dir, name, OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
-}
-
 /// Writes `bytes` in one write(2).
 ///
 /// # Errors
 /// Those of write(2); EIO: not all was taken.
 pub fn write_whole(fd: &OwnedFd, bytes: &[u8]) -> Result<()> {
     if nix::unistd::write(fd, bytes)? == bytes.len() { Ok(()) } else { Err(Errno::EIO) }
+}
+
+/// Becomes `program`, with these words for its arguments.
+pub fn become_program(program: &CStr, words: &[std::ffi::CString]) -> Errno {
+    match nix::unistd::execv(program, words) {
+        Ok(never) => match never {},
+        Err(e) => e,
+    }
 }

@@ -18,7 +18,7 @@ use crate::holder;
 use crate::id::{self, number};
 use crate::mind;
 use crate::ns;
-use crate::proc::{Proc, read_all};
+use crate::proc::{PROC_SUPER_MAGIC, Proc, read_all, status_in};
 use crate::record::{Address, MAX_STREAM, Record, Stream};
 use crate::sys;
 use crate::word::quote;
@@ -124,12 +124,75 @@ impl Target {
             return Err(said(Errno::ESRCH).because(another(proc, at)));
         }
         let pid = proc.number_of(fd.as_fd()).unwrap_or(at.pid);
-        let dir = proc.directory(&pid.to_string()).map_err(said)?;
+        Target::with(proc, fd, Address { pid, inode: inode.or(at.inode) }).map_err(|e| {
+            let because = if e == Errno::ENOENT { hidden(proc, &pid.to_string()) } else { None };
+            said(e).because(because)
+        })
+    }
+
+    fn with(proc: &Proc, fd: OwnedFd, address: Address) -> std::result::Result<Target, Errno> {
+        let dir = proc.directory(&address.pid.to_string())?;
         // The number was looked up after the pidfd was open, and the process
         // still lives: so the directory is its, and no later one's.
-        sys::pidfd_signal(fd.as_fd(), 0).or_else(|e| if e == Errno::EPERM { Ok(()) } else { Err(e) }).map_err(said)?;
-        Ok(Target { fd, dir, pid, address: Address { pid, inode: inode.or(at.inode) } })
+        is_alive(fd.as_fd())?;
+        Ok(Target { fd, dir, pid: address.pid, address })
     }
+
+    /// Opens the process that descriptor `n` of ours stands for: a pidfd, or
+    /// the directory of a process in /proc.
+    ///
+    /// # Errors
+    /// EBADF: it is not open, or stands for no process; ESRCH: that is gone.
+    pub fn from_descriptor(proc: &Proc, n: i32) -> Result<Target> {
+        let said = |e| Failure::os(format!("use descriptor {n}"), e);
+        let neither = || Because::new(format!("descriptor {n} is neither a pidfd nor a directory of /proc"));
+        let fd = sys::dup_above(n, 3).map_err(said)?;
+        if let Some(pid) = proc.number_of(fd.as_fd()) {
+            let inode = pidfs_inode(fd.as_fd());
+            return Target::with(proc, fd, Address { pid, inode }).map_err(said);
+        }
+        // Opened again: of an O_PATH descriptor the kernel does not tell what
+        // it is. No link is followed, and only a process takes a signal.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let again = nix::fcntl::openat(&fd, ".", flags, Mode::empty());
+        let is_proc = |fd: &OwnedFd| fstatfs(fd).is_ok_and(|fs| fs.filesystem_type() == PROC_SUPER_MAGIC);
+        let given = again.ok().filter(is_proc);
+        is_alive(given.as_ref().unwrap_or(&fd).as_fd())
+            .map_err(|e| said(e).because((e == Errno::EBADF).then(neither)))?;
+        let given = given.ok_or_else(|| said(Errno::EBADF).because(Some(neither())))?;
+        let pid =
+            status_in(&given).and_then(|s| i32::try_from(*s.pids.first()?).ok()).ok_or_else(|| said(Errno::ESRCH))?;
+        let target = Target::open(proc, Address { pid, inode: None })?;
+        let place = |fd: &OwnedFd| fstat(fd).map(|s| (s.st_dev, s.st_ino)).map_err(said);
+        if place(&given)? != place(&target.dir)? {
+            return Err(Failure::refused(format!("descriptor {n} is a directory of another proc file system")));
+        }
+        Ok(target)
+    }
+
+    /// Whether something is mounted over a file of its in /proc.
+    pub fn is_covered(&self, proc: &Proc) -> bool {
+        let below = format!("/proc/{}/", self.pid);
+        proc.mounts("self").iter().any(|m| m.point.starts_with(&below))
+    }
+
+    /// Whether the process has gone, or is a zombie.
+    pub fn has_ended(&self) -> bool {
+        is_alive(self.fd.as_fd()) == Err(Errno::ESRCH) || status_in(&self.dir).is_none_or(|s| s.state == 'Z')
+    }
+}
+
+/// Whether the process behind a pidfd, or a directory of /proc, is there.
+fn is_alive(fd: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+    sys::pidfd_signal(fd, 0).or_else(|e| if e == Errno::EPERM { Ok(()) } else { Err(e) })
+}
+
+/// Whether /proc hides process `who` from us.
+pub fn hidden(proc: &Proc, who: &str) -> Option<Because> {
+    let option = proc.hides()?;
+    proc.status(who)
+        .is_none()
+        .then(|| Because::new(format!("/proc is mounted with {option}: process {who} is not ours")))
 }
 
 /// The inode of a pidfd in pidfs (Linux 6.9); before, all pidfds shared one.
@@ -442,6 +505,9 @@ pub fn user_namespaces(proc: &Proc, who: &str) -> Option<Vec<(u64, Option<u32>)>
     Some(chain)
 }
 
+/// What `gains_privilege` says of a program that is like any other.
+pub const NOT_SETUID: &str = "it is neither setuid root nor has it file capabilities";
+
 /// Whether executing the file at `path` gives the privilege to map ids: it is
 /// setuid root or has file capabilities, on a mount that honours them, and
 /// this process may still gain any.
@@ -459,9 +525,5 @@ pub fn gains_privilege(path: &CStr) -> std::result::Result<(), &'static str> {
         return Err("it is on a mount that is nosuid");
     }
     let setuid = stat.st_mode & libc::S_ISUID != 0 && stat.st_uid == 0;
-    if setuid || sys::has_file_capabilities(path) {
-        Ok(())
-    } else {
-        Err("it is neither setuid root nor has it file capabilities")
-    }
+    if setuid || sys::has_file_capabilities(path) { Ok(()) } else { Err(NOT_SETUID) }
 }

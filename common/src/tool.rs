@@ -41,6 +41,26 @@ pub fn run(cli: &Cli, decide: impl FnOnce(&Args) -> Result<Outcome>) -> ExitCode
     ExitCode::from(status)
 }
 
+/// The file name of the word that this program was called by.
+pub fn called() -> OsString {
+    let word = std::env::args_os().next().unwrap_or_default();
+    std::path::Path::new(&word).file_name().unwrap_or_default().to_owned()
+}
+
+/// The body of main for a program that stands in for `name`, which has no
+/// options and one exit status for whatever fails.
+pub fn stand_in(name: &str, decide: impl FnOnce(&[OsString]) -> Result<Plan>) -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let work = || decide(&words)?.perform(&mut Hands::new(SigSet::empty()), &Proc::open()?);
+    match work() {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            mind::tell(&format!("{name}: {failure}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Lets the other stages of a pipeline go when this one has failed.
 fn leave_pipe(cli: &Cli, words: &[OsString]) {
     let piped = match cli.parse(words) {

@@ -3,22 +3,21 @@
 //! Rules: user_namespaces(7); kernel/user_namespace.c. Numbers W1-W16 in the
 //! comments are the kernel's checks in its own order.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 
-use super::{Done, Facts, Hands, Step};
+use super::newuidmap;
+use super::{Done, Facts, Hands, Refusal, Step};
 use crate::fail::{Because, Errno, Failure, Result};
-use crate::helper;
-use crate::id::{Both, Kind, Map, Range, subject, without};
+use crate::id::{Extent, Kind, Map, Range, subject};
+use crate::mind;
 use crate::ns;
-use crate::proc::{CAP_SETFCAP, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Proc};
-use crate::subid;
+use crate::proc::{self, CAP_DAC_OVERRIDE, CAP_SETFCAP, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Proc};
 use crate::sys;
 use crate::target::{self, Target};
-use crate::user;
 
 /// Whose files they are.
 #[derive(Clone)]
@@ -40,6 +39,8 @@ pub enum Effect {
     Write(Whose, Kind, Map),
     /// Have newuidmap(1) or newgidmap(1) write it; no target in a dry pipeline.
     Helper(Option<Rc<Target>>, Kind, Map),
+    /// Print the maps that a process has; on standard error if the flag is set.
+    Show(Option<Rc<Target>>, bool),
 }
 
 impl Whose {
@@ -51,18 +52,15 @@ impl Whose {
         }
     }
 
-    fn write(&self, file: &str, text: &str, hands: &Hands) -> std::result::Result<(), Errno> {
-        let write = |fd: &OwnedFd| {
-            // One write(2): what a first part says is the whole map (W3).
-            nix::unistd::write(fd, text.as_bytes()).and_then(|n| if n == text.len() { Ok(()) } else { Err(Errno::EIO) })
-        };
+    /// The file, open to be read and written.
+    fn file(&self, file: &str, hands: &Hands) -> std::result::Result<Rc<OwnedFd>, Errno> {
         let below_proc = |who: &str| {
             let proc = Proc::open().map_err(|_| Errno::ENOENT)?;
-            write(&proc.open_at(&format!("{who}/{file}"), OFlag::O_WRONLY)?)
+            Ok(Rc::new(proc.open_at(&format!("{who}/{file}"), OFlag::O_RDWR)?))
         };
         match self {
             Whose::Own => below_proc("self"),
-            Whose::Of(_, fd) => write(fd),
+            Whose::Of(_, fd) => Ok(fd.clone()),
             Whose::Promised(_) => {
                 let proc = Proc::open().map_err(|_| Errno::ENOENT)?;
                 below_proc(&hands.child.as_ref().ok_or(Errno::ECHILD)?.who(&proc))
@@ -71,13 +69,14 @@ impl Whose {
     }
 }
 
-/// Opens a file of `target` for writing, through its proven directory.
+/// Opens a file of `target` to be written, through its proven directory.
 ///
 /// # Errors
-/// EACCES: another user's process, or not dumpable; EROFS; ESRCH.
+/// EACCES: another user's process, or not dumpable, or no CAP_SYS_ADMIN over
+/// its user namespace (setgroups); EPERM: hidden; EROFS; ESRCH; EXDEV.
 pub fn open(proc: &Proc, target: &Target, file: &str) -> Result<Whose> {
-    let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    match openat(&target.dir, file, flags, Mode::empty()) {
+    let name = CString::new(file).unwrap_or_default();
+    match sys::open_exactly(target.dir.as_fd(), &name) {
         // The kernel would let root deny setgroups to the initial namespace,
         // and with it to the whole system, for good.
         Ok(_) if file == "setgroups" && not_unshared(proc, &target.who()).is_some() => {
@@ -86,15 +85,35 @@ pub fn open(proc: &Proc, target: &Target, file: &str) -> Result<Whose> {
         }
         Ok(fd) => Ok(Whose::Of(target.who(), Rc::new(fd))),
         Err(e) => {
-            let because = if e == Errno::EACCES { not_opened(proc, &target.who()) } else { None };
+            let because = not_opened(proc, target, e);
             Err(Failure::os(format!("open /proc/{}/{file}", target.pid), e).because(because))
         }
     }
 }
 
-/// Why the maps of `who` cannot be opened for writing (EACCES).
-pub fn not_opened(proc: &Proc, who: &str) -> Option<Because> {
-    target::untouchable(proc, who).or_else(|| not_unshared(proc, who))
+/// Why the maps or setgroups of `target` were not opened to be written.
+pub fn not_opened(proc: &Proc, target: &Target, errno: Errno) -> Option<Because> {
+    let said = |text: &str| Some(Because::new(text));
+    let who = target.who();
+    if errno == Errno::EACCES {
+        // Whoever may open any file is kept only from setgroups.
+        let any = proc.own().can(CAP_DAC_OVERRIDE);
+        let closed = if any { None } else { target::untouchable(proc, &who) };
+        return closed.or_else(|| not_unshared(proc, &who)).or_else(|| not_owner(proc, &who));
+    }
+    if errno == Errno::EPERM {
+        return target::hidden(proc, &who);
+    }
+    if errno == Errno::ESRCH && target.has_ended() {
+        return Some(Because::new(format!("process {who} has ended")));
+    }
+    if errno == Errno::EROFS && proc.is_read_only() {
+        return said("/proc is mounted read-only");
+    }
+    if errno == Errno::EXDEV && target.is_covered(proc) {
+        return said("something is mounted over a file of that process in /proc");
+    }
+    None
 }
 
 /// Whether `who` is in the same user namespace as we are (W1).
@@ -103,6 +122,47 @@ fn not_unshared(proc: &Proc, who: &str) -> Option<Because> {
     let same = theirs.is_some() && theirs == proc.ns_id("self", ns::Kind::User);
     let name = proc.name(who);
     same.then(|| Because::new(format!("process {who} ({name}) has not created a user namespace: it is in ours")))
+}
+
+/// Whether the user namespace of `who` is another user's, over which we have
+/// no CAP_SYS_ADMIN (W7).
+fn not_owner(proc: &Proc, who: &str) -> Option<Because> {
+    let theirs = proc.ns(who, ns::Kind::User).ok()?;
+    let (owner, own) = (sys::ns_owner_uid(theirs.as_fd()).ok()?, proc.own());
+    (owner != own.uid[1] && !own.can(CAP_SYS_ADMIN)).then(|| {
+        let me = own.uid[1];
+        Because::new(format!("its user namespace belongs to uid {owner}, and we are uid {me} without CAP_SYS_ADMIN"))
+    })
+}
+
+/// Writes a whole map to the open file called `name` and compares what the
+/// kernel has made of it.
+///
+/// # Errors
+/// Those of write(2); a refusal where another map is read back.
+pub fn write_map(fd: &OwnedFd, name: &str, map: &Map) -> std::result::Result<(), Refusal> {
+    // One write(2): what a first part says is the whole map (W3).
+    sys::write_whole(fd, map.text().as_bytes())?;
+    let mut text = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        match nix::sys::uio::pread(fd, &mut piece, i64::try_from(text.len()).unwrap_or(i64::MAX))? {
+            0 => break,
+            n => text.extend_from_slice(&piece[..n]),
+        }
+    }
+    let there = proc::extents(&String::from_utf8_lossy(&text));
+    if there == map.extents() {
+        return Ok(());
+    }
+    let list = list(&there).unwrap_or_else(|| "nothing".into());
+    Err(Failure::refused(format!("read {name} back: it says {list} in place of what was written")).into())
+}
+
+/// The head of a map, for messages; None if it has nothing.
+fn list(extents: &[Extent]) -> Option<String> {
+    let more = if extents.len() > 1 { ", ..." } else { "" };
+    extents.first().map(|first| format!("{first}{more}"))
 }
 
 impl From<Effect> for Step {
@@ -121,8 +181,9 @@ impl Effect {
             Effect::Write(whose, kind, _) => format!("write /proc/{}/{}", whose.who(), kind.map_file()),
             Effect::Helper(target, kind, map) => {
                 let pid = target.as_ref().map_or_else(|| "?".to_owned(), |t| t.who());
-                format!("run {}", helper_words(*kind, pid, map).join(" "))
+                format!("run {}", newuidmap::words(*kind, pid, map).join(" "))
             }
+            Effect::Show(..) => "print the maps".to_owned(),
         }
     }
 
@@ -130,7 +191,7 @@ impl Effect {
         match self {
             Effect::Setgroups(_, allow) => (if *allow { "allow" } else { "deny" }).to_owned(),
             Effect::Write(_, _, map) => format!("'{}'", map.text().trim_end().replace('\n', ", ")),
-            Effect::Helper(..) => String::new(),
+            Effect::Helper(..) | Effect::Show(..) => String::new(),
         }
     }
 
@@ -146,16 +207,39 @@ impl Effect {
             Effect::Helper(..) => {
                 "more than the own id needs CAP_SETUID or CAP_SETGID in the parent user namespace; this program has it and enforces /etc/subuid and /etc/subgid"
             }
+            Effect::Show(..) => {
+                "outside ids are those of our user namespace; what files belong to are the ids of the initial one"
+            }
         }
     }
 
     fn perform(&self, hands: &Hands) -> Done {
         match self {
             Effect::Setgroups(whose, allow) => {
-                Ok(whose.write("setgroups", if *allow { "allow" } else { "deny" }, hands)?)
+                let text = if *allow { "allow" } else { "deny" };
+                Ok(sys::write_whole(&*whose.file("setgroups", hands)?, text.as_bytes())?)
             }
-            Effect::Write(whose, kind, map) => Ok(whose.write(kind.map_file(), &map.text(), hands)?),
-            Effect::Helper(target, kind, map) => Ok(run_helper(target.as_ref().ok_or(Errno::ESRCH)?, *kind, map)?),
+            Effect::Write(whose, kind, map) => {
+                let file = kind.map_file();
+                write_map(&*whose.file(file, hands)?, &format!("/proc/{}/{file}", whose.who()), map)
+            }
+            Effect::Helper(target, kind, map) => {
+                let target = target.as_ref().ok_or(Errno::ESRCH)?;
+                let reason = |proc: &Proc| write_reason(proc, &target.who(), By::Privileged, *kind, map, Errno::EPERM);
+                Ok(newuidmap::run(target, *kind, map, reason)?)
+            }
+            Effect::Show(target, aside) => {
+                let text = shown(target.as_ref().ok_or(Errno::ESRCH)?)?;
+                if *aside {
+                    mind::tell(&text);
+                    return Ok(());
+                }
+                match mind::say(text.as_bytes()) {
+                    // A reader that has left is no failure of ours.
+                    Ok(()) | Err(Errno::EPIPE) => Ok(()),
+                    Err(e) => Err(Failure::os("write to standard output", e).into()),
+                }
+            }
         }
     }
 
@@ -168,9 +252,34 @@ impl Effect {
             Effect::Write(Whose::Promised(_), kind, map) => {
                 write_reason(facts.proc, facts.child?, By::Us, *kind, map, errno)
             }
-            Effect::Helper(..) => None,
+            Effect::Helper(..) | Effect::Show(..) => None,
         }
     }
+}
+
+/// The maps of `target` as a table, with what the outside ids are one step
+/// further out: in the initial user namespace, if ours is a child of it.
+fn shown(target: &Target) -> std::result::Result<String, Errno> {
+    let proc = Proc::open().map_err(|_| Errno::ENOENT)?;
+    let initial = proc.ns_id("self", ns::Kind::User) == Some(ns::INITIAL_USER);
+    let last = if initial { "initial" } else { "parent's" };
+    let mut text = format!("{:>14} {:>10} {:>10} {last:>10}\n", "inside", "outside", "count");
+    for kind in Kind::BOTH {
+        let there = proc::extents(&String::from_utf8_lossy(&target::map_of(target, kind)?));
+        let ours = proc.map("self", kind).unwrap_or_default();
+        for e in there {
+            let further = Map::of_lines(vec![e]).ok().and_then(|map| map.compose(&ours).ok()).unwrap_or_default();
+            let further = further.first().map_or_else(|| "-".to_owned(), |e| e.outside.to_string());
+            let word = kind.word();
+            text.push_str(&format!("{word} {:>10} {:>10} {:>10} {further:>10}\n", e.inside, e.outside, e.count));
+        }
+    }
+    if !initial {
+        text.push_str(
+            "The last column is outside of our own user namespace. Whether that is the initial one cannot be seen from here.\n",
+        );
+    }
+    Ok(text)
 }
 
 fn setgroups_reason(whose: &Whose, allow: bool, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
@@ -184,12 +293,8 @@ pub fn setgroups_refused(proc: &Proc, who: &str, allow: bool) -> Option<Because>
         let denied = proc.setgroups(who) == Some(false);
         return denied.then(|| Because::new("setgroups is already denied there, and a denial is for good"));
     }
-    let there = proc.map(who, Kind::Gid)?;
-    let first = there.first()?;
-    let more = if there.len() > 1 { ", ..." } else { "" };
-    Some(Because::new(format!(
-        "gid_map is already written ({first}{more}), and setgroups can be denied only before that"
-    )))
+    let there = list(&proc.map(who, Kind::Gid)?)?;
+    Some(Because::new(format!("gid_map is already written ({there}), and setgroups can be denied only before that")))
 }
 
 /// By what right a map is written.
@@ -217,10 +322,8 @@ pub fn write_reason(proc: &Proc, who: &str, by: By, kind: Kind, map: &Map, errno
         }
     }
     // W6
-    let there = proc.map(who, kind)?;
-    if let Some(first) = there.first() {
-        let more = if there.len() > 1 { ", ..." } else { "" };
-        return said(format!("it is already written ({first}{more}), and a map is written once"));
+    if let Some(there) = list(&proc.map(who, kind)?) {
+        return said(format!("it is already written ({there}), and a map is written once"));
     }
     let theirs = proc.ns(who, ns::Kind::User).ok()?;
     // W2
@@ -231,9 +334,8 @@ pub fn write_reason(proc: &Proc, who: &str, by: By, kind: Kind, map: &Map, errno
     }
     let own = proc.own();
     // W7
-    let owner = sys::ns_owner_uid(theirs.as_fd()).ok()?;
-    if owner != own.uid[1] && !own.can(CAP_SYS_ADMIN) {
-        return said(format!("its user namespace belongs to uid {owner}, and we are uid {}", own.uid[1]));
+    if let Some(because) = not_owner(proc, who) {
+        return Some(because);
     }
     // What follows asks for capabilities in the parent: the program has them.
     if by == By::Privileged {
@@ -260,107 +362,8 @@ pub fn write_reason(proc: &Proc, who: &str, by: By, kind: Kind, map: &Map, errno
 }
 
 fn uncovered(proc: &Proc, kind: Kind, map: &Map) -> Option<Because> {
-    let parent = Map::new(proc.map("self", kind)?).ok()?;
-    match map.split_at(&parent) {
-        Err(missing) => {
-            let word = format!("outside {}", kind.word());
-            Some(Because::new(format!("{} not mapped in our user namespace", subject(&word, &missing))))
-        }
-        Ok(split) if split.len() != map.extents().len() => {
-            Some(Because::new("an extent crosses a boundary between two lines of our own map: split it there"))
-        }
-        Ok(_) => None,
-    }
-}
-
-// ---- newuidmap and newgidmap ----
-
-fn helper_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Uid => "newuidmap",
-        Kind::Gid => "newgidmap",
-    }
-}
-
-fn helper_words(kind: Kind, pid: String, map: &Map) -> Vec<String> {
-    let mut words = vec![helper_name(kind).to_owned(), pid];
-    words.extend(map.extents().iter().flat_map(|e| [e.inside.to_string(), e.outside.to_string(), e.count.to_string()]));
-    words
-}
-
-/// Proves, while planning, that the helper is there, and that the second one
-/// will not refuse what the first has half done: a user namespace with one map
-/// is good for nothing.
-///
-/// # Errors
-/// A helper is missing, or gids are not granted although the uids are.
-pub fn check_helpers(target: Option<&Rc<Target>>, maps: &Both<Map>, kinds: &[Kind]) -> Result<()> {
-    let pid = target.map_or_else(|| "?".to_owned(), |t| t.who());
-    for kind in kinds {
-        if helper::find(helper_name(*kind)).is_none() {
-            let act = format!("run {}", helper_words(*kind, pid, maps.of(*kind)).join(" "));
-            return Err(Failure::os(act, Errno::ENOENT).because(Some(missing(*kind))));
-        }
-    }
-    if kinds.contains(&Kind::Gid) && not_granted(Kind::Uid, &maps.uid).is_none() {
-        if let Some(because) = not_granted(Kind::Gid, &maps.gid) {
-            let act = format!("run {}: not allowed", helper_words(Kind::Gid, pid, &maps.gid).join(" "));
-            return Err(Failure::refused(act).because(Some(because)));
-        }
-    }
-    Ok(())
-}
-
-/// What a missing helper means.
-fn missing(kind: Kind) -> Because {
-    let (name, cap) = if kind == Kind::Uid { ("newuidmap", "CAP_SETUID") } else { ("newgidmap", "CAP_SETGID") };
-    let rule = format!("and more than the own {} needs {cap}", kind.word());
-    if std::path::Path::new("/usr/bin").join(name).exists() {
-        return Because::new(format!("{name} is not in PATH, {rule}"));
-    }
-    let because = Because::new(format!("{name} is not installed, {rule}"));
-    if helper::find("apt-get").is_some() { because.remedy("sudo apt-get install uidmap") } else { because }
-}
-
-fn run_helper(target: &Target, kind: Kind, map: &Map) -> std::result::Result<(), Failure> {
-    let words = helper_words(kind, target.who(), map);
-    let act = format!("run {}", words.join(" "));
-    let program = helper::find(helper_name(kind)).ok_or_else(|| Failure::os(act.as_str(), Errno::ENOENT))?;
-    let answer = helper::run(&program, &words[1..]).map_err(|e| Failure::os(act.as_str(), e))?;
-    // The helper knows the process by a number only; what counts is the map
-    // of the process that we hold.
-    let written = target::map_of(target, kind).unwrap_or_default();
-    if answer.status == 0 && !written.is_empty() {
-        return Ok(());
-    }
-    let proc = Proc::open()?;
-    let because = target::untouchable(&proc, &target.who())
-        .or_else(|| not_granted(kind, map))
-        .or_else(|| write_reason(&proc, &target.who(), By::Privileged, kind, map, Errno::EPERM));
-    let mut what = format!("{act}: exit status {}", answer.status);
-    let said = String::from_utf8_lossy(&answer.output).trim().replace('\n', "; ");
-    if because.is_none() && !said.is_empty() {
-        what.push_str(&format!(" ({said})"));
-    }
-    Err(Failure::refused(what).because(because))
-}
-
-/// The outside ids that nobody has granted to the user of this process.
-pub fn not_granted(kind: Kind, map: &Map) -> Option<Because> {
-    let proc = Proc::open().ok()?;
-    let own = proc.own();
-    let (uid, me) = (own.uid[0], if kind == Kind::Uid { own.uid[0] } else { own.gid[0] });
-    let user = user::by_uid(uid)?;
-    let mut covered = subid::granted(&user, kind).ok()?;
-    covered.push(Range { first: me, count: 1 });
-    let wanted: Vec<Range> = map.extents().iter().map(|e| e.outside()).collect();
-    let missing = without(&wanted, &covered);
-    let first = missing.first()?;
-    let are = subject("outside id", &missing);
-    let because = Because::new(format!("{are} not granted to {user} in {}", kind.grant_file()));
-    // Only what may be granted is advised.
-    if subid::not_free(*first, &user).is_some() {
-        return Some(because);
-    }
-    Some(because.remedy(format!("sudo subid-alloc {} --start {} --count {}", user.name, first.first, first.count)))
+    let lines: Vec<Range> = proc.map("self", kind)?.iter().map(|e| e.inside()).collect();
+    let missing = map.split_at(&lines).err()?;
+    let word = format!("outside {}", kind.word());
+    Some(Because::new(format!("{} not mapped in our user namespace", subject(&word, &missing))))
 }

@@ -1,0 +1,181 @@
+//! newuidmap(1) and newgidmap(1), who write what takes CAP_SETUID and
+//! CAP_SETGID: how they are called, and why they refuse.
+
+use std::rc::Rc;
+
+use crate::fail::{Because, Errno, Failure, Result};
+use crate::helper;
+use crate::id::{Both, Extent, Kind, Map, Range, subject, without};
+use crate::proc::{self, CAP_SETGID, CAP_SETUID, Proc};
+use crate::subid;
+use crate::target::{self, Target};
+use crate::user;
+
+fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Uid => "newuidmap",
+        Kind::Gid => "newgidmap",
+    }
+}
+
+fn capability(kind: Kind) -> (u32, &'static str) {
+    match kind {
+        Kind::Uid => (CAP_SETUID, "CAP_SETUID"),
+        Kind::Gid => (CAP_SETGID, "CAP_SETGID"),
+    }
+}
+
+/// The command line, beginning with the program's name.
+pub fn words(kind: Kind, pid: String, map: &Map) -> Vec<String> {
+    let mut words = vec![name(kind).to_owned(), pid];
+    words.extend(map.extents().iter().flat_map(|e| [e.inside.to_string(), e.outside.to_string(), e.count.to_string()]));
+    words
+}
+
+/// `map` with the own id in an extent of its own: these programs take it there
+/// or in a grant, and nowhere else.
+///
+/// # Errors
+/// So many extents are more than the kernel takes.
+pub fn own_apart(kind: Kind, map: &Map, own: u32) -> Result<Map> {
+    let own = u64::from(own);
+    let cuts =
+        [Range::new(0, own), Range::new(own, 1), Range::new(own + 1, u64::from(u32::MAX).saturating_sub(own + 1))];
+    let cuts: Vec<Range> = cuts.into_iter().flatten().collect();
+    match map.split_at(&cuts) {
+        Ok(parts) if parts.len() > map.extents().len() => {
+            Map::of_lines(parts).map_err(|e| Failure::usage(format!("{} map, split at the own id: {e}", kind.word())))
+        }
+        Ok(_) | Err(_) => Ok(map.clone()),
+    }
+}
+
+/// Proves, while planning, that the helper is there, and that the second one
+/// will not refuse what the first has half done: a user namespace with one map
+/// is good for nothing.
+///
+/// # Errors
+/// A helper is missing, or gids are not granted although the uids are.
+pub fn check(target: Option<&Rc<Target>>, maps: &Both<Map>, kinds: &[Kind]) -> Result<()> {
+    let pid = target.map_or_else(|| "?".to_owned(), |t| t.who());
+    for kind in kinds {
+        if helper::find(name(*kind)).is_none() {
+            let act = format!("run {}", words(*kind, pid, maps.of(*kind)).join(" "));
+            return Err(Failure::os(act, Errno::ENOENT).because(Some(missing(*kind))));
+        }
+    }
+    if kinds.contains(&Kind::Gid) && not_granted(Kind::Uid, &maps.uid).is_none() {
+        if let Some(because) = not_granted(Kind::Gid, &maps.gid) {
+            let act = format!("run {}: not allowed", words(Kind::Gid, pid, &maps.gid).join(" "));
+            return Err(Failure::refused(act).because(Some(because)));
+        }
+    }
+    Ok(())
+}
+
+/// What a missing helper means.
+fn missing(kind: Kind) -> Because {
+    let name = name(kind);
+    let rule = format!("and more than the own {} needs {}", kind.word(), capability(kind).1);
+    if std::path::Path::new("/usr/bin").join(name).exists() {
+        return Because::new(format!("{name} is not in PATH, {rule}"));
+    }
+    let because = Because::new(format!("{name} is not installed, {rule}"));
+    if helper::find("apt-get").is_some() { because.remedy("sudo apt-get install uidmap") } else { because }
+}
+
+/// Has the helper write a map, and looks at what it wrote. `reason` finds why
+/// the kernel would refuse.
+///
+/// # Errors
+/// It failed, or something else is in the map.
+pub fn run(
+    target: &Target,
+    kind: Kind,
+    map: &Map,
+    reason: impl FnOnce(&Proc) -> Option<Because>,
+) -> std::result::Result<(), Failure> {
+    let words = words(kind, target.who(), map);
+    let act = format!("run {}", words.join(" "));
+    let program = helper::find(name(kind)).ok_or_else(|| Failure::os(act.as_str(), Errno::ENOENT))?;
+    let answer = helper::run(&program, &words[1..]).map_err(|e| Failure::os(act.as_str(), e))?;
+    // The helper knows the process by a number only; what counts is the map
+    // of the process that we hold.
+    let written = target::map_of(target, kind).unwrap_or_default();
+    let written = proc::extents(&String::from_utf8_lossy(&written));
+    if answer.status == 0 && written == map.extents() {
+        return Ok(());
+    }
+    let proc = Proc::open()?;
+    let because = target::untouchable(&proc, &target.who())
+        .or_else(|| not_primary(&proc))
+        .or_else(|| not_granted(kind, map))
+        .or_else(|| powerless(&proc, kind, &program))
+        .or_else(|| reason(&proc))
+        .or_else(|| not_done(&program, answer.status, &written));
+    let mut what = format!("{act}: exit status {}", answer.status);
+    let said = String::from_utf8_lossy(&answer.output).trim().replace('\n', "; ");
+    if because.is_none() && !said.is_empty() {
+        what.push_str(&format!(" ({said})"));
+    }
+    Err(Failure::refused(what).because(because))
+}
+
+// ---- why not ----
+
+/// Whether our gid is another than the primary one, as after newgrp(1): they
+/// serve nobody then.
+pub fn not_primary(proc: &Proc) -> Option<Because> {
+    let own = proc.own();
+    let user = user::by_uid(own.uid[0])?;
+    let text = format!("our gid is {}, and {user} has {} for primary group", own.gid[0], user.gid);
+    (user.gid != own.gid[0]).then(|| Because::new(text))
+}
+
+/// Whether a helper runs without the privilege that it is for.
+fn powerless(proc: &Proc, kind: Kind, program: &std::ffi::CStr) -> Option<Because> {
+    let path = program.to_string_lossy();
+    let (cap, cap_name) = capability(kind);
+    if proc.own().bounding >> cap & 1 == 0 {
+        let text = format!("{path} runs without privilege: {cap_name} is not in our bounding set");
+        return Some(Because::new(text));
+    }
+    let why = target::gains_privilege(program).err()?;
+    let because = Because::new(format!("{path} runs without privilege: {why}"));
+    let usual = format!("/usr/bin/{}", name(kind));
+    let usual_works = std::ffi::CString::new(usual.as_str()).is_ok_and(|p| target::gains_privilege(&p).is_ok());
+    Some(if *path != *usual && usual_works {
+        because.remedy("export PATH=/usr/bin:$PATH")
+    } else if *path == *usual && why == target::NOT_SETUID {
+        because.remedy(format!("sudo chmod u+s {usual}"))
+    } else {
+        because
+    })
+}
+
+/// Whether a program said that it had done what it had not.
+fn not_done(program: &std::ffi::CStr, status: u8, written: &[Extent]) -> Option<Because> {
+    let path = program.to_string_lossy();
+    let there = if written.is_empty() { "nothing is written" } else { "something else is written" };
+    (status == 0).then(|| Because::new(format!("{path} ended well, and {there}")))
+}
+
+/// The outside ids that nobody has granted to the user of this process.
+pub fn not_granted(kind: Kind, map: &Map) -> Option<Because> {
+    let proc = Proc::open().ok()?;
+    let own = proc.own();
+    let (uid, me) = (own.uid[0], if kind == Kind::Uid { own.uid[0] } else { own.gid[0] });
+    let user = user::by_uid(uid)?;
+    let mut covered = subid::granted(&user, kind).ok()?;
+    covered.push(Range { first: me, count: 1 });
+    let wanted: Vec<Range> = map.extents().iter().map(|e| e.outside()).collect();
+    let missing = without(&wanted, &covered);
+    let first = missing.first()?;
+    let are = subject("outside id", &missing);
+    let because = Because::new(format!("{are} not granted to {user} in {}", kind.grant_file()));
+    // Only what may be granted is advised.
+    if subid::not_free(*first, &user).is_some() {
+        return Some(because);
+    }
+    Some(because.remedy(format!("sudo subid-alloc {} --start {} --count {}", user.name, first.first, first.count)))
+}
