@@ -57,8 +57,8 @@ pub(crate) struct Caller {
 /// # Errors
 /// This program is set-id; a file is not root's alone. Nothing is left then.
 pub(crate) fn begin(in_place_of_newuidmap: bool) -> Result<Standing> {
-    let has = [CAP_SETUID, CAP_SETGID].into_iter().any(sys::is_permitted);
-    if !has || !(sys::is_secure() || in_place_of_newuidmap) {
+    let serves = sys::is_secure() || in_place_of_newuidmap;
+    if !serves || !sys::is_any_permitted(1 << CAP_SETUID | 1 << CAP_SETGID) {
         return Ok(Standing::Ordinary);
     }
     if sys::set_effective(0).is_err() {
@@ -67,13 +67,16 @@ pub(crate) fn begin(in_place_of_newuidmap: bool) -> Result<Standing> {
     }
     let found = look_around();
     if !matches!(found, Ok(Standing::Serving(_))) {
-        drop_all()?;
+        lay_down()?;
     }
     found
 }
 
-fn drop_all() -> Result<()> {
-    sys::drop_capabilities().map_err(|e| Failure::os("drop capabilities", e))
+/// Drops every capability for good; but gives root, whose own they are, all
+/// their effect again.
+fn lay_down() -> Result<()> {
+    let done = if sys::is_secure() { sys::drop_capabilities() } else { sys::set_effective(u64::MAX) };
+    done.map_err(|e| Failure::os("drop capabilities", e))
 }
 
 fn look_around() -> Result<Standing> {
@@ -122,13 +125,13 @@ pub(crate) fn check_system(program: &str, why: &str) -> Result<()> {
     Ok(())
 }
 
-/// Authorises and writes. The capabilities are gone afterwards.
+/// Authorises and writes. The file's capabilities are gone afterwards.
 ///
 /// # Errors
 /// It is not allowed, or the kernel refuses.
 pub(crate) fn write(caller: &Caller, target: &Target, maps: &[(Kind, Map)], setgroups: Option<bool>) -> Result<()> {
     let written = authorise(caller, target, maps, setgroups).and_then(|setgroups| write_all(target, maps, setgroups));
-    drop_all()?;
+    lay_down()?;
     written.map_err(|refused| refused.explain(target))
 }
 

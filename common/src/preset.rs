@@ -130,9 +130,16 @@ pub struct Me {
 impl Me {
     /// Who this process is.
     pub fn now(proc: &Proc) -> Me {
+        let me = Me::nameless(proc);
+        Me { user: user::by_uid(me.own.uid).unwrap_or(me.user), own: me.own }
+    }
+
+    /// The same without a look at who has this uid.
+    pub fn nameless(proc: &Proc) -> Me {
         let status = proc.own();
         let own = Both { uid: status.uid[1], gid: status.gid[1] };
-        Me { user: known(own.uid, own.gid), own }
+        let user = User { name: own.uid.to_string(), uid: own.uid, gid: own.gid, shell: String::new() };
+        Me { user, own }
     }
 
     /// `user` in place of whoever this process is.
@@ -140,10 +147,6 @@ impl Me {
         let own = Both { uid: user.uid, gid: user.gid };
         Me { user, own }
     }
-}
-
-fn known(uid: u32, gid: u32) -> User {
-    user::by_uid(uid).unwrap_or(User { name: uid.to_string(), uid, gid, shell: String::new() })
 }
 
 /// The maps of `preset` for `me`.
@@ -180,7 +183,8 @@ pub fn from_words(words: &[OsString], proc: &Proc, host_root: bool) -> Result<Bo
     let mut all = Both::<Vec<Extent>>::default();
     for word in words {
         if let Some(preset) = word.to_str().and_then(Preset::named) {
-            let me = Me::now(proc);
+            // Who has the own id is nobody's business where it is all there is.
+            let me = if preset.is_single() { Me::nameless(proc) } else { Me::now(proc) };
             guard_root(preset, &me, proc, host_root)?;
             let made = maps(preset, &me)?;
             all.uid.extend(made.uid);

@@ -517,10 +517,10 @@ pub fn drop_capabilities() -> Result<()> {
     caps(capctl::CapState::empty().set_current())
 }
 
-/// Whether capability number `cap` is permitted.
-pub fn is_permitted(cap: u32) -> bool {
-    let one = capctl::CapSet::from_bitmask_truncate(1 << cap);
-    capctl::CapState::get_current().is_ok_and(|state| one.issubset(state.permitted))
+/// Whether one of the capabilities whose bits are set in `wanted` is permitted.
+pub fn is_any_permitted(wanted: u64) -> bool {
+    let wanted = capctl::CapSet::from_bitmask_truncate(wanted);
+    capctl::CapState::get_current().is_ok_and(|state| !state.permitted.intersection(wanted).is_empty())
 }
 
 /// Whether a file has the attribute that gives capabilities: xattr(7).

@@ -77,13 +77,15 @@ impl Whose {
 pub fn open(proc: &Proc, target: &Target, file: &str) -> Result<Whose> {
     let name = CString::new(file).unwrap_or_default();
     match sys::open_exactly(target.dir.as_fd(), &name) {
-        // The kernel would let root deny setgroups to the initial namespace,
-        // and with it to the whole system, for good.
-        Ok(_) if file == "setgroups" && not_unshared(proc, &target.who()).is_some() => {
-            let act = format!("write /proc/{}/{file}", target.pid);
-            Err(Failure::refused(act).because(not_unshared(proc, &target.who())))
+        Ok(fd) => {
+            // The kernel would let root deny setgroups to the initial
+            // namespace, and with it to the whole system, for good.
+            let because = if file == "setgroups" { not_unshared(proc, &target.who()) } else { None };
+            if because.is_some() {
+                return Err(Failure::refused(format!("write /proc/{}/{file}", target.pid)).because(because));
+            }
+            Ok(Whose::Of(target.who(), Rc::new(fd)))
         }
-        Ok(fd) => Ok(Whose::Of(target.who(), Rc::new(fd))),
         Err(e) => {
             let because = not_opened(proc, target, e);
             Err(Failure::os(format!("open /proc/{}/{file}", target.pid), e).because(because))
@@ -120,8 +122,10 @@ pub fn not_opened(proc: &Proc, target: &Target, errno: Errno) -> Option<Because>
 fn not_unshared(proc: &Proc, who: &str) -> Option<Because> {
     let theirs = proc.ns_id(who, ns::Kind::User);
     let same = theirs.is_some() && theirs == proc.ns_id("self", ns::Kind::User);
-    let name = proc.name(who);
-    same.then(|| Because::new(format!("process {who} ({name}) has not created a user namespace: it is in ours")))
+    same.then(|| {
+        let name = proc.name(who);
+        Because::new(format!("process {who} ({name}) has not created a user namespace: it is in ours"))
+    })
 }
 
 /// Whether the user namespace of `who` is another user's, over which we have
