@@ -187,8 +187,8 @@ fn is_alive(fd: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
     sys::pidfd_signal(fd, 0).or_else(|e| if e == Errno::EPERM { Ok(()) } else { Err(e) })
 }
 
-/// Whether /proc hides process `who` from us.
-pub fn hidden(proc: &Proc, who: &str) -> Option<Because> {
+/// Whether /proc hides process `who` from us (ENOENT, EPERM).
+fn hidden(proc: &Proc, who: &str) -> Option<Because> {
     let option = proc.hides()?;
     proc.status(who)
         .is_none()
@@ -229,18 +229,22 @@ fn another(proc: &Proc, at: Address) -> Option<Because> {
 /// the kernel's ptrace check, in the order of its rules.
 pub fn untouchable(proc: &Proc, who: &str) -> Option<Because> {
     let said = |text: String| Some(Because::new(text));
-    let (own, theirs) = (proc.own(), proc.status(who)?);
+    let Some(theirs) = proc.status(who) else { return hidden(proc, who) };
+    let own = proc.own();
     let process = format!("process {who} ({})", theirs.name);
     if theirs.state == 'Z' {
         return said(format!("{process} has ended and waits to be reaped"));
     }
     let mapped = |id: u32| proc.map("self", id::Kind::Uid).is_some_and(|m| m.iter().any(|e| e.inside().has(id)));
-    if theirs.uid[..3] != [own.uid[0]; 3] || theirs.gid[..3] != [own.gid[0]; 3] {
+    if theirs.uid[..3] != [own.uid[0]; 3] {
         if !mapped(theirs.uid[0]) {
             return said(format!("{process} belongs to a user who is not mapped in this user namespace"));
         }
         let name = crate::user::by_uid(theirs.uid[0]).map_or_else(|| theirs.uid[0].to_string(), |u| u.to_string());
         return said(format!("{process} belongs to {name}"));
+    }
+    if let Some(gid) = theirs.gid[..3].iter().find(|gid| **gid != own.gid[0]) {
+        return said(format!("{process} has gid {gid}, and we have {}", own.gid[0]));
     }
     // The outside ids of a namespace that is not below ours read as -1.
     let theirs_map = proc.text(&format!("{who}/uid_map"))?;

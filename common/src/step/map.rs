@@ -103,8 +103,8 @@ pub fn not_opened(proc: &Proc, target: &Target, errno: Errno) -> Option<Because>
         let closed = if any { None } else { target::untouchable(proc, &who) };
         return closed.or_else(|| not_unshared(proc, &who)).or_else(|| not_owner(proc, &who));
     }
-    if errno == Errno::EPERM {
-        return target::hidden(proc, &who);
+    if errno == Errno::EPERM || errno == Errno::ENOENT {
+        return if proc.status(&who).is_none() { target::untouchable(proc, &who) } else { None };
     }
     if errno == Errno::ESRCH && target.has_ended() {
         return Some(Because::new(format!("process {who} has ended")));

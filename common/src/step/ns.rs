@@ -215,8 +215,9 @@ fn limit(proc: &Proc, kinds: &[Kind]) -> Option<Because> {
         let sudo = if proc.own().can(CAP_SYS_RESOURCE) { "" } else { "sudo " };
         return Some(Because::new(text).remedy(format!("{sudo}sysctl -w {name}={}", limit + 64)));
     }
-    (kinds.contains(&Kind::User) && depth(proc) >= 32)
-        .then(|| Because::new("user namespaces nest 33 deep and no deeper"))
+    // That user namespaces nest 33 deep and no deeper is the other cause; how
+    // deep one is cannot be seen from inside.
+    None
 }
 
 /// How many namespaces of `kind` can be seen in use that our user namespace
@@ -239,17 +240,6 @@ fn used(proc: &Proc, kind: Kind) -> u64 {
         }
     }
     u64::try_from(seen.len()).unwrap_or(u64::MAX)
-}
-
-/// How many user namespaces there are above ours.
-fn depth(proc: &Proc) -> u32 {
-    let mut at = proc.ns("self", Kind::User).ok();
-    let mut depth = 0;
-    while let Some(parent) = at.and_then(|ns| sys::ns_owner(ns.as_fd()).ok()) {
-        depth += 1;
-        at = Some(parent);
-    }
-    depth
 }
 
 fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
