@@ -42,12 +42,18 @@ install: all
 	install -m 644 man/*.5 $(DESTDIR)$(MANDIR)/man5
 	install -m 644 man/*.7 $(DESTDIR)$(MANDIR)/man7
 
-# uidmap-set with the capabilities that newuidmap and newgidmap have: only
-# when it is asked for by name.
+# uidmap-set in place of newuidmap and newgidmap, with the capabilities that
+# these have: only when it is asked for by name, and never over shadow's own.
 install-newuidmap: install
+	cd $(DESTDIR)$(BINDIR) && for name in newuidmap newgidmap; do \
+	    if [ -e $$name ] && [ "$$(readlink $$name)" != uidmap-set ]; then \
+	        echo "$(DESTDIR)$(BINDIR)/$$name is not ours: choose another PREFIX" >&2; exit 1; fi; done
 	setcap cap_setuid,cap_setgid=ep $(DESTDIR)$(BINDIR)/uidmap-set
+	cd $(DESTDIR)$(BINDIR) && for name in newuidmap newgidmap; do ln -sf uidmap-set $$name; done
 
 uninstall:
+	cd $(DESTDIR)$(BINDIR) && for name in newuidmap newgidmap; do \
+	    if [ "$$(readlink $$name)" = uidmap-set ]; then rm $$name; fi; done
 	cd $(DESTDIR)$(BINDIR) && rm -f $(TOOLS)
 	cd $(DESTDIR)$(MANDIR) && rm -f $(TOOLS:%=man1/%.1) man5/nskit-record.5 man7/nskit.7
 

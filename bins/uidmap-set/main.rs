@@ -89,7 +89,7 @@ fn decide(args: &Args, standing: &Standing) -> Result<Outcome> {
             let maps = [(Kind::Uid, maps.uid), (Kind::Gid, maps.gid)];
             privileged::write(caller, target, &maps, setgroups)?;
         }
-        _ => write(&proc, target.as_ref(), maps, setgroups, matches!(standing, Standing::Serving(_)), &mut plan)?,
+        _ => write(&proc, target.as_ref(), maps, setgroups, standing, &mut plan)?,
     }
     if args.flag("show") {
         plan.push(map::Effect::Show(target.clone(), piped));
@@ -120,25 +120,30 @@ fn target(operand: Operand, stream: &Stream, proc: &Proc) -> Result<(Option<Rc<T
 
 // ---- how they are written ----
 
-/// `serving` is true only in a dry run of what the privileged room would do.
+/// Whoever serves comes here only in a dry run.
 fn write(
     proc: &Proc,
     target: Option<&Rc<Target>>,
     mut maps: Both<Map>,
     setgroups: Option<bool>,
-    serving: bool,
+    standing: &Standing,
     plan: &mut Plan,
 ) -> Result<()> {
     let own = proc.own();
     let me = Both { uid: own.uid[1], gid: own.gid[1] };
     let is_own = |kind: Kind, map: &Map| matches!(map.extents(), [e] if e.count == 1 && e.outside == *me.of(kind));
     let single = Both { uid: is_own(Kind::Uid, &maps.uid), gid: is_own(Kind::Gid, &maps.gid) };
-    let can = |kind: Kind| serving || own.can(if kind == Kind::Uid { CAP_SETUID } else { CAP_SETGID });
+    let serves = matches!(standing, Standing::Serving(_));
+    let can = |kind: Kind| serves || own.can(if kind == Kind::Uid { CAP_SETUID } else { CAP_SETGID });
     let by_helper: Vec<Kind> = Kind::BOTH.into_iter().filter(|k| !single.of(*k) && !can(*k)).collect();
     for kind in &by_helper {
         *maps.of_mut(*kind) = newuidmap::own_apart(*kind, maps.of(*kind), *me.of(*kind))?;
     }
-    newuidmap::check(target, &maps, &by_helper)?;
+    newuidmap::check_there(target, &maps, &by_helper)?;
+    // Once privileged, we ask for nothing but what the caller has asked for.
+    if matches!(standing, Standing::Ordinary) {
+        newuidmap::check_grants(target, &maps, &by_helper)?;
+    }
     // Without a grant, dropping groups must not be possible: it would undo
     // permissions that deny something to a group (CVE-2014-8989).
     let alone = single.gid && !can(Kind::Gid);

@@ -82,8 +82,9 @@ fn lay_down() -> Result<()> {
 fn look_around() -> Result<Standing> {
     let (uid, gid) = sys::only_ids().ok_or_else(|| {
         let because =
-            Because::new("its real and effective ids differ: it is to have file capabilities, and no set-id bit");
-        Failure::refused("serve the caller").because(Some(because))
+            Because::new("its real and effective ids differ: it is to have file capabilities, and no set-id bit")
+                .remedy("sudo chmod ug-s \"$(command -v uidmap-set)\"");
+        Failure::refused("serve the caller: not allowed").because(Some(because))
     })?;
     let has_nsswitch = std::fs::symlink_metadata("/etc/nsswitch.conf").is_ok();
     let nsswitch = if has_nsswitch { trusted("/etc/nsswitch.conf", 0)? } else { Vec::new() };

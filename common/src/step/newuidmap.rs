@@ -50,22 +50,30 @@ pub fn own_apart(kind: Kind, map: &Map, own: u32) -> Result<Map> {
     }
 }
 
-/// Proves, while planning, that the helper is there, and that the second one
-/// will not refuse what the first has half done: a user namespace with one map
-/// is good for nothing.
+/// Proves, while planning, that the helper is there.
 ///
 /// # Errors
-/// A helper is missing, or gids are not granted although the uids are.
-pub fn check(target: Option<&Rc<Target>>, maps: &Both<Map>, kinds: &[Kind]) -> Result<()> {
-    let pid = target.map_or_else(|| "?".to_owned(), |t| t.who());
+/// It is missing.
+pub fn check_there(target: Option<&Rc<Target>>, maps: &Both<Map>, kinds: &[Kind]) -> Result<()> {
     for kind in kinds {
+        let pid = target.map_or_else(|| "?".to_owned(), |t| t.who());
         if helper::find(name(*kind)).is_none() {
             let act = format!("run {}", words(*kind, pid, maps.of(*kind)).join(" "));
             return Err(Failure::os(act, Errno::ENOENT).because(Some(missing(*kind))));
         }
     }
+    Ok(())
+}
+
+/// Proves, while planning, that the second helper will not refuse what the
+/// first has half done: a user namespace with one map is good for nothing.
+///
+/// # Errors
+/// Gids are not granted although the uids are.
+pub fn check_grants(target: Option<&Rc<Target>>, maps: &Both<Map>, kinds: &[Kind]) -> Result<()> {
     if kinds.contains(&Kind::Gid) && not_granted(Kind::Uid, &maps.uid).is_none() {
         if let Some(because) = not_granted(Kind::Gid, &maps.gid) {
+            let pid = target.map_or_else(|| "?".to_owned(), |t| t.who());
             let act = format!("run {}: not allowed", words(Kind::Gid, pid, &maps.gid).join(" "));
             return Err(Failure::refused(act).because(Some(because)));
         }
