@@ -24,13 +24,14 @@ pub(crate) const USERS: [User; 4] = [
 ];
 
 /// Programs whose Debian package has another name.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 13] = [
     ("busybox", "busybox-static"),
     ("bwrap", "bubblewrap"),
     ("capsh", "libcap2-bin"),
     ("getcap", "libcap2-bin"),
     ("getfacl", "acl"),
     ("getfattr", "attr"),
+    ("lxc-usernsexec", "lxc"),
     ("newgidmap", "uidmap"),
     ("newuidmap", "uidmap"),
     ("pgrep", "procps"),
