@@ -154,11 +154,8 @@ impl From<Failure> for Refused {
 
 impl Refused {
     fn explain(self, target: &Target) -> Failure {
-        let proc = match Proc::open() {
-            Ok(proc) => proc,
-            Err(failure) => return failure,
-        };
         let (pid, who) = (target.pid, target.who());
+        let found = |reason: &dyn Fn(&Proc) -> Option<Because>| Proc::open().ok().and_then(|proc| reason(&proc));
         match self {
             Refused::Failure(failure) => failure,
             Refused::NotGranted(kind, map) => {
@@ -166,20 +163,22 @@ impl Refused {
                 Failure::refused(what).because(not_granted(kind, &map))
             }
             Refused::NotOwner(kind) => {
-                let because = untouchable(&proc, &who).or_else(|| not_primary(&proc));
+                let theirs = |proc: &Proc| untouchable(proc, &who).or_else(|| not_primary(proc));
+                let because = target.ended().or_else(|| found(&theirs));
                 Failure::refused(format!("write /proc/{pid}/{}: not allowed", kind.map_file())).because(because)
             }
             Refused::Open(file, errno) => {
-                let because = not_opened(&proc, target, errno);
+                let because = found(&|proc| not_opened(proc, target, errno));
                 Failure::os(format!("open /proc/{pid}/{file}"), errno).because(because)
             }
             Refused::Write(kind, map, Refusal::Os(errno, _)) => {
-                let because = write_reason(&proc, &who, By::Privileged, kind, &map, errno);
+                let because = found(&|proc| write_reason(proc, &who, By::Privileged, kind, &map, errno));
                 Failure::os(format!("write /proc/{pid}/{}", kind.map_file()), errno).because(because)
             }
             Refused::Write(_, _, Refusal::Whole(failure)) => *failure,
             Refused::Setgroups(allow, errno) => {
-                let because = if errno == Errno::EPERM { setgroups_refused(&proc, &who, allow) } else { None };
+                let because =
+                    if errno == Errno::EPERM { found(&|proc| setgroups_refused(proc, &who, allow)) } else { None };
                 Failure::os(format!("write /proc/{pid}/setgroups"), errno).because(because)
             }
         }

@@ -176,9 +176,12 @@ impl Target {
         proc.mounts("self").iter().any(|m| m.point.starts_with(&below))
     }
 
-    /// Whether the process has gone, or is a zombie.
-    pub fn has_ended(&self) -> bool {
-        is_alive(self.fd.as_fd()) == Err(Errno::ESRCH) || status_in(&self.dir).is_none_or(|s| s.state == 'Z')
+    /// Whether the process has gone, or is a zombie. Its number may be another's
+    /// by now, so this is asked before anything by number.
+    pub fn ended(&self) -> Option<Because> {
+        let gone = is_alive(self.fd.as_fd()) == Err(Errno::ESRCH);
+        let gone = gone || status_in(&self.dir).is_some_and(|s| s.state == 'Z');
+        gone.then(|| Because::new(format!("process {} has ended", self.pid)))
     }
 }
 

@@ -106,8 +106,8 @@ pub fn not_opened(proc: &Proc, target: &Target, errno: Errno) -> Option<Because>
     if errno == Errno::EPERM || errno == Errno::ENOENT {
         return if proc.status(&who).is_none() { target::untouchable(proc, &who) } else { None };
     }
-    if errno == Errno::ESRCH && target.has_ended() {
-        return Some(Because::new(format!("process {who} has ended")));
+    if errno == Errno::ESRCH {
+        return target.ended();
     }
     if errno == Errno::EROFS && proc.is_read_only() {
         return said("/proc is mounted read-only");
