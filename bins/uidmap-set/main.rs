@@ -47,11 +47,11 @@ fn main() -> ExitCode {
     // Before anything else, and until the maps are written: capabilities of
     // this file, if it has any, are permitted but without effect.
     let standing = privileged::begin(false);
-    run(&CLI, move |args| decide(args, &standing?))
+    run(&CLI, move |args| decide(args, standing?))
 }
 
-fn decide(args: &Args, standing: &Standing) -> Result<Outcome> {
-    match standing {
+fn decide(args: &Args, standing: Standing) -> Result<Outcome> {
+    match &standing {
         Standing::Ordinary => {}
         // Whoever serves starts nothing, nor does he once he has served.
         Standing::Serving(_) => helper::forbid(),
@@ -89,7 +89,7 @@ fn decide(args: &Args, standing: &Standing) -> Result<Outcome> {
             let maps = [(Kind::Uid, maps.uid), (Kind::Gid, maps.gid)];
             privileged::write(caller, target, &maps, setgroups)?;
         }
-        _ => write(&proc, target.as_ref(), maps, setgroups, standing, &mut plan)?,
+        (standing, target) => write(&proc, target.as_ref(), maps, setgroups, &standing, &mut plan)?,
     }
     if args.flag("show") {
         plan.push(map::Effect::Show(target.clone(), piped));

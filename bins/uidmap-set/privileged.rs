@@ -42,7 +42,7 @@ pub(crate) enum Standing {
     Elsewhere(String),
 }
 
-/// Who runs this program.
+/// Who runs this program. Whoever stops serving him has laid everything down.
 pub(crate) struct Caller {
     uid: u32,
     gid: u32,
@@ -67,16 +67,25 @@ pub(crate) fn begin(in_place_of_newuidmap: bool) -> Result<Standing> {
     }
     let found = look_around();
     if !matches!(found, Ok(Standing::Serving(_))) {
-        lay_down()?;
+        lay_down();
     }
     found
 }
 
+impl Drop for Caller {
+    fn drop(&mut self) {
+        lay_down();
+    }
+}
+
 /// Drops every capability for good; but gives root, whose own they are, all
 /// their effect again.
-fn lay_down() -> Result<()> {
+fn lay_down() {
     let done = if sys::is_secure() { sys::drop_capabilities() } else { sys::set_effective(u64::MAX) };
-    done.map_err(|e| Failure::os("drop capabilities", e))
+    if done.is_err() {
+        // As above.
+        sys::exit_now(1);
+    }
 }
 
 fn look_around() -> Result<Standing> {
@@ -130,9 +139,9 @@ pub(crate) fn check_system(program: &str, why: &str) -> Result<()> {
 ///
 /// # Errors
 /// It is not allowed, or the kernel refuses.
-pub(crate) fn write(caller: &Caller, target: &Target, maps: &[(Kind, Map)], setgroups: Option<bool>) -> Result<()> {
-    let written = authorise(caller, target, maps, setgroups).and_then(|setgroups| write_all(target, maps, setgroups));
-    lay_down()?;
+pub(crate) fn write(caller: Caller, target: &Target, maps: &[(Kind, Map)], setgroups: Option<bool>) -> Result<()> {
+    let written = authorise(&caller, target, maps, setgroups).and_then(|setgroups| write_all(target, maps, setgroups));
+    drop(caller);
     written.map_err(|refused| refused.explain(target))
 }
 
@@ -212,7 +221,7 @@ fn authorise(
         if *kind == Kind::Uid && more.is_empty() {
             continue;
         }
-        let table = Table::parse(trusted(kind.grant_file(), NOFOLLOW)?);
+        let table = Table::parse(trusted(kind.grant_file(), sys::NOFOLLOW)?);
         let mut granted: Vec<Range> = caller.names.iter().flat_map(|user| table.of(user)).collect();
         any_gid_granted |= *kind == Kind::Gid && without(&wanted, &granted) != wanted;
         granted.push(own);
@@ -237,9 +246,6 @@ fn any_group_will_do() -> Result<bool> {
     let mut values = text.split(|b| *b == b'\n').filter_map(|line| line.trim_ascii().strip_prefix(key));
     Ok(values.next_back().is_some_and(|value| value.trim_ascii().eq_ignore_ascii_case(b"yes")))
 }
-
-/// O_NOFOLLOW, as newuidmap opens the files of grants.
-const NOFOLLOW: i32 = 0o400_000;
 
 /// The text of a file that nobody but root can have written.
 fn trusted(path: &str, flags: i32) -> Result<Vec<u8>> {

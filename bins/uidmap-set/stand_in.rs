@@ -32,12 +32,12 @@ pub(crate) fn run(kind: Kind) -> ExitCode {
     let standing = privileged::begin(true);
     tool::stand_in(name, move |words| match standing? {
         Standing::Elsewhere(why) => Err(privileged::become_system(name, words, &why)),
-        Standing::Serving(caller) => act(kind, name, words, Some(&caller)),
+        Standing::Serving(caller) => act(kind, name, words, Some(caller)),
         Standing::Ordinary => act(kind, name, words, None),
     })
 }
 
-fn act(kind: Kind, name: &str, words: &[OsString], caller: Option<&Caller>) -> Result<Plan> {
+fn act(kind: Kind, name: &str, words: &[OsString], caller: Option<Caller>) -> Result<Plan> {
     let proc = Proc::open()?;
     let (target, numbers) = match words.split_first() {
         Some((target, numbers)) if !numbers.is_empty() => (target, numbers),

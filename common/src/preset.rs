@@ -215,15 +215,15 @@ pub fn lawful(all: Both<Vec<Extent>>, proc: &Proc) -> Result<Both<Map>> {
 /// # Errors
 /// As there.
 pub fn lawful_one(kind: Kind, extents: Vec<Extent>, proc: &Proc) -> Result<Map> {
-    let said = |what: &str, e| Failure::usage(format!("{} map{what}: {e}", kind.word()));
-    let map = Map::new(extents).map_err(|e| said("", e))?;
+    let wrong = |what: &str, e| Failure::usage(format!("{} {what} {e}", kind.word()));
+    let map = Map::new(extents).map_err(|e| wrong("map:", e))?;
     // A single id cannot cross anything.
     if map.extents().iter().all(|e| e.count == 1) {
         return Ok(map);
     }
     let lines: Vec<Range> = proc.map("self", kind).unwrap_or_default().iter().map(|e| e.inside()).collect();
     match map.split_at(&lines) {
-        Ok(parts) => Map::of_lines(parts).map_err(|e| said(", split at the extents of our own", e)),
+        Ok(parts) => Map::of_lines(parts).map_err(|e| wrong("map, split at the extents of our own:", e)),
         // Ids that we do not have ourselves: the kernel says so.
         Err(_) => Ok(map),
     }

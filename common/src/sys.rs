@@ -539,6 +539,9 @@ pub fn only_ids() -> Option<(u32, u32)> {
     ((getuid(), getgid()) == (geteuid(), getegid())).then(|| (getuid().as_raw(), getgid().as_raw()))
 }
 
+/// O_NOFOLLOW of open(2).
+pub const NOFOLLOW: c_int = libc::O_NOFOLLOW;
+
 /// The owner of an open file or directory.
 ///
 /// # Errors
