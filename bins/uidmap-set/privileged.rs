@@ -22,14 +22,14 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use common::fail::{Because, Errno, Failure, Result};
 use common::id::{Kind, Map, Range, without};
-use common::proc::{CAP_SETFCAP, CAP_SETGID, CAP_SETUID, Proc};
+use common::proc::{CAP_SETFCAP, CAP_SETGID, CAP_SETUID, Proc, read_all};
 use common::step::Refusal;
 use common::step::map::{By, not_opened, setgroups_refused, write_map, write_reason};
 use common::step::newuidmap::{not_granted, not_primary};
-use common::subid::{Table, provider};
+use common::subid::{Owner, provider};
 use common::sys;
 use common::target::{Target, untouchable};
-use common::user::{User, all_in as users};
+use common::user::{User, all_in};
 
 /// What this process is, once the kernel has started it.
 pub(crate) enum Standing {
@@ -46,8 +46,10 @@ pub(crate) enum Standing {
 pub(crate) struct Caller {
     uid: u32,
     gid: u32,
-    /// Every name that he has in /etc/passwd.
-    names: Vec<User>,
+    /// Whether /etc/passwd gives him this gid, under any of his names.
+    is_primary: bool,
+    /// The words by which lines of grants may name him.
+    owner: Owner,
 }
 
 /// Takes away the effect of capabilities, if we serve with them: those of this
@@ -96,15 +98,17 @@ fn look_around() -> Result<Standing> {
         Failure::refused("serve the caller: not allowed").because(Some(because))
     })?;
     let has_nsswitch = std::fs::symlink_metadata("/etc/nsswitch.conf").is_ok();
-    let nsswitch = if has_nsswitch { trusted("/etc/nsswitch.conf", 0)? } else { Vec::new() };
+    let nsswitch = if has_nsswitch { text("/etc/nsswitch.conf")? } else { Vec::new() };
     if let Some(name) = provider(&String::from_utf8_lossy(&nsswitch)) {
         return Ok(Standing::Elsewhere(format!("/etc/nsswitch.conf takes subordinate ids from {name}")));
     }
-    let names: Vec<User> = users(&trusted("/etc/passwd", 0)?).filter(|user| user.uid == uid).collect();
-    if names.is_empty() {
+    let passwd = text("/etc/passwd")?;
+    let mut names = all_in(&passwd).filter(|user: &User| user.uid == uid).peekable();
+    let Some(first) = names.peek().cloned() else {
         return Ok(Standing::Elsewhere(format!("uid {uid} has no line in /etc/passwd")));
-    }
-    Ok(Standing::Serving(Caller { uid, gid, names }))
+    };
+    let is_primary = names.any(|user| user.gid == gid);
+    Ok(Standing::Serving(Caller { uid, gid, is_primary, owner: Owner::of(&first, &passwd) }))
 }
 
 /// Becomes the system's own `program` (newuidmap, newgidmap), which asks
@@ -206,8 +210,7 @@ fn authorise(
 ) -> std::result::Result<Option<bool>, Refused> {
     let first = maps.first().map_or(Kind::Uid, |(kind, _)| *kind);
     let owner = sys::owner_of(&target.dir).map_err(|e| Failure::os(format!("look at /proc/{}", target.pid), e))?;
-    let primary = caller.names.iter().any(|user| user.gid == caller.gid);
-    if owner != (caller.uid, caller.gid) || !(primary || any_group_will_do()?) {
+    if owner != (caller.uid, caller.gid) || !(caller.is_primary || any_group_will_do()?) {
         return Err(Refused::NotOwner(first));
     }
     let mut any_gid_granted = false;
@@ -221,8 +224,9 @@ fn authorise(
         if *kind == Kind::Uid && more.is_empty() {
             continue;
         }
-        let table = Table::parse(trusted(kind.grant_file(), sys::NOFOLLOW)?);
-        let mut granted: Vec<Range> = caller.names.iter().flat_map(|user| table.of(user)).collect();
+        let file = trusted(kind.grant_file(), sys::NOFOLLOW)?;
+        let said = |e| Failure::os(format!("read {}", kind.grant_file()), e);
+        let mut granted = caller.owner.granted_in(file).map_err(said)?;
         any_gid_granted |= *kind == Kind::Gid && without(&wanted, &granted) != wanted;
         granted.push(own);
         if !without(&wanted, &granted).is_empty() {
@@ -242,22 +246,25 @@ fn authorise(
 /// primary one (login.defs(5)).
 fn any_group_will_do() -> Result<bool> {
     let key = b"GRANT_AUX_GROUP_SUBIDS";
-    let text = trusted("/etc/login.defs", 0)?;
+    let text = text("/etc/login.defs")?;
     let mut values = text.split(|b| *b == b'\n').filter_map(|line| line.trim_ascii().strip_prefix(key));
     Ok(values.next_back().is_some_and(|value| value.trim_ascii().eq_ignore_ascii_case(b"yes")))
 }
 
-/// The text of a file that nobody but root can have written.
-fn trusted(path: &str, flags: i32) -> Result<Vec<u8>> {
+/// A file that nobody but root can have written.
+fn trusted(path: &str, flags: i32) -> Result<std::fs::File> {
     let said = |e: std::io::Error| Failure::os(format!("read {path}"), Errno::from_raw(e.raw_os_error().unwrap_or(0)));
-    let mut file = std::fs::File::options().read(true).custom_flags(flags).open(path).map_err(said)?;
+    let file = std::fs::File::options().read(true).custom_flags(flags).open(path).map_err(said)?;
     let stat = file.metadata().map_err(said)?;
     if !stat.is_file() || stat.uid() != 0 || stat.mode() & 0o022 != 0 {
         return Err(Failure::refused(format!("{path} is not a file that root alone can write")));
     }
-    let mut text = Vec::new();
-    std::io::Read::read_to_end(&mut file, &mut text).map_err(said)?;
-    Ok(text)
+    Ok(file)
+}
+
+/// Its text, at most 64 MiB of it.
+fn text(path: &str) -> Result<Vec<u8>> {
+    read_all(trusted(path, 0)?, 1 << 26).map_err(|e| Failure::os(format!("read {path}"), e))
 }
 
 // ---- the act ----
