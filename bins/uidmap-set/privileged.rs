@@ -67,7 +67,14 @@ pub(crate) fn begin(in_place_of_newuidmap: bool) -> Result<Standing> {
         // Never in practice; then nothing may follow with them in effect.
         sys::exit_now(1);
     }
-    let found = look_around();
+    // In a user namespace without a root nothing is root's, and no file can be
+    // trusted; nor is there anybody whose grants they could be.
+    let found = look_around().or_else(|failure| match Proc::open()?.map("self", Kind::Uid) {
+        Some(map) if !map.iter().any(|e| e.inside().has(0)) => {
+            Ok(Standing::Elsewhere("uid 0 is not mapped in our user namespace".to_owned()))
+        }
+        Some(_) | None => Err(failure),
+    });
     if !matches!(found, Ok(Standing::Serving(_))) {
         lay_down();
     }

@@ -531,6 +531,9 @@ pub fn gains_privilege(path: &CStr) -> std::result::Result<(), &'static str> {
     if flags.contains(nix::sys::statvfs::FsFlags::ST_NOSUID) {
         return Err("it is on a mount that is nosuid");
     }
-    let setuid = stat.st_mode & libc::S_ISUID != 0 && stat.st_uid == 0;
+    let setuid = stat.st_mode & libc::S_ISUID != 0;
+    if setuid && stat.st_uid != 0 {
+        return Err("it is setuid, and its owner is not root in our user namespace");
+    }
     if setuid || sys::has_file_capabilities(path) { Ok(()) } else { Err(NOT_SETUID) }
 }
