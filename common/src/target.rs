@@ -249,16 +249,24 @@ pub fn untouchable(proc: &Proc, who: &str) -> Option<Because> {
     if let Some(gid) = theirs.gid[..3].iter().find(|gid| **gid != own.gid[0]) {
         return said(format!("{process} has gid {gid}, and we have {}", own.gid[0]));
     }
-    // The outside ids of a namespace that is not below ours read as -1.
-    let theirs_map = proc.text(&format!("{who}/uid_map"))?;
-    if theirs_map.split_whitespace().nth(1) == Some("4294967295") {
-        return said(format!("{process} is in a user namespace outside of ours"));
+    if let Some(because) = outside(proc, who) {
+        return Some(because);
     }
     // Files in /proc/PID belong to another than the process's user exactly
     // while it is not dumpable (proc_pid(5)); the directory itself stays his.
     let file = proc.open_at(&format!("{who}/uid_map"), OFlag::O_PATH).ok()?;
     (fstat(file).ok()?.st_uid != theirs.uid[1])
         .then(|| Because::new(format!("{process} is not dumpable (PR_SET_DUMPABLE)")))
+}
+
+/// Whether process `who` is in a user namespace that is not below ours: those
+/// of its outside ids that we do not have then read as -1.
+pub fn outside(proc: &Proc, who: &str) -> Option<Because> {
+    let map = proc.text(&format!("{who}/uid_map"))?;
+    let name = proc.name(who);
+    map.lines()
+        .any(|line| line.split_whitespace().nth(1) == Some("4294967295"))
+        .then(|| Because::new(format!("process {who} ({name}) is in a user namespace outside of ours")))
 }
 
 /// What `read_bytes` has read, for `farewell`: standard input can be read once.

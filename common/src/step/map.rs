@@ -101,7 +101,8 @@ pub fn not_opened(proc: &Proc, target: &Target, errno: Errno) -> Option<Because>
         // Whoever may open any file is kept only from setgroups.
         let any = proc.own().can(CAP_DAC_OVERRIDE);
         let closed = if any { None } else { target::untouchable(proc, &who) };
-        return closed.or_else(|| not_unshared(proc, &who)).or_else(|| not_owner(proc, &who));
+        let closed = closed.or_else(|| not_unshared(proc, &who)).or_else(|| not_owner(proc, &who));
+        return closed.or_else(|| target::outside(proc, &who));
     }
     if errno == Errno::EPERM || errno == Errno::ENOENT {
         return if proc.status(&who).is_none() { target::untouchable(proc, &who) } else { None };
@@ -319,10 +320,11 @@ pub fn write_reason(proc: &Proc, who: &str, by: By, kind: Kind, map: &Map, errno
     }
     let said = |text: String| Some(Because::new(text));
     let ours = proc.ns_id("self", ns::Kind::User)?;
-    // W1
+    // W1, and W2 from below
     if by != By::Itself {
-        if let Some(because) = not_unshared(proc, who) {
-            return Some(because);
+        let because = not_unshared(proc, who).or_else(|| target::outside(proc, who));
+        if because.is_some() {
+            return because;
         }
     }
     // W6
