@@ -1,8 +1,8 @@
 //! The privileged room: what this program does with CAP_SETUID and CAP_SETGID
 //! of its own file, for a caller who has neither. To be read in one sitting.
 //!
-//! 1. `begin`: from the first instruction on the capabilities are without
-//!    effect, so that the command line is read as the caller. Who he is comes
+//! 1. `begin`: the first thing is to take the effect from the capabilities, so
+//!    that the command line is read as the caller. Who he is comes
 //!    from files that root alone can write. Where that cannot be, the
 //!    capabilities are dropped for good, and newuidmap(1) is asked.
 //! 2. `authorise`: what newuidmap(1) and newgidmap(1) check. No other program
@@ -69,7 +69,7 @@ pub(crate) fn begin(in_place_of_newuidmap: bool) -> Result<Standing> {
     }
     // In a user namespace without a root nothing is root's, and no file can be
     // trusted; nor is there anybody whose grants they could be.
-    let found = look_around().or_else(|failure| match Proc::open()?.map("self", Kind::Uid) {
+    let found = look_around().or_else(|failure| match Proc::open().ok().and_then(|proc| proc.map("self", Kind::Uid)) {
         Some(map) if !map.iter().any(|e| e.inside().has(0)) => {
             Ok(Standing::Elsewhere("uid 0 is not mapped in our user namespace".to_owned()))
         }
