@@ -280,7 +280,7 @@ fn subordinate(proc: &Proc) -> Vec<(bool, String)> {
             Err(failure) => (false, format!("subordinate {}s: {failure}", kind.word())),
         });
         lines.push(match helper::find(program) {
-            Some(path) => match target::gains_privilege(&path) {
+            Some(path) => match helper::gains_privilege(&path) {
                 Ok(()) => (true, format!("{} may map them", path.to_string_lossy())),
                 Err(why) => (false, format!("{} may map them\n       {why}", path.to_string_lossy())),
             },

@@ -11,7 +11,6 @@ use common::id::{Kind, Range, subject};
 use common::ns::{INITIAL_USER, Kind as Ns};
 use common::proc::Proc;
 use common::subid::{self, RESERVED};
-use common::target::gains_privilege;
 use common::tool::{Outcome, Progress};
 use common::user::{self, User};
 use common::word::quote;
@@ -385,7 +384,7 @@ fn helpers(findings: &mut Findings) {
             continue;
         };
         let shown = path.to_string_lossy().into_owned();
-        if let Err(why) = gains_privilege(&path) {
+        if let Err(why) = helper::gains_privilege(&path) {
             let command = why.starts_with("it is neither").then(|| format!("sudo chmod u+s {}", quote(&shown)));
             findings.add(&shown, why, command);
         }

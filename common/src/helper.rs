@@ -1,7 +1,7 @@
 //! Other programs, run to the end with a deadline: getent, getsubids,
 //! newuidmap. They run with this process's credentials and no privilege more.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::SigSet;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{AccessFlags, access, execv, pipe2};
 
@@ -101,4 +102,32 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
         }
     };
     outcome.map(|()| Answer { status, output })
+}
+
+// ---- what a program can do that we cannot ----
+
+/// What `gains_privilege` says of a program that is like any other.
+pub const NOT_SETUID: &str = "it is neither setuid root nor has it file capabilities";
+
+/// Whether executing the file at `path` gives the privilege to map ids: it is
+/// setuid root or has file capabilities, on a mount that honours them, and
+/// this process may still gain any.
+///
+/// # Errors
+/// What stands against it.
+pub fn gains_privilege(path: &CStr) -> std::result::Result<(), &'static str> {
+    let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(|_| "it cannot be opened")?;
+    let stat = fstat(&file).map_err(|_| "it cannot be opened")?;
+    let flags = fstatvfs(&file).map_err(|_| "it cannot be opened")?.flags();
+    if nix::sys::prctl::get_no_new_privs().unwrap_or(false) {
+        return Err("no_new_privs is set for this process");
+    }
+    if flags.contains(FsFlags::ST_NOSUID) {
+        return Err("it is on a mount that is nosuid");
+    }
+    let setuid = stat.st_mode & nix::libc::S_ISUID != 0;
+    if setuid && stat.st_uid != 0 {
+        return Err("it is setuid, and its owner is not root in our user namespace");
+    }
+    if setuid || sys::has_file_capabilities(path) { Ok(()) } else { Err(NOT_SETUID) }
 }

@@ -1,7 +1,7 @@
 //! The process (or namespace file) that an operand names: opened once, proven,
 //! and from then on known only by its descriptors.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -518,30 +518,4 @@ pub fn user_namespaces(proc: &Proc, who: &str) -> Option<Vec<(u64, Option<u32>)>
         at = sys::ns_owner(ns.as_fd()).ok();
     }
     Some(chain)
-}
-
-/// What `gains_privilege` says of a program that is like any other.
-pub const NOT_SETUID: &str = "it is neither setuid root nor has it file capabilities";
-
-/// Whether executing the file at `path` gives the privilege to map ids: it is
-/// setuid root or has file capabilities, on a mount that honours them, and
-/// this process may still gain any.
-///
-/// # Errors
-/// What stands against it.
-pub fn gains_privilege(path: &CStr) -> std::result::Result<(), &'static str> {
-    let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(|_| "it cannot be opened")?;
-    let stat = fstat(&file).map_err(|_| "it cannot be opened")?;
-    let flags = nix::sys::statvfs::fstatvfs(&file).map_err(|_| "it cannot be opened")?.flags();
-    if nix::sys::prctl::get_no_new_privs().unwrap_or(false) {
-        return Err("no_new_privs is set for this process");
-    }
-    if flags.contains(nix::sys::statvfs::FsFlags::ST_NOSUID) {
-        return Err("it is on a mount that is nosuid");
-    }
-    let setuid = stat.st_mode & libc::S_ISUID != 0;
-    if setuid && stat.st_uid != 0 {
-        return Err("it is setuid, and its owner is not root in our user namespace");
-    }
-    if setuid || sys::has_file_capabilities(path) { Ok(()) } else { Err(NOT_SETUID) }
 }

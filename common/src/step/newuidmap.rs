@@ -152,13 +152,13 @@ fn powerless(proc: &Proc, kind: Kind, program: &std::ffi::CStr) -> Option<Becaus
         let text = format!("{path} runs without privilege: {cap_name} is not in our bounding set");
         return Some(Because::new(text));
     }
-    let why = target::gains_privilege(program).err()?;
+    let why = helper::gains_privilege(program).err()?;
     let because = Because::new(format!("{path} runs without privilege: {why}"));
     let usual = format!("/usr/bin/{}", name(kind));
-    let usual_works = std::ffi::CString::new(usual.as_str()).is_ok_and(|p| target::gains_privilege(&p).is_ok());
+    let usual_works = std::ffi::CString::new(usual.as_str()).is_ok_and(|p| helper::gains_privilege(&p).is_ok());
     Some(if *path != *usual && usual_works {
         because.remedy("export PATH=/usr/bin:$PATH")
-    } else if *path == *usual && why == target::NOT_SETUID {
+    } else if *path == *usual && why == helper::NOT_SETUID {
         because.remedy(format!("sudo chmod u+s {usual}"))
     } else {
         because
