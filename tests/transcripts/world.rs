@@ -24,15 +24,21 @@ pub(crate) const USERS: [User; 4] = [
 ];
 
 /// Programs whose Debian package has another name.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 18] = [
     ("busybox", "busybox-static"),
     ("bwrap", "bubblewrap"),
     ("capsh", "libcap2-bin"),
     ("getcap", "libcap2-bin"),
     ("getfacl", "acl"),
     ("getfattr", "attr"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("mkfs.erofs", "erofs-utils"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mksquashfs", "squashfs-tools"),
     ("newgidmap", "uidmap"),
     ("newuidmap", "uidmap"),
+    ("perl", "perl-base"),
     ("pgrep", "procps"),
     ("ps", "procps"),
     ("setcap", "libcap2-bin"),

@@ -224,7 +224,7 @@ fn unsupported(point: &str, fstype: &str, proc: &Proc) -> String {
                 now.0, now.1
             )
         }
-        _ if base.starts_with("fuse") => {
+        _ if ["fuse", "fuseblk", "virtiofs"].contains(&base) => {
             format!("{is} file system, whose server does not ask for id maps (FUSE_ALLOW_IDMAP)")
         }
         _ if base == "overlay" => {
