@@ -29,6 +29,12 @@ test-all:
 test-rest:
 	@tests/run --rest
 
+# Figures of this machine, for the record: no test depends on them.
+bench: all
+	@{ echo '# Figures'; for bench in tests/bench/[a-z]*; do \
+	    if [ -x "$$bench" ]; then echo && "$$bench" || exit 1; fi; done; } >target/RESULTS.md
+	@mv target/RESULTS.md tests/bench/RESULTS.md
+
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
@@ -54,4 +60,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all demo test test-all test-rest lint install install-newuidmap uninstall clean
+.PHONY: all demo test test-all test-rest bench lint install install-newuidmap uninstall clean
