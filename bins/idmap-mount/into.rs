@@ -10,7 +10,7 @@ use common::path::Place;
 use common::plan::{Plan, clone};
 use common::proc::{CAP_SYS_ADMIN, Proc};
 use common::step::tree::{self, At};
-use common::step::{Facts, TREE, end, mount, ns};
+use common::step::{Facts, TREE, end, mount, ns, own};
 use common::target::{self, Target};
 use common::word::quote_all;
 
@@ -57,6 +57,7 @@ impl Way {
 pub(crate) fn steps(way: &Way, target: &Rc<Target>, mut asked: Idmap, at: At, proc: &Rc<Proc>, look: Plan) -> Plan {
     let mut plan = Plan::default();
     let mut inside = Plan::default();
+    inside.push(own::Effect::Undumpable);
     let recursive = asked.recursive;
     match way {
         Way::Root => {

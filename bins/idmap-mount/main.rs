@@ -192,9 +192,9 @@ impl Job {
         Idmap { source, recursive, attributes, maps: wanted.maps, remap }
     }
 
-    /// The steps after the tree has its map and before it can be seen, and what
-    /// is told at the end.
-    fn look(&self, asked: &Idmap, target: Option<&table::Target>) -> (Plan, Step) {
+    /// The steps after the tree has its map and before it can be seen, and those
+    /// that tell of it at the end.
+    fn look(&self, asked: &Idmap, target: Option<&table::Target>) -> (Plan, Plan) {
         let (mut plan, mut told) = (Plan::default(), self.notes.clone());
         if let Some(owners) = &self.owners {
             let mut step = Step::from(tree::Effect::Check(owners.clone()));
@@ -204,14 +204,17 @@ impl Job {
             }
             plan.push(step);
         }
-        let mut status = 0;
+        let mut end = Plan::default();
         if self.partial {
             let (steps, left) = partial::steps(asked, &self.proc);
             plan.steps.extend(steps.steps);
-            status = if left.is_empty() { 0 } else { 3 };
+            if !left.is_empty() {
+                end.push(end::Effect::Leave(3));
+            }
             told.extend(left);
         }
-        (plan, Step::from(end::Effect::Tell(told, status)))
+        told.into_iter().for_each(|text| end.push(end::Effect::Note(format!("{}: {text}\n", CLI.name))));
+        (plan, end)
     }
 
     /// The plan up to the tree, which is then let go: every rule of the kernel
@@ -222,7 +225,7 @@ impl Job {
         let mut plan = Plan::default();
         asked.steps(&self.proc, &mut plan);
         plan.steps.extend(look.steps);
-        tell(told, &mut plan);
+        plan.steps.extend(told.steps);
         plan
     }
 
@@ -249,7 +252,7 @@ impl Job {
         let eyes = maps(Kind::Uid).zip(maps(Kind::Gid)).map(|(uid, gid)| (address.pid.to_string(), Both { uid, gid }));
         let (look, told) = self.look(&asked, eyes.as_ref());
         let mut plan = into::steps(&way, &target, asked, at(args, place), &self.proc, look);
-        tell(told, &mut plan);
+        plan.steps.extend(told.steps);
         pass_on(stream, holds.then_some(target), &mut plan);
         Ok(plan)
     }
@@ -265,7 +268,7 @@ impl Job {
         asked.steps(&self.proc, &mut plan);
         plan.steps.extend(look.steps);
         plan.push(tree::Effect::Attach(TREE, at(args, place)));
-        tell(told, &mut plan);
+        plan.steps.extend(told.steps);
         let holder = stream.as_ref().and_then(Stream::pid).filter(|(_, holds)| *holds);
         let holder = holder.and_then(|(address, _)| Target::open(&self.proc, address?).ok()).map(Rc::new);
         plan.dry = stream.as_ref().and_then(Stream::pid).is_some_and(|(address, _)| address.is_none());
@@ -307,12 +310,6 @@ fn present(source: &Place) -> Result<Option<Both<Map>>> {
 
 fn at(args: &Args, place: Place) -> At {
     if args.flag("beneath") { At::Beneath(place) } else { At::Place(place) }
-}
-
-fn tell(told: Step, plan: &mut Plan) {
-    if !told.below.is_empty() {
-        plan.push(told);
-    }
 }
 
 /// Passes a stream on, and stays as long as its reader.

@@ -26,8 +26,8 @@ pub(crate) fn steps(asked: &Idmap, proc: &Rc<Proc>) -> (Plan, Vec<String>) {
             plan.push(tree::Effect::Set { of: PART, attributes, mapped, recursive: false, from });
         }
         plan.push(tree::Effect::Attach(PART, At::Below(TREE, sub.below.into_os_string())));
-        told.extend(sub.plain.map(|why| format!("idmap-mount: without the map: {why}")));
+        told.extend(sub.plain.map(|why| format!("without the map: {why}")));
     }
-    told.extend(left.iter().map(|(point, why)| format!("idmap-mount: left out: {}, {why}", quote(point))));
+    told.extend(left.iter().map(|(point, why)| format!("left out: {}, {why}", quote(point))));
     (plan, told)
 }

@@ -80,6 +80,8 @@ pub(crate) fn below(asked: &Idmap, proc: &Rc<Proc>) -> Vec<String> {
 pub(crate) fn slow(maps: &Both<Map>) -> Option<String> {
     let most = Kind::BOTH.into_iter().map(|kind| maps.of(kind).extents().len()).max().unwrap_or(0);
     (most > INLINE_EXTENTS).then(|| {
-        format!("idmap-mount: note: {most} extents: with more than {INLINE_EXTENTS} each stat(2) through the mount takes half as long again")
+        format!(
+            "{most} extents: with more than {INLINE_EXTENTS} each stat(2) through the mount takes half as long again"
+        )
     })
 }

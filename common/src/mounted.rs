@@ -57,8 +57,8 @@ pub fn under(fd: BorrowedFd<'_>) -> Result<Mounted, Errno> {
     one(sys::unique_mount_id(fd)?, 0)
 }
 
-/// All mounts of namespace `namespace` (0: ours) that can be seen, the root
-/// first and each before those below it.
+/// All mounts of namespace `namespace` (0: ours) that can be seen, the oldest
+/// first.
 ///
 /// # Errors
 /// ENOSYS: Linux before 6.8; EPERM, ENOENT: the namespace is not for us.
@@ -75,13 +75,7 @@ pub fn all(namespace: u64) -> Result<Vec<Mounted>, Errno> {
         }
     }
     // What went away meanwhile is not there any more.
-    let mut mounts: Vec<Mounted> = ids.into_iter().filter_map(|id| one(id, namespace).ok()).collect();
-    mounts.sort_by_key(|m| (depth(&m.point), m.id));
-    Ok(mounts)
-}
-
-fn depth(point: &str) -> usize {
-    point.split('/').filter(|part| !part.is_empty()).count()
+    Ok(ids.into_iter().filter_map(|id| one(id, namespace).ok()).collect())
 }
 
 fn one(id: u64, namespace: u64) -> Result<Mounted, Errno> {

@@ -442,6 +442,17 @@ pub fn mount_setattr(tree: BorrowedFd<'_>, recursive: bool, set: u64, userns: Op
     answer(unsafe { libc::syscall(MOUNT_SETATTR, fd, c"".as_ptr(), flags, from_ref(&attr), size) }).map(drop)
 }
 
+/// What mount_setattr(2) says of user namespace `userns` alone: that is judged
+/// before the path is, and this is no path. ENOENT: it is good, but whether its
+/// maps are written is not asked.
+pub fn judge_userns(userns: BorrowedFd<'_>) -> Errno {
+    let attr = MountAttr::new(MOUNT_ATTR_IDMAP, Some(userns));
+    let size = size_of::<MountAttr>();
+    // SAFETY: the path ends in NUL; `attr` is laid out as struct mount_attr.
+    let n = unsafe { libc::syscall(MOUNT_SETATTR, -1, c"".as_ptr(), 0, from_ref(&attr), size) };
+    answer(n).err().unwrap_or(Errno::UnknownErrno)
+}
+
 /// `open_tree` and `mount_setattr` in one (open_tree_attr(2), Linux 6.15): the
 /// only call that replaces the map of an idmapped mount, in the copy.
 ///

@@ -1,7 +1,7 @@
 //! Why a tree did not take a map: mount_setattr(2) has one errno for many
-//! rules. A tmpfs that has just been made takes every good user namespace, so it
-//! judges the namespace alone; a user namespace that has just been made is good
-//! for every mount that takes maps at all, so it judges the mount alone.
+//! rules. It judges the user namespace before the path, so that a call without
+//! a path is about that alone; a user namespace that has just been made is good
+//! for every mount that takes maps at all, so it is about the mount alone.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ pub(super) fn refused(asked: &Idmap, errno: Errno, proc: &Rc<Proc>) -> Option<Be
         return None;
     }
     // Where even this is refused, neither the maps nor the mount is to blame.
-    if takes(fresh(), &Good::New, proc).is_some() {
+    if ask(&Good::New, proc) != Some(Errno::ENOENT) {
         return None;
     }
     if let Some(because) = asked.maps.as_ref().and_then(|maps| namespace(maps, proc)) {
@@ -74,8 +74,18 @@ fn copied(place: Place) -> Plan {
     plan
 }
 
+/// What the kernel says of a user namespace alone.
+fn ask(user: &Good<'_>, proc: &Rc<Proc>) -> Option<Errno> {
+    answer(Plan::default(), user, tree::Effect::Ask, proc)
+}
+
 /// What the tree that `plan` makes says to a map; None if it takes it.
-fn takes(mut plan: Plan, user: &Good<'_>, proc: &Rc<Proc>) -> Option<Errno> {
+fn takes(plan: Plan, user: &Good<'_>, proc: &Rc<Proc>) -> Option<Errno> {
+    let set = tree::Effect::Set { of: TREE, attributes: 0, mapped: true, recursive: false, from: None };
+    answer(plan, user, set, proc)
+}
+
+fn answer(mut plan: Plan, user: &Good<'_>, last: tree::Effect, proc: &Rc<Proc>) -> Option<Errno> {
     match user {
         Good::New => {
             let own = proc.own();
@@ -84,7 +94,7 @@ fn takes(mut plan: Plan, user: &Good<'_>, proc: &Rc<Proc>) -> Option<Errno> {
         }
         Good::Asked(fd) => plan.push(ns::Effect::UseUser((*fd).clone(), String::new())),
     }
-    plan.push(tree::Effect::Set { of: TREE, attributes: 0, mapped: true, recursive: false, from: None });
+    plan.push(last);
     // A probe that failed otherwise says nothing about maps, and ENOSYS is no
     // answer that any rule explains.
     plan.probe(proc).map(|failure| failure.errno().unwrap_or(Errno::ENOSYS))
@@ -96,7 +106,7 @@ fn namespace(maps: &Maps, proc: &Rc<Proc>) -> Option<Because> {
     let Maps::Of(fd, name) = maps else { return None };
     let said = |text: String| Some(Because::new(text));
     let inode = fstat(fd).ok()?.st_ino;
-    let errno = takes(fresh(), &Good::Asked(fd), proc)?;
+    let errno = ask(&Good::Asked(fd), proc)?;
     if errno == Errno::EPERM && inode == INITIAL_USER {
         return said(format!("{name} is the initial user namespace, and its ids are those on disk"));
     }
@@ -104,10 +114,13 @@ fn namespace(maps: &Maps, proc: &Rc<Proc>) -> Option<Because> {
         let uid = sys::ns_owner_uid(fd.as_fd()).map_or_else(|_| "another user".to_owned(), |uid| format!("uid {uid}"));
         return said(format!("{name} belongs to {uid}, and we have no CAP_SYS_ADMIN in it"));
     }
-    if errno == Errno::EINVAL && Some(inode) == proc.ns_id("self", Kind::User) {
-        return said(format!("{name} is our own user namespace: maps come from one below it"));
+    if Some(inode) == proc.ns_id("self", Kind::User) {
+        // As that which mounted it, it is refused by a tmpfs that takes others.
+        let own = takes(fresh(), &Good::New, proc).is_none();
+        let own = own && takes(fresh(), &Good::Asked(fd), proc) == Some(Errno::EINVAL);
+        return own.then(|| Because::new(format!("{name} is our own user namespace: maps come from one below it")));
     }
-    let written = maps_of(fd, name, proc).filter(|_| errno == Errno::EINVAL)?;
+    let written = maps_of(fd, name, proc)?;
     let missing: Vec<&str> =
         IdKind::BOTH.into_iter().filter(|k| written.of(*k).is_none()).map(IdKind::map_file).collect();
     (!missing.is_empty()).then(|| Because::new(format!("{} of {name} has not been written", missing.join(" and "))))

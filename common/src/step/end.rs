@@ -52,8 +52,8 @@ pub enum Effect {
     Wait,
     /// Wait until the child has done its part.
     Reap,
-    /// Tell this on standard error, and leave with that status.
-    Tell(Vec<String>, u8),
+    /// Leave with this exit status.
+    Leave(u8),
     /// Mind the child until it ends: which holder has to outlive it, and
     /// whether it is the first process of a pid namespace.
     Tend(Option<Rc<Target>>, bool),
@@ -68,9 +68,6 @@ impl From<Effect> for Step {
         let mut step = Step::new(effect.act(), String::new(), effect.why(), move |hands| doing.perform(hands));
         if matches!(*effect, Effect::Say(_) | Effect::SayChild { .. }) {
             step.says = Some(Rc::new(move || saying.dry()));
-        }
-        if let Effect::Tell(lines, _) = &*effect {
-            step.below.clone_from(lines);
         }
         if matches!(*effect, Effect::Exec(_)) {
             step.exit = |errno| if errno == Errno::ENOENT { Exit::NotFound } else { Exit::NotExecutable };
@@ -94,7 +91,7 @@ impl Effect {
             Effect::First => "reap".into(),
             Effect::Wait => "wait to be ended".into(),
             Effect::Reap => "wait for the child".into(),
-            Effect::Tell(..) => "tell:".into(),
+            Effect::Leave(status) => format!("leave with status {status}"),
             Effect::Tend(..) => "wait for the program".into(),
             Effect::Exec(words) => format!("exec {}", quote_all(words)),
         }
@@ -110,7 +107,7 @@ impl Effect {
             Effect::First => "a pid namespace ends with its first process, to which all orphans in it fall",
             Effect::Wait => "a namespace is gone with its last process",
             Effect::Tend(..) => "signals go in, the exit status comes out",
-            Effect::Answer(_) | Effect::Note(_) | Effect::Reap | Effect::Tell(..) | Effect::Exec(_) => "",
+            Effect::Answer(_) | Effect::Note(_) | Effect::Reap | Effect::Leave(_) | Effect::Exec(_) => "",
         }
     }
 
@@ -127,7 +124,7 @@ impl Effect {
             | Effect::First
             | Effect::Wait
             | Effect::Reap
-            | Effect::Tell(..)
+            | Effect::Leave(_)
             | Effect::Tend(..)
             | Effect::Answer(_)
             | Effect::Note(_)
@@ -173,8 +170,7 @@ impl Effect {
                     Some(_) | None => Err(Failure::refused("the child did not come to its end").into()),
                 }
             }
-            Effect::Tell(lines, status) => {
-                mind::tell(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+            Effect::Leave(status) => {
                 hands.status = *status;
                 Ok(())
             }
@@ -212,7 +208,7 @@ impl Effect {
             | Effect::First
             | Effect::Wait
             | Effect::Reap
-            | Effect::Tell(..)
+            | Effect::Leave(_)
             | Effect::Tend(..) => None,
         }
     }

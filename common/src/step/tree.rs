@@ -47,6 +47,9 @@ pub enum Effect {
         /// What it is a copy of.
         from: Option<Place>,
     },
+    /// Ask what the kernel says of the user namespace at hand, which is always a
+    /// refusal: ENOENT is the good one.
+    Ask,
     /// Look through the tree whether the owners are as they have to be.
     Check(Rc<Owners>),
     /// Attach a tree.
@@ -97,6 +100,7 @@ impl Effect {
             }
             Effect::Set { of, mapped: true, .. } => format!("mount_setattr {of} MOUNT_ATTR_IDMAP"),
             Effect::Set { of, mapped: false, .. } => format!("mount_setattr {of}"),
+            Effect::Ask => "mount_setattr of no path".into(),
             Effect::Check(_) => "look at the owners in the tree".into(),
             Effect::Attach(of, At::Place(place)) => format!("move_mount {of} {}", place.name()),
             Effect::Attach(of, At::Beneath(place)) => {
@@ -122,6 +126,7 @@ impl Effect {
             }
             Effect::Attach(_, At::Beneath(_)) => "and detach what is above it".into(),
             Effect::Copy(..)
+            | Effect::Ask
             | Effect::Check(_)
             | Effect::Attach(..)
             | Effect::Park
@@ -141,6 +146,7 @@ impl Effect {
                 "the kernel shifts the owners by this user namespace's maps: inside is on disk, outside is seen"
             }
             Effect::Set { mapped: false, .. } => "nobody can use the tree before it has its attributes",
+            Effect::Ask => "",
             Effect::Check(_) => "stat(2) through the tree shows the ids as the map makes them, before anybody else can",
             Effect::Attach(_, At::Beneath(_)) => {
                 "whoever walks by finds the old mount or the new one, and never neither"
@@ -178,6 +184,7 @@ impl Effect {
                 let (tree, userns) = (hands.get(of)?, hands.get(USERNS)?);
                 Ok(sys::mount_setattr(tree, *recursive, *attributes | sys::MOUNT_ATTR_IDMAP, Some(userns))?)
             }
+            Effect::Ask => Err(sys::judge_userns(hands.get(USERNS)?).into()),
             Effect::Check(owners) => Ok(owners.check(hands.get(TREE)?)?),
             Effect::Attach(of, at) => attach(hands, of, at),
             Effect::Park => park(hands.get(TREE)?),
@@ -212,6 +219,7 @@ impl Effect {
             Effect::Copy(..)
             | Effect::CopyMapped(..)
             | Effect::Set { .. }
+            | Effect::Ask
             | Effect::Check(_)
             | Effect::Attach(..)
             | Effect::Park
