@@ -35,7 +35,7 @@ pub struct Owned {
 
 /// How many entries of a directory are looked at, and how many are shown: an
 /// example is meant, and no tree is walked over.
-const LOOKED_AT: usize = 1000;
+const LOOKED_AT: usize = 100;
 /// See above.
 const SHOWN: usize = 8;
 
@@ -46,8 +46,11 @@ impl Owners {
         for name in std::iter::once(".".into()).chain(names(source)) {
             let Ok(stat) = look(source.fd(), &name) else { continue };
             let disk = owners.disk(&stat);
-            if owners.files.len() < SHOWN && owners.files.iter().all(|file| file.disk != disk) {
+            if owners.files.iter().all(|file| file.disk != disk) {
                 owners.files.push(Owned { name, disk });
+            }
+            if owners.files.len() == SHOWN {
+                break;
             }
         }
         owners
