@@ -29,11 +29,17 @@ test-all:
 test-rest:
 	@tests/run --rest
 
+# Figures of this machine, for the record: no test depends on them.
+bench: all
+	@{ echo '# Figures'; for bench in tests/bench/[a-z]*; do \
+	    if [ -x "$$bench" ]; then echo && "$$bench" || exit 1; fi; done; } >target/RESULTS.md
+	@mv target/RESULTS.md tests/bench/RESULTS.md
+
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
 	mandoc -Tlint -Wwarning man/*.[157]
-	shellcheck tests/run tests/private tests/build tests/old-kernel tests/demo tests/rootfs .ci/run
+	shellcheck tests/run tests/private tests/build tests/old-kernel tests/demo tests/rootfs tests/bench/idmap .ci/run
 
 install: all
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man7
@@ -60,4 +66,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all demo test test-all test-rest lint install install-newuidmap uninstall clean
+.PHONY: all demo test test-all test-rest bench lint install install-newuidmap uninstall clean

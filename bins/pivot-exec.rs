@@ -9,13 +9,10 @@ use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Errno, Result};
 use common::id::Kind as IdKind;
 use common::ns::Kind;
+use common::path::{Place, not_opened};
 use common::plan::Plan;
 use common::proc::Proc;
-use common::step::{
-    end,
-    mount::{self, Place},
-    ns, own,
-};
+use common::step::{end, mount, ns, own};
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use common::target;
 use common::tool::{Outcome, run};
@@ -61,9 +58,9 @@ fn decide(args: &Args) -> Result<Outcome> {
     if args.program.is_empty() {
         return Err(CLI.usage("which program?"));
     }
-    let (place, is_directory) = Place::at(root)?;
-    if !is_directory {
-        return Err(mount::not_opened(root, Errno::ENOTDIR));
+    let place = Place::at(root)?;
+    if !place.is_directory {
+        return Err(not_opened(root, Errno::ENOTDIR));
     }
     let mut plan = Plan::default();
     // Until the exec this process has the old root; whoever lives in these

@@ -3,37 +3,72 @@
 //! A map is INSIDE:OUTSIDE:COUNT here too: INSIDE is the id on disk, OUTSIDE
 //! the one seen through the mount.
 
-mod judge;
+mod into;
+mod partial;
+mod show;
+mod table;
+mod words;
 
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Failure, Result};
-use common::id::{Both, Extent, Kind as IdKind, Map, parse_operand};
-use common::ns::Kind;
-use common::plan::{Plan, clone};
-use common::preset::lawful;
+use common::id::{Both, Kind, Map};
+use common::idmap::Idmap;
+use common::mounted;
+use common::name;
+use common::owners::Owners;
+use common::path::Place;
+use common::plan::Plan;
 use common::proc::Proc;
-use common::step::mount::{self, Place};
-use common::step::{Facts, Step, end, map, ns};
-use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID};
+use common::record::{Address, Stream};
+use common::step::tree::{self, At};
+use common::step::{Step, TREE, end, ns, own};
+use common::target::{Operand, Target, read_stream};
 use common::tool::{Outcome, run};
 use common::word::quote;
+use words::Wanted;
 
 const CLI: Cli = Cli {
     name: "idmap-mount",
     purpose: "attach a tree with its owners shifted",
-    usage: &["[OPTION...] SOURCE DEST MAP..."],
+    usage: &[
+        "[OPTION...] SOURCE DEST [MAP...]",
+        "[OPTION...] --into TARGET SOURCE DEST [MAP...]",
+        "[OPTION...] --no-attach SOURCE [MAP...]",
+        "[OPTION...] --fd-exec N SOURCE [MAP...] -- PROGRAM [ARGUMENT...]",
+        "--show [PATH]",
+        "--umount PATH",
+    ],
     options: &[
         Opt { short: "", long: "map-mount", value: "MAP", help: "the same as a MAP operand" },
+        Opt { short: "", long: "owner-as", value: "UID[:GID]", help: "show the owner of SOURCE as this user" },
+        Opt { short: "", long: "like", value: "TARGET", help: "take the map of TARGET's user namespace" },
+        Opt { short: "", long: "plain", value: "", help: "attach it without a map" },
+        Opt { short: "", long: "remap", value: "", help: "if SOURCE is idmapped already, replace its map" },
         Opt { short: "", long: "recursive", value: "", help: "with the mounts below SOURCE" },
+        Opt { short: "", long: "partial", value: "", help: "with those too that take no map, as they are" },
+        Opt { short: "", long: "ro", value: "", help: "let nothing be written there" },
+        Opt { short: "", long: "noexec", value: "", help: "let no program be executed from there" },
+        Opt { short: "", long: "noatime", value: "", help: "let reading change no times" },
+        Opt { short: "", long: "nosymfollow", value: "", help: "follow no symbolic links there" },
         Opt { short: "", long: "suid", value: "", help: "let set-id bits have effect (the default is nosuid)" },
         Opt { short: "", long: "dev", value: "", help: "let device nodes be opened (the default is nodev)" },
+        Opt { short: "", long: "host-root", value: "", help: "with --suid: let a map make somebody root" },
+        Opt { short: "", long: "beneath", value: "", help: "exchange the mount at DEST for this one" },
+        Opt { short: "", long: "into", value: "TARGET", help: "attach it in TARGET's mount namespace" },
+        Opt { short: "", long: "locked", value: "", help: "with --into: the container's root cannot change it" },
+        Opt { short: "", long: "no-attach", value: "", help: "do everything but attach it: a check" },
+        Opt { short: "", long: "fd-exec", value: "N", help: "hand it to PROGRAM as descriptor N, not attached" },
+        Opt { short: "", long: "show", value: "", help: "print what is idmapped here, with the maps" },
+        Opt { short: "", long: "umount", value: "", help: "take an idmapped mount away" },
     ],
-    operands: Operands::Free,
+    operands: Operands::FreeThenProgram,
     runs: false,
-    stage: false,
+    stage: true,
 };
 
 fn main() -> ExitCode {
@@ -41,63 +76,246 @@ fn main() -> ExitCode {
 }
 
 fn decide(args: &Args) -> Result<Outcome> {
-    let [source, target, rest @ ..] = args.operands.as_slice() else {
-        return Err(CLI.usage("SOURCE and DEST are needed"));
-    };
-    let words: Vec<_> = args.values("map-mount").into_iter().chain(rest.iter().cloned()).collect();
-    let mut extents = Both::<Vec<Extent>>::default();
-    for word in &words {
-        let text = word.to_string_lossy();
-        let (kinds, extent) =
-            parse_operand(text.as_bytes()).map_err(|e| Failure::usage(format!("{}: {e}", quote(word))))?;
-        for kind in kinds {
-            extents.of_mut(kind).push(extent);
-        }
-    }
-    if words.is_empty() {
-        return Err(CLI.usage("which map? [u:|g:|b:]ON-DISK:SEEN:COUNT"));
-    }
-    for (here, there, advice) in
-        [(IdKind::Uid, IdKind::Gid, ("u:", "groups", "g:")), (IdKind::Gid, IdKind::Uid, ("g:", "users", "u:"))]
-    {
-        if extents.of(there).is_empty() && !extents.of(here).is_empty() {
-            let (alone, ids, other) = advice;
-            return Err(Failure::usage(format!(
-                "{alone} alone leaves the {ids} without a map, which the kernel refuses: add a {other} map, or use b:"
-            )));
-        }
-    }
+    // Before anything of ours can have the number.
+    let handed = handed(args)?;
     let proc = Rc::new(Proc::open()?);
-    let maps = lawful(extents, &proc)?;
-    let (source, is_directory) = Place::at(source)?;
-    let (target, onto_directory) = Place::at(target)?;
-    if is_directory != onto_directory {
-        return Err(Failure::usage("SOURCE and DEST have to be both directories or both files"));
+    match (args.flag("show"), args.flag("umount")) {
+        (true, false) => return show::show(args, &proc),
+        (false, true) => return show::umount(args, &proc),
+        (true, true) => return Err(CLI.usage("--show or --umount")),
+        (false, false) => {}
     }
-    let recursive = args.flag("recursive");
-    let bit = |option: &str, bit: u64| if args.flag(option) { 0 } else { bit };
-    let attributes = bit("suid", MOUNT_ATTR_NOSUID) | bit("dev", MOUNT_ATTR_NODEV);
-    let mut plan = Plan::default();
-    plan.push(mount::Effect::CloneTree(source.clone(), recursive));
-    user_namespace(&maps, &proc, &mut plan);
-    let why = move |errno, _: &Facts<'_>| judge::refused(&source, recursive, errno, &proc);
-    plan.push(Step::from(mount::Effect::MapTree { attributes, recursive }).because(why));
-    plan.push(mount::Effect::Attach(target));
-    Ok(Outcome::Plan(plan))
+    let attaches = handed.is_none() && !args.flag("no-attach");
+    let mut operands = args.operands.clone();
+    if handed.is_none() {
+        operands.extend(args.program.iter().cloned());
+    }
+    let places = if attaches { 2 } else { 1 };
+    if operands.len() < places {
+        return Err(CLI.usage(if attaches { "SOURCE and DEST are needed" } else { "SOURCE is needed" }));
+    }
+    fitting(args, attaches)?;
+    let maps = operands.split_off(places);
+    let stream = if args.piped() { Some(read_stream()?) } else { None };
+    let source = Place::at(&operands[0])?;
+    let wanted = Wanted::read(args, &maps, &source, stream.as_ref(), &proc)?;
+    wanted.guard(args)?;
+    let job = Job::new(args, source, &wanted, proc)?;
+    match (handed, operands.get(1)) {
+        (Some((reserved, n)), _) => Ok(Outcome::Plan(job.hand(args, wanted, reserved, n))),
+        (None, None) => Ok(Outcome::Plan(job.tree(wanted))),
+        (None, Some(dest)) => job.attach(args, wanted, dest, stream).map(Outcome::Plan),
+    }
 }
 
-/// The steps that make a user namespace which has these maps and nobody in it.
-fn user_namespace(maps: &Both<Map>, proc: &Rc<Proc>, plan: &mut Plan) {
-    let mut child = Plan::default();
-    child.push(end::Effect::Wait);
-    plan.push(clone(
-        vec![Kind::User],
-        "the maps of a user namespace are what shifts the owners of a mount",
-        child,
-        proc,
-    ));
-    for kind in IdKind::BOTH {
-        plan.push(map::Effect::Write(map::Whose::Promised("CHILD"), kind, maps.of(kind).clone()));
+/// Options that go together only.
+fn fitting(args: &Args, attaches: bool) -> Result<()> {
+    let wrong = [
+        (args.flag("locked") && args.value("into").is_none(), "--locked goes with --into"),
+        (!attaches && args.value("into").is_some(), "--into attaches: not with --no-attach or --fd-exec"),
+        (!attaches && args.flag("beneath"), "--beneath attaches: not with --no-attach or --fd-exec"),
+        (args.flag("plain") && args.flag("remap"), "--remap needs a map: not with --plain"),
+        (args.flag("plain") && args.flag("partial"), "--partial is about the map: not with --plain"),
+        (args.flag("remap") && args.flag("partial"), "--remap or --partial"),
+        (args.operands.iter().any(|o| o == "-"), "the stream is named by an option: --into - or --like -"),
+    ];
+    wrong.into_iter().find(|(is, _)| *is).map_or(Ok(()), |(_, text)| Err(CLI.usage(text)))
+}
+
+/// The descriptor that a program is to find the tree at.
+fn handed(args: &Args) -> Result<Option<(Rc<OwnedFd>, i32)>> {
+    let Some(n) = args.number("fd-exec")? else { return Ok(None) };
+    let n = i32::try_from(n).ok().filter(|n| (3..16).contains(n));
+    let n = n.ok_or_else(|| CLI.usage("--fd-exec: N is a number from 3 to 15"))?;
+    if args.program.is_empty() {
+        return Err(CLI.usage("--fd-exec: which program? it stands after --"));
     }
-    plan.push(ns::Effect::TakeUser);
+    Ok(Some((tree::reserve(n)?, n)))
+}
+
+/// The process that an operand means, and whether it is a holder of the stream;
+/// None in a dry pipeline.
+fn addressed(operand: &Operand, stream: Option<&Stream>, proc: &Proc) -> Result<(Option<Address>, bool)> {
+    match operand {
+        Operand::Process(address) => Ok((Some(*address), false)),
+        Operand::Name(name) => Ok((Some(name::find(proc, name)?), false)),
+        Operand::Stream => stream
+            .and_then(Stream::pid)
+            .ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage")),
+        Operand::File(_) | Operand::Descriptor(_) => Err(CLI.usage("TARGET is a process: PID, PID:INODE, a name or -")),
+    }
+}
+
+/// What is to be done, whatever becomes of the tree.
+struct Job {
+    proc: Rc<Proc>,
+    source: Place,
+    attributes: u64,
+    recursive: bool,
+    partial: bool,
+    remap: bool,
+    /// What the tree has to show, where that can be foretold.
+    owners: Option<Rc<Owners>>,
+    /// Whether a plan will be read by somebody.
+    shown: bool,
+    notes: Vec<String>,
+}
+
+impl Job {
+    fn new(args: &Args, source: Place, wanted: &Wanted, proc: Rc<Proc>) -> Result<Job> {
+        // The options have the words of mount(8).
+        let on = ["ro", "noexec", "noatime", "nosymfollow"].into_iter().filter(|word| args.flag(word));
+        let off = [("suid", "nosuid"), ("dev", "nodev")].into_iter().filter(|(word, _)| !args.flag(word));
+        let attributes = on.chain(off.map(|(_, word)| word)).fold(0, |all, word| all | tree::attribute(word));
+        let before = if args.flag("remap") { present(&source)? } else { None };
+        let owners = wanted.known.clone().filter(|_| tree::owners_are_ours(&proc)).map(|maps| {
+            let overflow = |kind: Kind| proc.sysctl(&format!("kernel/overflow{}", kind.word()));
+            let overflow = |kind| u32::try_from(overflow(kind).unwrap_or(65534)).unwrap_or(65534);
+            let overflow = Both { uid: overflow(Kind::Uid), gid: overflow(Kind::Gid) };
+            Rc::new(Owners::of(&source, before.clone(), maps, overflow))
+        });
+        Ok(Job {
+            source,
+            attributes,
+            recursive: args.flag("recursive") && !args.flag("partial"),
+            partial: args.flag("partial"),
+            remap: before.is_some(),
+            owners,
+            shown: args.dry() || args.flag("explain"),
+            notes: wanted.known.iter().filter_map(table::slow).collect(),
+            proc,
+        })
+    }
+
+    fn asked(&self, wanted: Wanted) -> Idmap {
+        let (source, recursive, attributes, remap) = (self.source.clone(), self.recursive, self.attributes, self.remap);
+        Idmap { source, recursive, attributes, maps: wanted.maps, remap }
+    }
+
+    /// The steps after the tree has its map and before it can be seen, and those
+    /// that tell of it at the end.
+    fn look(&self, asked: &Idmap, target: Option<&table::Target>) -> (Plan, Plan) {
+        let (mut plan, mut told) = (Plan::default(), self.notes.clone());
+        if let Some(owners) = &self.owners {
+            let mut step = Step::from(tree::Effect::Check(owners.clone()));
+            if self.shown {
+                step.below = table::lines(owners, target, &self.proc);
+                step.below.extend(if self.recursive { table::below(asked, &self.proc) } else { Vec::new() });
+            }
+            plan.push(step);
+        }
+        let mut end = Plan::default();
+        if self.partial {
+            let (steps, left) = partial::steps(asked, &self.proc);
+            plan.steps.extend(steps.steps);
+            if !left.is_empty() {
+                end.push(end::Effect::Leave(3));
+            }
+            told.extend(left);
+        }
+        told.into_iter().for_each(|text| end.push(end::Effect::Note(format!("{}: {text}\n", CLI.name))));
+        (plan, end)
+    }
+
+    /// The plan up to the tree, which is then let go: every rule of the kernel
+    /// but those about the place has been kept.
+    fn tree(self, wanted: Wanted) -> Plan {
+        let asked = self.asked(wanted);
+        let (look, told) = self.look(&asked, None);
+        let mut plan = Plan::default();
+        asked.steps(&self.proc, &mut plan);
+        plan.steps.extend(look.steps);
+        plan.steps.extend(told.steps);
+        plan
+    }
+
+    fn hand(self, args: &Args, wanted: Wanted, reserved: Rc<OwnedFd>, n: i32) -> Plan {
+        let mut plan = self.tree(wanted);
+        plan.push(own::Effect::Close(Vec::new()));
+        plan.push(tree::Effect::Hand(reserved, n));
+        plan.push(end::Effect::Exec(args.program.clone()));
+        plan
+    }
+
+    fn attach(self, args: &Args, wanted: Wanted, dest: &OsString, stream: Option<Stream>) -> Result<Plan> {
+        let Some(word) = args.value("into") else {
+            return self.attach_here(args, wanted, dest, stream);
+        };
+        let (address, holds) = addressed(&Operand::parse(&word)?, stream.as_ref(), &self.proc)?;
+        let asked = self.asked(wanted);
+        let Some(address) = address else { return Ok(self.promised(asked, dest, stream)) };
+        let target = Rc::new(Target::open(&self.proc, address)?);
+        let place = into::place(&target, dest, &self.proc)?;
+        self.same_kind(&place)?;
+        let way = into::Way::of(args, &target, &asked, &self.proc)?;
+        let maps = |kind| Map::new(self.proc.map(&target.who(), kind).unwrap_or_default()).ok();
+        let eyes = maps(Kind::Uid).zip(maps(Kind::Gid)).map(|(uid, gid)| (address.pid.to_string(), Both { uid, gid }));
+        let (look, told) = self.look(&asked, eyes.as_ref());
+        let mut plan = into::steps(&way, &target, asked, at(args, place), &self.proc, look);
+        plan.steps.extend(told.steps);
+        pass_on(stream, holds.then_some(target), &mut plan);
+        Ok(plan)
+    }
+
+    fn attach_here(self, args: &Args, wanted: Wanted, dest: &OsString, stream: Option<Stream>) -> Result<Plan> {
+        let place = Place::at(dest)?;
+        self.same_kind(&place)?;
+        let like = args.value("like").map(|word| word.to_string_lossy().into_owned());
+        let eyes = like.filter(|word| word != "-").zip(wanted.known.clone());
+        let asked = self.asked(wanted);
+        let (look, told) = self.look(&asked, eyes.as_ref());
+        let mut plan = Plan::default();
+        asked.steps(&self.proc, &mut plan);
+        plan.steps.extend(look.steps);
+        plan.push(tree::Effect::Attach(TREE, at(args, place)));
+        plan.steps.extend(told.steps);
+        let holder = stream.as_ref().and_then(Stream::pid).filter(|(_, holds)| *holds);
+        let holder = holder.and_then(|(address, _)| Target::open(&self.proc, address?).ok()).map(Rc::new);
+        plan.dry = stream.as_ref().and_then(Stream::pid).is_some_and(|(address, _)| address.is_none());
+        pass_on(stream, holder, &mut plan);
+        Ok(plan)
+    }
+
+    /// What a dry pipeline shows: no process is there to be looked at.
+    fn promised(self, asked: Idmap, dest: &OsString, stream: Option<Stream>) -> Plan {
+        let (look, _) = self.look(&asked, None);
+        let mut plan = Plan { dry: true, ..Plan::default() };
+        asked.steps(&self.proc, &mut plan);
+        plan.steps.extend(look.steps);
+        plan.push(ns::promised());
+        plan.push(tree::Effect::Attach(TREE, At::Below("ROOT", dest.clone())));
+        pass_on(stream, None, &mut plan);
+        plan
+    }
+
+    fn same_kind(&self, place: &Place) -> Result<()> {
+        if self.source.is_directory == place.is_directory {
+            return Ok(());
+        }
+        Err(Failure::usage("SOURCE and DEST have to be both directories or both files"))
+    }
+}
+
+/// The maps of a source that is idmapped itself.
+fn present(source: &Place) -> Result<Option<Both<Map>>> {
+    let said = |e| Failure::os(format!("statmount {}", quote(&source.path)), e);
+    let mount = mounted::under(source.fd()).map_err(said)?;
+    if !mount.is_idmapped() {
+        return Ok(None);
+    }
+    let map = |extents: &Vec<_>| Map::new(extents.clone()).ok();
+    let both = mount.maps.and_then(|maps| Some(Both { uid: map(&maps.uid)?, gid: map(&maps.gid)? }));
+    both.map(Some).ok_or_else(|| Failure::refused(format!("the map of {} cannot be read here", quote(&source.path))))
+}
+
+fn at(args: &Args, place: Place) -> At {
+    if args.flag("beneath") { At::Beneath(place) } else { At::Place(place) }
+}
+
+/// Passes a stream on, and stays as long as its reader.
+fn pass_on(stream: Option<Stream>, holder: Option<Rc<Target>>, plan: &mut Plan) {
+    if let Some(stream) = stream {
+        plan.push(end::Effect::Say(stream));
+        plan.push(end::Effect::Linger(holder));
+    }
 }

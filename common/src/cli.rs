@@ -28,6 +28,8 @@ pub struct Opt {
 pub enum Operands {
     /// Nowhere: they may stand around all operands, until `--`.
     Free,
+    /// The same, and what stands after `--` is a program.
+    FreeThenProgram,
     /// At the program to run, which is the operand after this many others
     /// (fewer where one of the named options stands for it).
     Program(usize, &'static str),
@@ -103,7 +105,7 @@ impl Cli {
         let mut rest: Vec<String> = words.iter().map(|w| widen(w)).collect();
         let mut args = Args { given: Vec::new(), operands: Vec::new(), program: Vec::new() };
         let style = match self.operands {
-            Operands::Free => ParsingStyle::FloatingFrees,
+            Operands::Free | Operands::FreeThenProgram => ParsingStyle::FloatingFrees,
             Operands::Program(..) => ParsingStyle::StopAtFirstFree,
         };
         loop {
@@ -114,7 +116,11 @@ impl Cli {
             let ended = before > free.len() && rest[before - free.len() - 1] == "--";
             args.given.push(given);
             let Operands::Program(wanted, instead) = self.operands else {
-                args.operands = free.iter().map(|w| narrow(w)).collect();
+                let words = rest.iter().rev().take_while(|word| *word != "--").count();
+                let apart = self.operands == Operands::FreeThenProgram && words < before;
+                let split = free.len() - if apart { words } else { 0 };
+                args.operands = free[..split].iter().map(|w| narrow(w)).collect();
+                args.program = free[split..].iter().map(|w| narrow(w)).collect();
                 return Ok(args);
             };
             let wanted = if args.value(instead).is_some() { 0 } else { wanted };
@@ -192,9 +198,11 @@ impl Args {
         self.flag("dry-run")
     }
 
-    /// Whether an operand is `-`: this is a stage of a pipeline.
+    /// Whether an operand is `-`, or what `--into` or `--like` names: this is a
+    /// stage of a pipeline.
     pub fn piped(&self) -> bool {
-        self.operands.iter().any(|o| o == "-")
+        let named = ["into", "like"].iter().any(|option| self.value(option).is_some_and(|v| v == "-"));
+        named || self.operands.iter().any(|o| o == "-")
     }
 }
 
@@ -235,6 +243,10 @@ mod tests {
         assert_eq!(parse(new, "-m - -p"), (words("-"), vec![], true, true));
         assert_eq!(parse(new, "-m -- - x"), (vec![], words("- x"), true, false));
         assert_eq!(parse(Operands::Free, "a -m b -p -- -x"), (words("a b -x"), vec![], true, true));
+        let then = Operands::FreeThenProgram;
+        assert_eq!(parse(then, "a -m b -- x -p"), (words("a b"), words("x -p"), true, false));
+        assert_eq!(parse(then, "a -m b"), (words("a b"), vec![], true, false));
+        assert_eq!(parse(then, "a --"), (words("a"), vec![], false, false));
     }
 
     #[test]

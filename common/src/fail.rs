@@ -50,6 +50,12 @@ impl Because {
         self.remedy = command.into();
         self
     }
+
+    /// The same with a cure, if there is one.
+    #[must_use]
+    pub fn remedy_if(self, command: Option<String>) -> Because {
+        Because { remedy: command.unwrap_or_default(), ..self }
+    }
 }
 
 /// A refusal or an error, ready to be told.

@@ -8,6 +8,8 @@
 //! * [`cli`]     options as data
 //! * [`proc`]    facts out of /proc
 //! * [`path`]    why a path could not be opened
+//! * [`mounted`] mounts and their maps, by statmount(2)
+//! * [`owners`]  the owners of files, on disk and through a map
 //! * [`helper`]  other programs, asked or told, with a deadline
 //! * [`user`]    users by name and number
 //! * [`subid`]   /etc/subuid and /etc/subgid
@@ -18,6 +20,7 @@
 //! * [`name`]    holders by name
 //! * [`step`]    effects, one file for each kernel object
 //! * [`plan`]    a list of steps: printed, performed, tried
+//! * [`idmap`]   a tree with its owners shifted
 //! * [`mind`]    the only poll loop
 //! * [`holder`]  who keeps namespaces that nobody lives in yet
 //! * [`tool`]    what every tool does around its own decision
@@ -29,10 +32,13 @@ pub mod fail;
 pub mod helper;
 pub mod holder;
 pub mod id;
+pub mod idmap;
 pub mod lease;
 pub mod mind;
+pub mod mounted;
 pub mod name;
 pub mod ns;
+pub mod owners;
 pub mod path;
 pub mod plan;
 pub mod preset;

@@ -215,12 +215,19 @@ pub fn be_patient(mask: &SigSet) -> Result<()> {
 /// the kernel reports its first process only after all others have gone.
 pub fn end(child: &Child) {
     let _ = sys::pidfd_signal(child.fd.as_fd(), Signal::SIGKILL as c_int);
-    reap(child);
+    let _ = reap(child);
 }
 
-/// Waits for a child that is about to end by itself.
-pub fn reap(child: &Child) {
-    while waitid(Id::PIDFd(child.fd.as_fd()), WaitPidFlag::WEXITED) == Err(Errno::EINTR) {}
+/// Waits for a child that is about to end by itself; answers its exit status,
+/// None if a signal ended it.
+pub fn reap(child: &Child) -> Option<i32> {
+    loop {
+        match waitid(Id::PIDFd(child.fd.as_fd()), WaitPidFlag::WEXITED) {
+            Err(Errno::EINTR) => {}
+            Ok(WaitStatus::Exited(_, status)) => return Some(status),
+            Ok(_) | Err(_) => return None,
+        }
+    }
 }
 
 // ---- the parent of the program ----

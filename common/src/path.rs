@@ -1,16 +1,115 @@
-//! Why a path could not be opened: which component of it, and what is wrong
-//! with that. path_resolution(7).
+//! Paths: what one leads to while a tool plans, and why one could not be
+//! opened: which component of it, and what is wrong with that.
+//! path_resolution(7).
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
-use crate::fail::{Because, Errno};
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::sys::stat::{Mode, SFlag, fstat};
+
+use crate::fail::{Because, Errno, Failure, Result};
 use crate::id::Kind;
 use crate::proc::Proc;
-use crate::word::quote;
+use crate::sys;
+use crate::word::{c, quote};
+
+/// A directory or file that was looked at while planning.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its path as typed.
+    pub path: OsString,
+    /// In whose root directory, if not in ours.
+    of: Option<String>,
+    /// What is there, opened with O_PATH.
+    fd: Rc<OwnedFd>,
+    /// Whether it is a directory.
+    pub is_directory: bool,
+    /// Device and inode.
+    same: (u64, u64),
+}
+
+impl Place {
+    /// Looks at `path`.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES and the like, with the component that is to blame.
+    pub fn at(path: &OsStr) -> Result<Place> {
+        let opened = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+        opened.and_then(|fd| Place::new(path, None, fd)).map_err(|e| not_opened(path, e))
+    }
+
+    /// Looks at `path` below `root`, which stands for `/`: no symbolic link and
+    /// no `..` leads out of it. Plans say that it is in `of`.
+    ///
+    /// # Errors
+    /// As `at`; the component is looked for in `root` too.
+    pub fn within(root: &OwnedFd, path: &OsStr, of: &str) -> Result<Place> {
+        let look =
+            |path: &OsStr| sys::open_in_root(root.as_fd(), &c(path).map_err(|_| Errno::EINVAL)?, libc::O_PATH, 0);
+        let name = format!("{} in {of}", quote(path));
+        look(path).and_then(|fd| Place::new(path, Some(of.to_owned()), fd)).map_err(|errno| {
+            let missing = Path::new(path)
+                .ancestors()
+                .filter(|p| !p.as_os_str().is_empty())
+                .filter(|p| look(p.as_os_str()).err() == Some(Errno::ENOENT))
+                .last();
+            let because = missing
+                .filter(|_| errno == Errno::ENOENT)
+                .map(|p| Because::new(format!("there is no {} in the root directory of {of}", quote(p))));
+            Failure::os(format!("open {name}"), errno).because(because)
+        })
+    }
+
+    fn new(path: &OsStr, of: Option<String>, fd: OwnedFd) -> std::result::Result<Place, Errno> {
+        let stat = fstat(&fd)?;
+        let is_directory = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
+        let same = (stat.st_dev, stat.st_ino);
+        Ok(Place { path: path.to_owned(), of, fd: Rc::new(fd), is_directory, same })
+    }
+
+    /// What plans and failures call it.
+    pub fn name(&self) -> String {
+        let path = quote(&self.path);
+        self.of.as_ref().map_or_else(|| path.clone(), |of| format!("{path} in {of}"))
+    }
+
+    /// Lends what is there.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Its path without symbolic links, as mountinfo has it; as typed where
+    /// that cannot be found out.
+    pub fn real(&self) -> PathBuf {
+        fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone().into())
+    }
+
+    /// Whether `fd` is what was looked at.
+    ///
+    /// # Errors
+    /// Those of fstat(2); a refusal where it is another by now.
+    pub fn check(&self, fd: impl AsFd) -> Result<()> {
+        let said = format!("open {}", quote(&self.path));
+        let stat = fstat(fd).map_err(|e| Failure::os(said.as_str(), e))?;
+        if (stat.st_dev, stat.st_ino) == self.same {
+            return Ok(());
+        }
+        Err(Failure::refused(format!("{said}: it is another file by now")))
+    }
+}
+
+/// A path that could not be opened, with its reason.
+pub fn not_opened(path: &OsStr, errno: Errno) -> Failure {
+    let because = Proc::open().ok().and_then(|proc| reason(path, errno, &proc));
+    Failure::os(format!("open {}", quote(path)), errno).because(because)
+}
 
 /// The first component of `path` that explains `errno` (ENOENT, ENOTDIR or
 /// EACCES); None where everything is as it should be.

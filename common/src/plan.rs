@@ -86,11 +86,27 @@ impl Plan {
     }
 }
 
+/// What `look` finds in the child that `plan` forks first and leaves waiting,
+/// which then ends.
+pub fn glance<T>(plan: &Plan, proc: &Proc, look: impl Fn(&str) -> Option<T>) -> Option<T> {
+    let mask = SigSet::thread_get_mask().ok()?;
+    let mut hands = Hands::new(mask);
+    let done = plan.perform(&mut hands, proc);
+    let child = hands.child.take();
+    let found = child.as_ref().filter(|_| done.is_ok()).and_then(|c| look(&c.who(proc)));
+    child.iter().for_each(mind::end);
+    let _ = mask.thread_set_mask();
+    found
+}
+
 fn print(steps: &[Step], text: &mut String, depth: usize, explain: bool) {
     let indent = "    ".repeat(depth);
     for step in steps {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{indent}{step}");
+        for line in &step.below {
+            let _ = writeln!(text, "{indent}    {line}");
+        }
         if explain && !step.why.is_empty() {
             let _ = writeln!(text, "{indent}    # {}", step.why);
         }
@@ -101,8 +117,9 @@ fn print(steps: &[Step], text: &mut String, depth: usize, explain: bool) {
 fn run(steps: &[Step], hands: &mut Hands) -> std::result::Result<(), (usize, Refusal)> {
     for (at, step) in steps.iter().enumerate() {
         if hands.explain {
+            let below: String = step.below.iter().map(|line| format!("    {line}\n")).collect();
             let rule = if step.why.is_empty() { String::new() } else { format!("    # {}\n", step.why) };
-            mind::tell(&format!("{step}\n{rule}"));
+            mind::tell(&format!("{step}\n{below}{rule}"));
         }
         (step.perform)(hands).map_err(|refusal| (at, refusal))?;
     }
@@ -203,7 +220,7 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc) ->
             // that of an unreaped child of ours, so it cannot be another's.
             let fd = sys::pidfd_open(number)?;
             if let Some(old) = hands.child.replace(Child { pid: number, fd }) {
-                mind::reap(&old);
+                let _ = mind::reap(&old);
             }
             continue;
         }
@@ -215,7 +232,7 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc) ->
         let failure = failure(steps, usize::try_from(number).unwrap_or(usize::MAX), refusal, &seen);
         drop(ours);
         if let Some(child) = hands.child.take() {
-            mind::reap(&child);
+            let _ = mind::reap(&child);
         }
         return Err(failure.into());
     }

@@ -128,15 +128,26 @@ impl Proc {
         number(self.text(&format!("sys/{name}"))?.trim().as_bytes())
     }
 
+    /// The version of the running kernel: 6 and 18.
+    pub fn release(&self) -> Option<(u64, u64)> {
+        let text = self.text("sys/kernel/osrelease")?;
+        let mut parts = text.split(['.', '-', '\n']).map(|part| number(part.as_bytes()));
+        Some((parts.next()??, parts.next()??))
+    }
+
     /// The numbers of all processes that can be seen.
     pub fn pids(&self) -> Vec<i32> {
-        let Ok(dir) = self.open_at(".", OFlag::O_RDONLY | OFlag::O_DIRECTORY) else { return Vec::new() };
-        let Ok(dir) = nix::dir::Dir::from_fd(dir) else { return Vec::new() };
-        let name = |e: nix::Result<nix::dir::Entry>| e.ok().map(|e| e.file_name().to_bytes().to_vec());
-        let mut pids: Vec<i32> =
-            dir.into_iter().filter_map(name).filter_map(|n| i32::try_from(number(&n)?).ok()).collect();
+        let names = self.numbers(".");
+        let mut pids: Vec<i32> = names.into_iter().filter_map(|n| i32::try_from(n).ok()).collect();
         pids.sort_unstable();
         pids
+    }
+
+    /// The entries of directory `path` that are numbers.
+    pub fn numbers(&self, path: &str) -> Vec<u64> {
+        let Ok(dir) = self.open_at(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY) else { return Vec::new() };
+        let Ok(dir) = nix::dir::Dir::from_fd(dir) else { return Vec::new() };
+        dir.into_iter().filter_map(|e| number(e.ok()?.file_name().to_bytes())).collect()
     }
 
     /// The status of `who` (a number, or `self`).

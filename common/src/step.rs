@@ -12,6 +12,7 @@ pub mod mount;
 pub mod newuidmap;
 pub mod ns;
 pub mod own;
+pub mod tree;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,7 +24,7 @@ use nix::sys::stat::fstat;
 use crate::fail::{Because, Errno, Exit, Failure};
 use crate::mind::Child;
 use crate::ns::Kind;
-use crate::proc::Proc;
+use crate::proc::{CAP_SYS_ADMIN, Proc};
 use crate::sys;
 
 /// What a refusing system call said.
@@ -68,6 +69,8 @@ pub struct Hands {
 
 /// The name under which a user namespace made for its maps is handed on.
 pub const USERNS: &str = "userns";
+/// The name under which a tree is handed on: a mount that is attached nowhere.
+pub const TREE: &str = "tree";
 
 impl Hands {
     /// Empty hands.
@@ -105,21 +108,34 @@ pub struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// Whether the namespace of `kind` that was worked on belongs to another
-    /// user namespace than the process is in: then no capability of its is
-    /// worth anything over it. `option` is that of ns-new.
+    /// Whether the namespace of `kind` that was worked on belongs neither to the
+    /// user namespace that the process is in nor to one below: then no
+    /// capability of its is worth anything over it. `option` is that of ns-new.
     pub fn foreign(&self, kind: Kind, option: &str) -> Option<Because> {
         let ns = self.proc.ns(self.who, kind).ok()?;
         let user = self.proc.ns_id(self.who, Kind::User)?;
-        let owner = sys::ns_owner(ns.as_fd()).ok().and_then(|o| fstat(o).ok()).map(|s| s.st_ino);
-        if owner == Some(user) {
-            return None;
+        // What is below the user namespace of the process belongs to it as well.
+        let mut owner = sys::ns_owner(ns.as_fd()).ok();
+        while let Some(at) = owner {
+            if fstat(&at).is_ok_and(|s| s.st_ino == user) {
+                return None;
+            }
+            owner = sys::ns_owner(at.as_fd()).ok();
         }
         let kind = kind.link();
         let text = format!(
             "the {kind} namespace belongs to another user namespace: create it along with ours (ns-new {option})"
         );
         Some(Because::new(text))
+    }
+
+    /// Why no mount may be made or changed at all (EPERM).
+    pub fn may_not_mount(&self) -> Option<Because> {
+        if let Some(foreign) = self.foreign(Kind::Mnt, "-m") {
+            return Some(foreign);
+        }
+        let lacks = self.proc.status(self.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
+        lacks.then(|| Because::new("this needs CAP_SYS_ADMIN, and we do not have it"))
     }
 }
 
@@ -134,6 +150,8 @@ pub struct Step {
     pub detail: String,
     /// The kernel rule that makes it necessary.
     pub why: &'static str,
+    /// What else is printed below it: tables.
+    pub below: Vec<String>,
     /// What a forked child does, to be printed below.
     pub inner: Option<Rc<Vec<Step>>>,
     /// Whether this step writes the stream and nothing else: then a dry run
@@ -155,6 +173,7 @@ impl Step {
             act,
             detail,
             why,
+            below: Vec::new(),
             inner: None,
             says: None,
             exit: |_| Exit::Refused,
@@ -167,6 +186,14 @@ impl Step {
     #[must_use]
     pub fn because(self, reason: impl Fn(Errno, &Facts<'_>) -> Option<Because> + 'static) -> Step {
         Step { because: Box::new(reason), ..self }
+    }
+
+    /// The same with another way, for where the first finds nothing.
+    #[must_use]
+    pub fn or_because(mut self, reason: impl Fn(Errno, &Facts<'_>) -> Option<Because> + 'static) -> Step {
+        let first = std::mem::replace(&mut self.because, Box::new(|_, _| None));
+        self.because = Box::new(move |errno, facts| first(errno, facts).or_else(|| reason(errno, facts)));
+        self
     }
 
     /// The failure that `refusal` of this step is.

@@ -29,6 +29,9 @@ const FSMOUNT: c_long = 432;
 const PIDFD_SEND_SIGNAL: c_long = 424;
 const PIDFD_OPEN: c_long = 434;
 const MOUNT_SETATTR: c_long = 442;
+const STATMOUNT: c_long = 457;
+const LISTMOUNT: c_long = 458;
+const OPEN_TREE_ATTR: c_long = 467;
 
 fn answer(n: c_long) -> Result<c_long> {
     if n < 0 { Err(Errno::last()) } else { Ok(n) }
@@ -388,8 +391,15 @@ pub const MOUNT_ATTR_NOSUID: u64 = 2;
 pub const MOUNT_ATTR_NODEV: u64 = 4;
 /// Nothing can be executed.
 pub const MOUNT_ATTR_NOEXEC: u64 = 8;
+/// Reading changes no times.
+pub const MOUNT_ATTR_NOATIME: u64 = 0x10;
+/// The bits of which MOUNT_ATTR_NOATIME is one value: to set it, all of them
+/// have to be cleared in the same call (mount_setattr(2)).
+const MOUNT_ATTR_ATIME: u64 = 0x70;
 /// Shift owners by the maps of a user namespace.
 pub const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+/// Symbolic links are not followed (Linux 5.14).
+pub const MOUNT_ATTR_NOSYMFOLLOW: u64 = 0x20_0000;
 
 /// Opens the mount tree at `path`, seen from `dir` (open_tree(2), Linux 5.2).
 ///
@@ -403,16 +413,20 @@ pub fn open_tree(dir: BorrowedFd<'_>, path: &CStr, flags: c_uint) -> Result<Owne
 }
 
 /// Attaches the detached `tree` on the open directory or file `at`
-/// (move_mount(2), Linux 5.2).
+/// (move_mount(2), Linux 5.2), or with `beneath` under the mount whose root
+/// `at` is (Linux 6.5).
 ///
 /// # Errors
 /// EINVAL: file on directory or the reverse, or `at` is in another mount
-/// namespace; ENOENT: removed meanwhile; EPERM.
-pub fn move_mount(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> Result<()> {
+/// namespace, or is no root of a mount with `beneath`; ENOENT: removed
+/// meanwhile; EPERM.
+pub fn move_mount(tree: BorrowedFd<'_>, at: BorrowedFd<'_>, beneath: bool) -> Result<()> {
     const FROM_AND_TO_EMPTY: c_uint = 0x4 | 0x40;
+    const BENEATH: c_uint = 0x200;
+    let flags = FROM_AND_TO_EMPTY | if beneath { BENEATH } else { 0 };
     let (from, to) = (tree.as_raw_fd(), at.as_raw_fd());
     // SAFETY: both paths are empty strings that end in NUL.
-    answer(unsafe { libc::syscall(MOVE_MOUNT, from, c"".as_ptr(), to, c"".as_ptr(), FROM_AND_TO_EMPTY) }).map(drop)
+    answer(unsafe { libc::syscall(MOVE_MOUNT, from, c"".as_ptr(), to, c"".as_ptr(), flags) }).map(drop)
 }
 
 #[repr(C)]
@@ -423,18 +437,137 @@ struct MountAttr {
     userns: u64,
 }
 
+impl MountAttr {
+    fn new(set: u64, userns: Option<BorrowedFd<'_>>) -> MountAttr {
+        let userns = userns.map_or(0, |fd| u64::try_from(fd.as_raw_fd()).unwrap_or(0));
+        let clear = if set & MOUNT_ATTR_ATIME == 0 { 0 } else { MOUNT_ATTR_ATIME };
+        MountAttr { set, clear, propagation: 0, userns }
+    }
+}
+
 /// Sets attributes of the detached `tree` (mount_setattr(2), Linux 5.12), with
 /// MOUNT_ATTR_IDMAP those of the user namespace `userns`.
 ///
 /// # Errors
 /// EPERM, EINVAL, EBUSY: mount_setattr(2) has some thirty causes.
 pub fn mount_setattr(tree: BorrowedFd<'_>, recursive: bool, set: u64, userns: Option<BorrowedFd<'_>>) -> Result<()> {
-    let userns = userns.map_or(0, |fd| u64::try_from(fd.as_raw_fd()).unwrap_or(0));
-    let attr = MountAttr { set, clear: 0, propagation: 0, userns };
+    let attr = MountAttr::new(set, userns);
     let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
     let (fd, size) = (tree.as_raw_fd(), size_of::<MountAttr>());
     // SAFETY: `attr` is laid out as struct mount_attr and lives over the call.
     answer(unsafe { libc::syscall(MOUNT_SETATTR, fd, c"".as_ptr(), flags, from_ref(&attr), size) }).map(drop)
+}
+
+/// What mount_setattr(2) says of user namespace `userns` alone: that is judged
+/// before the path is, and this is no path. ENOENT: it is good, but whether its
+/// maps are written is not asked.
+pub fn judge_userns(userns: BorrowedFd<'_>) -> Errno {
+    let attr = MountAttr::new(MOUNT_ATTR_IDMAP, Some(userns));
+    let size = size_of::<MountAttr>();
+    // SAFETY: the path ends in NUL; `attr` is laid out as struct mount_attr.
+    let n = unsafe { libc::syscall(MOUNT_SETATTR, -1, c"".as_ptr(), 0, from_ref(&attr), size) };
+    answer(n).err().unwrap_or(Errno::UnknownErrno)
+}
+
+/// `open_tree` and `mount_setattr` in one (open_tree_attr(2), Linux 6.15): the
+/// only call that replaces the map of an idmapped mount, in the copy.
+///
+/// # Errors
+/// Those of both; ENOSYS: an older kernel.
+pub fn open_tree_attr(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    flags: c_uint,
+    set: u64,
+    userns: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd> {
+    let attr = MountAttr::new(set, userns);
+    let flags = flags | c_uint::try_from(libc::O_CLOEXEC).unwrap_or(0);
+    let (fd, size) = (dir.as_raw_fd(), size_of::<MountAttr>());
+    // SAFETY: the path ends in NUL; `attr` is laid out as struct mount_attr.
+    descriptor(unsafe { libc::syscall(OPEN_TREE_ATTR, fd, path.as_ptr(), flags, from_ref(&attr), size) })
+}
+
+/// One word of struct statx: at byte `at`, asked for by bit `wanted` (statx(2)).
+fn statx(fd: BorrowedFd<'_>, wanted: c_uint, at: usize) -> Result<u64> {
+    let mut buffer = [0u8; 256];
+    let (fd, flags) = (fd.as_raw_fd(), libc::AT_EMPTY_PATH);
+    // SAFETY: the path ends in NUL; struct statx has 256 bytes.
+    answer(unsafe { libc::syscall(libc::SYS_statx, fd, c"".as_ptr(), flags, wanted, buffer.as_mut_ptr()) })?;
+    let word = |at: usize| buffer.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
+    // Its first field says what the kernel knew.
+    if word(0) & u64::from(wanted) == u64::from(wanted) { Ok(word(at)) } else { Err(Errno::ENOSYS) }
+}
+
+/// The number of the mount that an open file is on, as mountinfo has it
+/// (Linux 5.8).
+///
+/// # Errors
+/// ENOSYS: an older kernel.
+pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
+    statx(fd, 0x1000, 0x90)
+}
+
+/// The same as the number that is never used again (Linux 6.8).
+///
+/// # Errors
+/// ENOSYS: an older kernel.
+pub fn unique_mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
+    statx(fd, 0x4000, 0x90)
+}
+
+/// Whether an open file is the root of a mount (STATX_ATTR_MOUNT_ROOT, Linux
+/// 5.8).
+pub fn is_mount_root(fd: BorrowedFd<'_>) -> bool {
+    statx(fd, 0, 8).is_ok_and(|attributes| attributes & 0x2000 != 0)
+}
+
+/// The number of a mount namespace (ioctl_nsfs(2), Linux 6.11).
+///
+/// # Errors
+/// ENOTTY: an older kernel, or no mount namespace.
+pub fn mount_namespace_id(ns: BorrowedFd<'_>) -> Result<u64> {
+    let mut id: u64 = 0;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+    // SAFETY: NS_GET_MNTNS_ID stores one u64 there.
+    let n = unsafe { libc::ioctl(ns.as_raw_fd(), 0x8008_b705_u32 as _, from_mut(&mut id)) };
+    answer(c_long::from(n)).map(|_| id)
+}
+
+#[repr(C)]
+struct MountRequest {
+    size: u32,
+    spare: u32,
+    mount: u64,
+    param: u64,
+    namespace: u64,
+}
+
+/// What the kernel says of mount `unique` of namespace `namespace` (0: ours),
+/// as far as `mask` asks: a struct statmount with its strings (statmount(2),
+/// Linux 6.8).
+///
+/// # Errors
+/// EOVERFLOW: the buffer is too small; ENOENT; EPERM; ENOSYS.
+pub fn statmount(unique: u64, namespace: u64, mask: u64, buffer: &mut [u8]) -> Result<()> {
+    // The first version of the struct has no namespace.
+    let size = if namespace == 0 { 24 } else { 32 };
+    let request = MountRequest { size, spare: 0, mount: unique, param: mask, namespace };
+    // SAFETY: the request has the size that it says, and so has the buffer.
+    answer(unsafe { libc::syscall(STATMOUNT, from_ref(&request), buffer.as_mut_ptr(), buffer.len(), 0) }).map(drop)
+}
+
+/// The unique numbers of all mounts below `unique` that are above `last`
+/// (listmount(2), Linux 6.8); all ones is the root of the namespace.
+///
+/// # Errors
+/// ENOENT, EPERM, ENOSYS.
+pub fn listmount(unique: u64, namespace: u64, last: u64, ids: &mut [u64]) -> Result<usize> {
+    let size = if namespace == 0 { 24 } else { 32 };
+    let request = MountRequest { size, spare: 0, mount: unique, param: last, namespace };
+    // SAFETY: the request has the size that it says, and so has the array.
+    let n = answer(unsafe { libc::syscall(LISTMOUNT, from_ref(&request), ids.as_mut_ptr(), ids.len(), 0) })?;
+    Ok(usize::try_from(n).unwrap_or(0))
 }
 
 /// A context for a new mount of type `fstype` (fsopen(2), Linux 5.2).

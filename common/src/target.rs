@@ -430,6 +430,42 @@ pub fn pid_namespace_apart(target: &Target) -> Result<Option<OwnedFd>> {
     opened.map(Some).map_err(|e| Failure::os(format!("open /proc/{}/{link}", target.pid), e))
 }
 
+/// Opens `name` in the directory of a target.
+fn file_of(proc: &Proc, target: &Target, name: &str, flags: OFlag) -> Result<OwnedFd> {
+    let opened = nix::fcntl::openat(&target.dir, name, flags | OFlag::O_CLOEXEC, Mode::empty());
+    opened.map_err(|e| {
+        // A zombie has left its namespaces: ENOENT.
+        let because = untouchable(proc, &target.who()).filter(|_| e == Errno::EACCES || e == Errno::ENOENT);
+        Failure::os(format!("open /proc/{}/{name}", target.pid), e).because(because)
+    })
+}
+
+/// The root directory of a target.
+///
+/// # Errors
+/// EACCES: it is another user's, or not dumpable; ENOENT: it is gone.
+pub fn root(proc: &Proc, target: &Target) -> Result<OwnedFd> {
+    file_of(proc, target, "root", OFlag::O_PATH | OFlag::O_DIRECTORY)
+}
+
+/// The user namespace of a target.
+///
+/// # Errors
+/// As `root`.
+pub fn user_namespace(proc: &Proc, target: &Target) -> Result<OwnedFd> {
+    file_of(proc, target, "ns/user", OFlag::O_RDONLY)
+}
+
+/// The number of a target's mount namespace, for statmount(2).
+///
+/// # Errors
+/// As `root`; ENOTTY: Linux before 6.11.
+pub fn mount_namespace_id(proc: &Proc, target: &Target) -> Result<u64> {
+    let ns = file_of(proc, target, "ns/mnt", OFlag::O_RDONLY)?;
+    sys::mount_namespace_id(ns.as_fd())
+        .map_err(|e| Failure::os(format!("read the number of {}'s mounts", target.pid), e))
+}
+
 /// Whether a target's root directory is the same as ours, so that a path means
 /// the same there.
 pub fn same_root(proc: &Proc, target: &Target) -> bool {

@@ -24,7 +24,7 @@ pub(crate) const USERS: [User; 4] = [
 ];
 
 /// Programs whose Debian package has another name.
-const PACKAGES: [(&str, &str); 13] = [
+const PACKAGES: [(&str, &str); 19] = [
     ("busybox", "busybox-static"),
     ("bwrap", "bubblewrap"),
     ("capsh", "libcap2-bin"),
@@ -32,8 +32,14 @@ const PACKAGES: [(&str, &str); 13] = [
     ("getfacl", "acl"),
     ("getfattr", "attr"),
     ("lxc-usernsexec", "lxc"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("mkfs.erofs", "erofs-utils"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mksquashfs", "squashfs-tools"),
     ("newgidmap", "uidmap"),
     ("newuidmap", "uidmap"),
+    ("perl", "perl-base"),
     ("pgrep", "procps"),
     ("ps", "procps"),
     ("setcap", "libcap2-bin"),

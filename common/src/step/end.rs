@@ -10,7 +10,7 @@ use nix::libc;
 use nix::sys::stat::{SFlag, fstat};
 
 use super::{Done, Facts, Hands, Step};
-use crate::fail::{Because, Errno, Exit};
+use crate::fail::{Because, Errno, Exit, Failure};
 use crate::holder::{self, Life};
 use crate::lease::Lease;
 use crate::mind::{self, Ended};
@@ -50,6 +50,10 @@ pub enum Effect {
     First,
     /// Wait to be ended by the parent, or with it.
     Wait,
+    /// Wait until the child has done its part.
+    Reap,
+    /// Leave with this exit status.
+    Leave(u8),
     /// Mind the child until it ends: which holder has to outlive it, and
     /// whether it is the first process of a pid namespace.
     Tend(Option<Rc<Target>>, bool),
@@ -86,6 +90,8 @@ impl Effect {
             Effect::Hold(_) => "hold the namespaces".into(),
             Effect::First => "reap".into(),
             Effect::Wait => "wait to be ended".into(),
+            Effect::Reap => "wait for the child".into(),
+            Effect::Leave(status) => format!("leave with status {status}"),
             Effect::Tend(..) => "wait for the program".into(),
             Effect::Exec(words) => format!("exec {}", quote_all(words)),
         }
@@ -101,7 +107,7 @@ impl Effect {
             Effect::First => "a pid namespace ends with its first process, to which all orphans in it fall",
             Effect::Wait => "a namespace is gone with its last process",
             Effect::Tend(..) => "signals go in, the exit status comes out",
-            Effect::Answer(_) | Effect::Note(_) | Effect::Exec(_) => "",
+            Effect::Answer(_) | Effect::Note(_) | Effect::Reap | Effect::Leave(_) | Effect::Exec(_) => "",
         }
     }
 
@@ -117,6 +123,8 @@ impl Effect {
             | Effect::Hold(_)
             | Effect::First
             | Effect::Wait
+            | Effect::Reap
+            | Effect::Leave(_)
             | Effect::Tend(..)
             | Effect::Answer(_)
             | Effect::Note(_)
@@ -153,6 +161,19 @@ impl Effect {
             }
             Effect::First => Ok(holder::be_first()?),
             Effect::Wait => wait(hands),
+            Effect::Reap => {
+                let child = hands.child.take().ok_or(Errno::ECHILD)?;
+                // What the child was given would be kept in use by us.
+                hands.made.clear();
+                match mind::reap(&child) {
+                    Some(0) => Ok(()),
+                    Some(_) | None => Err(Failure::refused("the child did not come to its end").into()),
+                }
+            }
+            Effect::Leave(status) => {
+                hands.status = *status;
+                Ok(())
+            }
             Effect::Tend(holder, first) => {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 let proc = Proc::open()?;
@@ -186,6 +207,8 @@ impl Effect {
             | Effect::Hold(_)
             | Effect::First
             | Effect::Wait
+            | Effect::Reap
+            | Effect::Leave(_)
             | Effect::Tend(..) => None,
         }
     }

@@ -1,12 +1,12 @@
-//! Mounts: a new root and what belongs into it, and idmapped trees.
-//! mount_namespaces(7), pivot_root(2), fsopen(2), mount_setattr(2).
+//! Mounts: a new root and what belongs into it. mount_namespaces(7),
+//! pivot_root(2), fsopen(2).
 //!
 //! A new file system is made by descriptors (fsopen, fsconfig, fsmount): then
 //! the kernel says in words what it does not like. Every place inside the new
 //! root is looked up by openat2(2) with RESOLVE_IN_ROOT and mounted on as a
 //! descriptor, so that no symbolic link of the root leads out of it.
 
-use std::ffi::{CStr, CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
@@ -17,23 +17,14 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use nix::unistd::{chdir, fchdir, pivot_root, symlinkat};
 
-use super::{Done, Facts, Hands, Refusal, Step, USERNS};
+use super::tree::{self, attribute_names};
+use super::{Done, Facts, Hands, Refusal, Step, TREE};
 use crate::fail::{Because, Errno, Failure};
 use crate::ns::Kind;
-use crate::path;
-use crate::proc::{CAP_SYS_ADMIN, Mount, Proc};
+use crate::path::Place;
+use crate::proc::Mount;
 use crate::sys;
 use crate::word::quote;
-
-/// A directory or file by its path, with the inode that was looked at while
-/// planning.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// The path, as typed.
-    pub path: OsString,
-    /// Device and inode.
-    pub same: (u64, u64),
-}
 
 /// An effect on mounts.
 pub enum Effect {
@@ -60,58 +51,10 @@ pub enum Effect {
     Link(&'static str, &'static str),
     /// Make the new root the root, and let the old one go.
     Pivot,
-    /// A detached copy of the mounts at a path.
-    CloneTree(Place, bool),
-    /// Attributes of that copy, with the maps of the user namespace made.
-    MapTree {
-        /// MOUNT_ATTR_* bits besides that for the map.
-        attributes: u64,
-        /// Whether the mounts below are mapped too.
-        recursive: bool,
-    },
-    /// Attach the copy.
-    Attach(Place),
 }
 
-/// The names under which trees are handed on.
+/// The name under which the new root is handed on.
 const ROOT: &str = "new root";
-const TREE: &str = "tree";
-
-impl Place {
-    /// Looks at `path` while planning.
-    ///
-    /// # Errors
-    /// ENOENT, EACCES and the like.
-    pub fn at(path: &OsStr) -> crate::fail::Result<(Place, bool)> {
-        let stat = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).and_then(fstat);
-        let stat = stat.map_err(|e| not_opened(path, e))?;
-        let is_directory = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
-        Ok((Place { path: path.to_owned(), same: (stat.st_dev, stat.st_ino) }, is_directory))
-    }
-
-    /// Whether `fd` is what was looked at.
-    fn check(&self, fd: impl AsFd) -> Done {
-        let stat = fstat(fd)?;
-        if (stat.st_dev, stat.st_ino) == self.same {
-            return Ok(());
-        }
-        Err(Failure::refused(format!("open {}: it is another file by now", quote(&self.path))).into())
-    }
-
-    fn tree(&self, recursive: bool) -> std::result::Result<OwnedFd, Refusal> {
-        let flags = sys::OPEN_TREE_CLONE | if recursive { sys::AT_RECURSIVE } else { 0 };
-        let here = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-        let tree = sys::open_tree(here.as_fd(), &c(&self.path), flags)?;
-        self.check(&tree)?;
-        Ok(tree)
-    }
-}
-
-/// A path that could not be opened, with its reason.
-pub fn not_opened(path: &OsStr, errno: Errno) -> Failure {
-    let because = Proc::open().ok().and_then(|proc| path::reason(path, errno, &proc));
-    Failure::os(format!("open {}", quote(path)), errno).because(because)
-}
 
 fn c(path: impl AsRef<OsStr>) -> CString {
     // No NUL: it came from argv or is a constant of ours.
@@ -137,15 +80,6 @@ impl Effect {
             Effect::Device(name, _) => format!("bind /dev/{name} on NEWROOT/dev/{name}"),
             Effect::Link(to, at) => format!("symlink {to} NEWROOT/{at}"),
             Effect::Pivot => "pivot_root . .".into(),
-            Effect::CloneTree(place, recursive) => {
-                format!(
-                    "open_tree {} OPEN_TREE_CLONE{}",
-                    quote(&place.path),
-                    if *recursive { "|AT_RECURSIVE" } else { "" }
-                )
-            }
-            Effect::MapTree { .. } => "mount_setattr tree MOUNT_ATTR_IDMAP".into(),
-            Effect::Attach(place) => format!("move_mount tree {}", quote(&place.path)),
         }
     }
 
@@ -159,15 +93,10 @@ impl Effect {
                 words.extend(attribute_names(*attributes).map(str::to_owned));
                 words.join(",")
             }
-            Effect::MapTree { attributes, .. } => attribute_names(*attributes).collect::<Vec<_>>().join(","),
             Effect::Pivot => "and detach the old root".into(),
-            Effect::Slave
-            | Effect::BindRoot(_)
-            | Effect::Try(..)
-            | Effect::Device(..)
-            | Effect::Link(..)
-            | Effect::CloneTree(..)
-            | Effect::Attach(_) => String::new(),
+            Effect::Slave | Effect::BindRoot(_) | Effect::Try(..) | Effect::Device(..) | Effect::Link(..) => {
+                String::new()
+            }
         }
     }
 
@@ -189,11 +118,6 @@ impl Effect {
             Effect::Pivot => {
                 "chroot(2) could be left again, and forbids new user namespaces; the old root would stay reachable"
             }
-            Effect::CloneTree(..) => "a map can be set only on a mount that is not attached anywhere yet",
-            Effect::MapTree { .. } => {
-                "the kernel shifts the owners by this user namespace's maps: inside is on disk, outside is seen"
-            }
-            Effect::Attach(_) => "now it can be seen",
         }
     }
 
@@ -203,17 +127,17 @@ impl Effect {
                 Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?)
             }
             Effect::BindRoot(place) => {
-                let tree = place.tree(true)?;
+                let tree = tree::copy(place, true)?;
                 let at =
                     open(place.path.as_os_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-                sys::move_mount(tree.as_fd(), at.as_fd())?;
+                sys::move_mount(tree.as_fd(), at.as_fd(), false)?;
                 hands.put(ROOT, tree);
                 Ok(())
             }
             Effect::New { fstype, options, attributes, at } => {
                 let place = directory_in(hands.get(ROOT)?, at)?;
                 let tree = new_mount(&c(fstype), options, *attributes)?;
-                Ok(sys::move_mount(tree.as_fd(), place.as_fd())?)
+                Ok(sys::move_mount(tree.as_fd(), place.as_fd(), false)?)
             }
             Effect::Try(fstype, attributes) => {
                 hands.put(TREE, new_mount(&c(fstype), &[], *attributes)?);
@@ -225,20 +149,6 @@ impl Effect {
                 Ok(symlinkat(*to, &parent, name)?)
             }
             Effect::Pivot => pivot(hands.get(ROOT)?),
-            Effect::CloneTree(place, recursive) => {
-                let tree = place.tree(*recursive)?;
-                hands.put(TREE, tree);
-                Ok(())
-            }
-            Effect::MapTree { attributes, recursive } => {
-                let (tree, userns) = (hands.get(TREE)?, hands.get(USERNS)?);
-                Ok(sys::mount_setattr(tree, *recursive, *attributes | sys::MOUNT_ATTR_IDMAP, Some(userns))?)
-            }
-            Effect::Attach(place) => {
-                let at = open(place.path.as_os_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-                place.check(&at)?;
-                Ok(sys::move_mount(hands.get(TREE)?, at.as_fd())?)
-            }
         }
     }
 
@@ -252,14 +162,10 @@ impl Effect {
             {
                 revealing(fstype, facts)
             }
-            Effect::CloneTree(place, recursive) if errno == Errno::EINVAL => copy_refused(place, *recursive, errno),
             Effect::Slave | Effect::BindRoot(_) | Effect::New { .. } | Effect::Device(..) | Effect::Pivot
                 if errno == Errno::EPERM =>
             {
-                may_not_mount(facts)
-            }
-            Effect::BindRoot(_) | Effect::CloneTree(..) | Effect::Attach(_) if errno == Errno::EPERM => {
-                may_not_mount(facts)
+                facts.may_not_mount()
             }
             Effect::Slave
             | Effect::BindRoot(_)
@@ -267,22 +173,9 @@ impl Effect {
             | Effect::Try(..)
             | Effect::Device(..)
             | Effect::Link(..)
-            | Effect::Pivot
-            | Effect::CloneTree(..)
-            | Effect::MapTree { .. }
-            | Effect::Attach(_) => None,
+            | Effect::Pivot => None,
         }
     }
-}
-
-fn attribute_names(attributes: u64) -> impl Iterator<Item = &'static str> {
-    let names = [
-        (sys::MOUNT_ATTR_RDONLY, "ro"),
-        (sys::MOUNT_ATTR_NOSUID, "nosuid"),
-        (sys::MOUNT_ATTR_NODEV, "nodev"),
-        (sys::MOUNT_ATTR_NOEXEC, "noexec"),
-    ];
-    names.into_iter().filter(move |(bit, _)| attributes & bit != 0).map(|(_, name)| name)
 }
 
 // ---- inside the new root ----
@@ -337,7 +230,7 @@ fn bind_device(root: BorrowedFd<'_>, name: &str, (major, minor): (u64, u64)) -> 
     }
     let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_NOFOLLOW;
     let at = sys::open_in_root(root, &c(format!("dev/{name}")), flags, 0o666)?;
-    Ok(sys::move_mount(tree.as_fd(), at.as_fd())?)
+    Ok(sys::move_mount(tree.as_fd(), at.as_fd(), false)?)
 }
 
 fn pivot(root: BorrowedFd<'_>) -> Done {
@@ -354,14 +247,6 @@ fn pivot(root: BorrowedFd<'_>) -> Done {
 }
 
 // ---- why not ----
-
-fn may_not_mount(facts: &Facts<'_>) -> Option<Because> {
-    if let Some(foreign) = facts.foreign(Kind::Mnt, "-m") {
-        return Some(foreign);
-    }
-    let lacks = facts.proc.status(facts.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
-    lacks.then(|| Because::new("this needs CAP_SYS_ADMIN, and we do not have it"))
-}
 
 /// Directories that are empty in every proc and sysfs for ever: the kernel
 /// makes them only to be mounted on, so that a cover hides nothing
@@ -401,7 +286,7 @@ fn revealing(fstype: &str, facts: &Facts<'_>) -> Option<Because> {
     // One that nothing hides is enough, so each has to be covered.
     let cover = covers.iter().rev().find_map(|c| *c).filter(|_| covers.iter().all(Option::is_some))?;
     let locked = cover.point.as_str();
-    if !is_locked_to(&first.point) {
+    if !tree::is_locked_to(&first.point) {
         return None;
     }
     let by = format!("covered at {locked} by {}", cover.fstype);
@@ -415,21 +300,4 @@ fn cover<'a>(whole: &Mount, mounts: &'a [Mount]) -> Option<&'a Mount> {
         m.parent == whole.id && below.is_some_and(|p| !MOUNT_POINTS.contains(&p))
     };
     mounts.iter().find(hides)
-}
-
-/// Whether mounts below `point` are locked to it, as they are after a copy into
-/// a less privileged mount namespace: then it can only be copied with them.
-fn is_locked_to(point: &str) -> bool {
-    let copy = |flags| {
-        let here = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-        sys::open_tree(here.as_fd(), &c(point), sys::OPEN_TREE_CLONE | flags)
-    };
-    copy(0).err() == Some(Errno::EINVAL) && copy(sys::AT_RECURSIVE).is_ok()
-}
-
-/// Why a mount cannot be copied alone.
-fn copy_refused(place: &Place, recursive: bool, errno: Errno) -> Option<Because> {
-    let point = std::fs::canonicalize(&place.path).ok()?;
-    let locked = errno == Errno::EINVAL && !recursive && is_locked_to(point.to_str()?);
-    locked.then(|| Because::new("mounts below it are locked to it: copy it with them (--recursive)"))
 }

@@ -35,6 +35,8 @@ pub enum Effect {
     /// Keep the user namespace of the child and end the child: it was made for
     /// its maps, and nobody has to live in it.
     TakeUser,
+    /// Use a user namespace that is there already: descriptor and name.
+    UseUser(Rc<OwnedFd>, String),
     /// Name the machine.
     Hostname(OsString),
 }
@@ -72,6 +74,7 @@ impl Effect {
             Effect::Entrust(target) => format!("entrust the program to holder {}", target.address),
             Effect::Release(target) => format!("release holder {}", target.address),
             Effect::TakeUser => "open /proc/CHILD/ns/user".to_owned(),
+            Effect::UseUser(_, name) => format!("open {name}"),
             Effect::Hostname(name) => format!("sethostname {}", crate::word::quote(name)),
         }
     }
@@ -93,7 +96,9 @@ impl Effect {
             }
             Effect::Release(_) => "its namespaces go with it, and a pid namespace with all that lives there",
             Effect::Attach(_) => "the namespaces go with the last one who is attached, however he ends",
-            Effect::TakeUser => "the kernel takes the map of a mount from a user namespace; nobody has to live in it",
+            Effect::TakeUser | Effect::UseUser(..) => {
+                "the kernel takes the map of a mount from a user namespace; nobody has to live in it"
+            }
             Effect::Hostname(_) => "a new uts namespace begins with a copy of the old name",
         }
     }
@@ -122,6 +127,10 @@ impl Effect {
                 hands.put(USERNS, made?);
                 Ok(())
             }
+            Effect::UseUser(fd, _) => {
+                hands.put(USERNS, fd.try_clone().map_err(|_| Errno::EMFILE)?);
+                Ok(())
+            }
             Effect::Hostname(name) => Ok(nix::unistd::sethostname(name)?),
         }
     }
@@ -136,7 +145,12 @@ impl Effect {
                 Some(Because::new(format!("process {} is no holder of ns-new", target.pid)))
             }
             Effect::Release(target) if errno == Errno::EPERM => target::untouchable(facts.proc, &target.who()),
-            Effect::Attach(_) | Effect::Release(_) | Effect::IntoPid | Effect::Entrust(_) | Effect::TakeUser => None,
+            Effect::Attach(_)
+            | Effect::Release(_)
+            | Effect::IntoPid
+            | Effect::Entrust(_)
+            | Effect::TakeUser
+            | Effect::UseUser(..) => None,
         }
     }
 }

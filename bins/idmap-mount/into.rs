@@ -1,0 +1,114 @@
+//! Attaching in the mount namespace of a target, by a child that goes there.
+
+use std::rc::Rc;
+
+use common::cli::Args;
+use common::fail::{Errno, Failure, Result};
+use common::idmap::{Idmap, has_submounts};
+use common::ns::Kind;
+use common::path::Place;
+use common::plan::{Plan, clone};
+use common::proc::{CAP_SYS_ADMIN, Proc};
+use common::step::tree::{self, At};
+use common::step::{Facts, TREE, end, mount, ns, own};
+use common::target::{self, Target};
+use common::word::quote_all;
+
+/// The DEST of `--into`, looked up in the target's own root directory.
+pub(crate) fn place(target: &Target, path: &std::ffi::OsStr, proc: &Proc) -> Result<Place> {
+    let root = target::root(proc, target)?;
+    Place::within(&root, path, &target.address.to_string())
+}
+
+/// How the child gets there with the tree.
+pub(crate) enum Way {
+    /// By the privilege of this process.
+    Root,
+    /// The same, and what is asked for is out of the container's reach.
+    Locked,
+    /// Through the user namespace of the target, which is ours: then the tree
+    /// can only be made there, and no map set.
+    Owner,
+}
+
+impl Way {
+    /// # Errors
+    /// `--locked` where nothing locks.
+    pub(crate) fn of(args: &Args, target: &Target, asked: &Idmap, proc: &Proc) -> Result<Way> {
+        let theirs = target::namespace_of(proc, target, Kind::User)?;
+        let shared = theirs == proc.ns_id("self", Kind::User);
+        if args.flag("locked") {
+            if shared {
+                let who = target.address;
+                let text = format!(
+                    "--locked: {who} is in our own user namespace, and nothing is locked to whoever is root there"
+                );
+                return Err(Failure::usage(text));
+            }
+            return Ok(Way::Locked);
+        }
+        let able = proc.own().can(CAP_SYS_ADMIN);
+        Ok(if able || shared || asked.maps.is_some() { Way::Root } else { Way::Owner })
+    }
+}
+
+/// The steps of this process and of the child that attaches the tree at `at`;
+/// `look` are those that come before.
+pub(crate) fn steps(way: &Way, target: &Rc<Target>, mut asked: Idmap, at: At, proc: &Rc<Proc>, look: Plan) -> Plan {
+    let mut plan = Plan::default();
+    let mut inside = Plan::default();
+    inside.push(own::Effect::Undumpable);
+    let recursive = asked.recursive;
+    match way {
+        Way::Root => {
+            let plain = without_map(target, &asked, &at, proc);
+            asked.steps(proc, &mut plan);
+            if let Some(command) = plain {
+                advise(command, &mut plan);
+            }
+            plan.steps.extend(look.steps);
+        }
+        Way::Locked => {
+            asked.steps(proc, &mut plan);
+            plan.steps.extend(look.steps);
+            inside.push(ns::Effect::Unshare(vec![Kind::Mnt]));
+            inside.push(mount::Effect::Slave);
+            inside.push(tree::Effect::Park);
+            inside.push(ns::Effect::Join(target.clone(), vec![Kind::User]));
+            inside.push(ns::Effect::Unshare(vec![Kind::Mnt]));
+            inside.push(tree::Effect::CopyParked(recursive));
+        }
+        Way::Owner => {
+            inside.push(ns::Effect::Join(target.clone(), vec![Kind::User]));
+            inside.push(ns::Effect::Unshare(vec![Kind::Mnt]));
+            // In the copy all that is mounted below is locked to it.
+            asked.recursive |= has_submounts(&asked.source, proc);
+            asked.steps(proc, &mut inside);
+        }
+    }
+    inside.push(ns::Effect::Join(target.clone(), vec![Kind::Mnt]));
+    inside.push(tree::Effect::Attach(TREE, at));
+    let why = "the child goes into the other mount namespace; this process stays, and can see why a step was refused";
+    plan.push(clone(Vec::new(), why, inside, proc));
+    plan.push(end::Effect::Reap);
+    plan
+}
+
+/// What the owner of a container can do in place of what he cannot.
+fn without_map(target: &Target, asked: &Idmap, at: &At, proc: &Proc) -> Option<String> {
+    let (At::Place(place) | At::Beneath(place)) = at else { return None };
+    let owner = target::owner_of_user_namespace(proc, target) == Some(proc.own().uid[1]);
+    let paths = quote_all(&[&asked.source.path, &place.path]);
+    (owner && !proc.own().can(CAP_SYS_ADMIN)).then(|| format!("idmap-mount --into {} --plain {paths}", target.address))
+}
+
+fn advise(command: String, plan: &mut Plan) {
+    if !plan.steps.is_empty() {
+        let first = plan.steps.remove(0);
+        let because = move |errno, facts: &Facts<'_>| {
+            let found = (errno == Errno::EPERM).then(|| facts.may_not_mount()).flatten();
+            found.map(|because| because.remedy(command.clone()))
+        };
+        plan.steps.insert(0, first.because(because));
+    }
+}

@@ -1,0 +1,458 @@
+//! Trees: mounts that are attached nowhere yet, where a map can still be set.
+//! open_tree(2), mount_setattr(2), move_mount(2).
+//!
+//! ```text
+//! SOURCE --copy--> tree --map, attributes--> tree --look--> tree --attach--> DEST
+//! ```
+//!
+//! Nobody sees a tree before it is attached, so what it shows is compared with
+//! what was asked for first.
+
+use std::ffi::{CStr, OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
+
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
+use nix::unistd::fchdir;
+
+use super::{Done, Facts, Hands, Refusal, Step, TREE, USERNS};
+use crate::fail::{Because, Errno, Failure};
+use crate::ns;
+use crate::owners::Owners;
+use crate::path::Place;
+use crate::proc::{Mount, Proc};
+use crate::sys;
+use crate::word::{again, c, quote};
+
+/// An effect on a tree. `&'static str` is the name that it is handed on under.
+pub enum Effect {
+    /// A copy of the mounts at a path, or of the mount there alone.
+    Copy(Place, bool, &'static str),
+    /// The same, and another map in place of that which the copy would inherit:
+    /// from where, with the mounts below, attributes.
+    CopyMapped(Place, bool, u64),
+    /// Attributes, and with `mapped` the maps of the user namespace at hand.
+    Set {
+        /// Of which tree.
+        of: &'static str,
+        /// MOUNT_ATTR_* bits without that for the map.
+        attributes: u64,
+        /// Whether it is mapped.
+        mapped: bool,
+        /// Whether the mounts below in the tree are meant too.
+        recursive: bool,
+        /// What it is a copy of.
+        from: Option<Place>,
+    },
+    /// Ask what the kernel says of the user namespace at hand, which is always a
+    /// refusal: ENOENT is the good one.
+    Ask,
+    /// Look through the tree whether the owners are as they have to be.
+    Check(Rc<Owners>),
+    /// Attach a tree.
+    Attach(&'static str, At),
+    /// Attach the tree in this mount namespace, which nobody else is in, where
+    /// the next one copied from it will have it.
+    Park,
+    /// A copy of that in the next one.
+    CopyParked(bool),
+    /// Leave the tree open as descriptor N for the program that follows.
+    Hand(Rc<OwnedFd>, RawFd),
+    /// Take a mount away: its path, its number in mountinfo, and whether those
+    /// who use it may keep it.
+    Unmount(OsString, u64, bool),
+}
+
+/// Where a tree is attached.
+pub enum At {
+    /// At a place looked at while planning.
+    Place(Place),
+    /// Beneath the mount at such a place, which is then taken away.
+    Beneath(Place),
+    /// At a path below what an earlier step made, under this name.
+    Below(&'static str, OsString),
+}
+
+impl From<Effect> for Step {
+    fn from(effect: Effect) -> Step {
+        let effect = Rc::new(effect);
+        let (doing, asking) = (effect.clone(), effect.clone());
+        let step = Step::new(effect.act(), effect.detail(), effect.why(), move |hands| doing.perform(hands));
+        step.because(move |errno, facts| asking.because(errno, facts))
+    }
+}
+
+fn below(recursive: bool) -> &'static str {
+    if recursive { "|AT_RECURSIVE" } else { "" }
+}
+
+impl Effect {
+    fn act(&self) -> String {
+        match self {
+            Effect::Copy(place, recursive, _) => {
+                format!("open_tree {} OPEN_TREE_CLONE{}", place.name(), below(*recursive))
+            }
+            Effect::CopyMapped(place, recursive, _) => {
+                format!("open_tree_attr {} OPEN_TREE_CLONE{} MOUNT_ATTR_IDMAP", place.name(), below(*recursive))
+            }
+            Effect::Set { of, mapped: true, .. } => format!("mount_setattr {of} MOUNT_ATTR_IDMAP"),
+            Effect::Set { of, mapped: false, .. } => format!("mount_setattr {of}"),
+            Effect::Ask => "mount_setattr of no path".into(),
+            Effect::Check(_) => "look at the owners in the tree".into(),
+            Effect::Attach(of, At::Place(place)) => format!("move_mount {of} {}", place.name()),
+            Effect::Attach(of, At::Beneath(place)) => {
+                format!("move_mount {of} {} MOVE_MOUNT_BENEATH", place.name())
+            }
+            Effect::Attach(of, At::Below(name, path)) => {
+                let path = path.to_string_lossy();
+                format!("move_mount {of} {}", quote(format!("{name}/{}", path.trim_start_matches('/'))))
+            }
+            Effect::Park => "move_mount tree on a new tmpfs of this namespace".into(),
+            Effect::CopyParked(recursive) => format!("open_tree of it OPEN_TREE_CLONE{}", below(*recursive)),
+            Effect::Hand(_, n) => format!("dup2 tree {n}"),
+            Effect::Unmount(path, _, lazily) => {
+                format!("umount {}{}", quote(path), if *lazily { " MNT_DETACH" } else { "" })
+            }
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Effect::Set { attributes, .. } | Effect::CopyMapped(_, _, attributes) => {
+                attribute_names(*attributes).collect::<Vec<_>>().join(",")
+            }
+            Effect::Attach(_, At::Beneath(_)) => "and detach what is above it".into(),
+            Effect::Copy(..)
+            | Effect::Ask
+            | Effect::Check(_)
+            | Effect::Attach(..)
+            | Effect::Park
+            | Effect::CopyParked(_)
+            | Effect::Hand(..)
+            | Effect::Unmount(..) => String::new(),
+        }
+    }
+
+    fn why(&self) -> &'static str {
+        match self {
+            Effect::Copy(..) => "a map can be set only on a mount that is not attached anywhere yet",
+            Effect::CopyMapped(..) => {
+                "a copy inherits the map of an idmapped mount, and only this call may set another"
+            }
+            Effect::Set { mapped: true, .. } => {
+                "the kernel shifts the owners by this user namespace's maps: inside is on disk, outside is seen"
+            }
+            Effect::Set { mapped: false, .. } => "nobody can use the tree before it has its attributes",
+            Effect::Ask => "",
+            Effect::Check(_) => "stat(2) through the tree shows the ids as the map makes them, before anybody else can",
+            Effect::Attach(_, At::Beneath(_)) => {
+                "whoever walks by finds the old mount or the new one, and never neither"
+            }
+            Effect::Attach(..) => "now it can be seen",
+            Effect::Park => {
+                "a mount namespace copied into a less privileged user namespace locks the attributes of its mounts"
+            }
+            Effect::CopyParked(_) => "the copy keeps the locks: ro, nosuid, nodev, noexec and atime cannot be changed",
+            Effect::Hand(..) => "a tree lives as long as a descriptor of it, over exec too",
+            Effect::Unmount(..) => "the map goes with the mount; on disk nothing was changed",
+        }
+    }
+
+    fn perform(&self, hands: &mut Hands) -> Done {
+        match self {
+            Effect::Copy(place, recursive, name) => {
+                let tree = copy(place, *recursive)?;
+                hands.put(name, tree);
+                Ok(())
+            }
+            Effect::CopyMapped(place, recursive, attributes) => {
+                let set = *attributes | sys::MOUNT_ATTR_IDMAP;
+                let userns = hands.get(USERNS)?;
+                let tree = opened(place, |dir, path| {
+                    sys::open_tree_attr(dir, path, clone_flags(*recursive), set, Some(userns))
+                })?;
+                hands.put(TREE, tree);
+                Ok(())
+            }
+            Effect::Set { of, attributes, mapped: false, recursive, .. } => {
+                Ok(sys::mount_setattr(hands.get(of)?, *recursive, *attributes, None)?)
+            }
+            Effect::Set { of, attributes, mapped: true, recursive, .. } => {
+                let (tree, userns) = (hands.get(of)?, hands.get(USERNS)?);
+                Ok(sys::mount_setattr(tree, *recursive, *attributes | sys::MOUNT_ATTR_IDMAP, Some(userns))?)
+            }
+            Effect::Ask => Err(sys::judge_userns(hands.get(USERNS)?).into()),
+            Effect::Check(owners) => Ok(owners.check(hands.get(TREE)?)?),
+            Effect::Attach(of, at) => attach(hands, of, at),
+            Effect::Park => park(hands.get(TREE)?),
+            Effect::CopyParked(recursive) => {
+                let here = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+                let tree = sys::open_tree(here.as_fd(), PARKED, clone_flags(*recursive))?;
+                hands.put(TREE, tree);
+                Ok(())
+            }
+            Effect::Hand(_, n) => Ok(sys::place(hands.get(TREE)?, *n)?),
+            Effect::Unmount(path, _, lazily) => {
+                let flags = if *lazily { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+                Ok(umount2(path.as_os_str(), flags)?)
+            }
+        }
+    }
+
+    fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+        match self {
+            Effect::Copy(..) | Effect::CopyMapped(..) | Effect::Attach(..) | Effect::CopyParked(_) | Effect::Park
+                if errno == Errno::EPERM =>
+            {
+                facts.may_not_mount()
+            }
+            Effect::Copy(place, recursive, _) if errno == Errno::EINVAL => copy_refused(place, *recursive, facts),
+            Effect::Set { attributes, from: Some(place), .. } if errno == Errno::EPERM => {
+                facts.may_not_mount().or_else(|| locked(*attributes, place))
+            }
+            Effect::Attach(_, at) if errno == Errno::EINVAL => attach_refused(at, facts),
+            Effect::Unmount(..) if errno == Errno::EPERM => facts.may_not_mount(),
+            Effect::Unmount(_, id, _) if errno == Errno::EBUSY => busy(*id, facts),
+            Effect::Copy(..)
+            | Effect::CopyMapped(..)
+            | Effect::Set { .. }
+            | Effect::Ask
+            | Effect::Check(_)
+            | Effect::Attach(..)
+            | Effect::Park
+            | Effect::CopyParked(_)
+            | Effect::Hand(..)
+            | Effect::Unmount(..) => None,
+        }
+    }
+}
+
+/// The MOUNT_ATTR_* bit that mount(8) calls `name`; 0 for none.
+pub fn attribute(name: &str) -> u64 {
+    ATTRIBUTES.into_iter().find(|(_, known)| *known == name).map_or(0, |(bit, _)| bit)
+}
+
+/// The words of mount(8) for MOUNT_ATTR_* bits.
+pub fn attribute_names(attributes: u64) -> impl Iterator<Item = &'static str> {
+    ATTRIBUTES.into_iter().filter(move |(bit, _)| attributes & bit != 0).map(|(_, name)| name)
+}
+
+const ATTRIBUTES: [(u64, &str); 6] = [
+    (sys::MOUNT_ATTR_RDONLY, "ro"),
+    (sys::MOUNT_ATTR_NOSUID, "nosuid"),
+    (sys::MOUNT_ATTR_NODEV, "nodev"),
+    (sys::MOUNT_ATTR_NOEXEC, "noexec"),
+    (sys::MOUNT_ATTR_NOATIME, "noatime"),
+    (sys::MOUNT_ATTR_NOSYMFOLLOW, "nosymfollow"),
+];
+
+// ---- how ----
+
+fn clone_flags(recursive: bool) -> std::ffi::c_uint {
+    sys::OPEN_TREE_CLONE | if recursive { sys::AT_RECURSIVE } else { 0 }
+}
+
+/// A copy of the mounts at `place`. By its path: a descriptor from before a new
+/// mount namespace was made is of the old one.
+pub(super) fn copy(place: &Place, recursive: bool) -> std::result::Result<OwnedFd, Refusal> {
+    opened(place, |dir, path| sys::open_tree(dir, path, clone_flags(recursive)))
+}
+
+fn opened(
+    place: &Place,
+    open_tree: impl Fn(BorrowedFd<'_>, &CStr) -> std::result::Result<OwnedFd, Errno>,
+) -> std::result::Result<OwnedFd, Refusal> {
+    let here = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    let tree = open_tree(here.as_fd(), &c(&place.path)?)?;
+    place.check(&tree)?;
+    Ok(tree)
+}
+
+fn attach(hands: &mut Hands, of: &'static str, at: &At) -> Done {
+    let tree = hands.get(of)?;
+    match at {
+        At::Place(place) => sys::move_mount(tree, place.fd(), false)?,
+        At::Beneath(place) => {
+            sys::move_mount(tree, place.fd(), true)?;
+            detach(place)?;
+        }
+        At::Below(name, path) => {
+            let at = sys::open_in_root(hands.get(name)?, &c(path)?, libc::O_PATH, 0)?;
+            sys::move_mount(tree, at.as_fd(), false)?;
+        }
+    }
+    // Else the mount could not be taken away again while we live.
+    hands.made.retain(|(name, _)| *name != of);
+    Ok(())
+}
+
+/// Takes away the mount whose root `place` is. /proc may be another in the
+/// namespace that we are in, but a directory can be gone to.
+fn detach(place: &Place) -> Done {
+    use std::os::fd::AsRawFd;
+    if place.is_directory {
+        fchdir(place.fd())?;
+        return Ok(umount2(".", MntFlags::MNT_DETACH)?);
+    }
+    Ok(umount2(format!("/proc/self/fd/{}", place.fd().as_raw_fd()).as_str(), MntFlags::MNT_DETACH)?)
+}
+
+/// The name of a parked tree in the working directory, which follows into a
+/// copy of the mount namespace as a descriptor does not.
+const PARKED: &CStr = c"tree";
+
+fn park(tree: BorrowedFd<'_>) -> Done {
+    let context = sys::fsopen(c"tmpfs")?;
+    sys::fsconfig(context.as_fd(), c"mode", Some(c"755"))?;
+    let tmpfs = sys::fsmount(context.as_fd(), 0)?;
+    let root = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    sys::move_mount(tmpfs.as_fd(), root.as_fd(), false)?;
+    if SFlag::from_bits_truncate(fstat(tree)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR {
+        mkdirat(&tmpfs, PARKED, Mode::from_bits_truncate(0o755))?;
+    } else {
+        mknodat(&tmpfs, PARKED, SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0)?;
+    }
+    let at = sys::open_in_root(tmpfs.as_fd(), PARKED, libc::O_PATH, 0)?;
+    sys::move_mount(tree, at.as_fd(), false)?;
+    Ok(fchdir(&tmpfs)?)
+}
+
+/// Keeps descriptor `n` free for a tree: it must not be open yet, since what
+/// its caller handed on would be lost.
+///
+/// # Errors
+/// Wrong usage: it is in use, or one of the first three.
+pub fn reserve(n: RawFd) -> crate::fail::Result<Rc<OwnedFd>> {
+    use std::os::fd::AsRawFd;
+    let taken = || Failure::usage(format!("descriptor {n} is in use"));
+    let null = open("/dev/null", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+    let null = null.map_err(|e| Failure::os("open /dev/null", e))?;
+    if n < 3 || null.as_raw_fd() > n {
+        return Err(taken());
+    }
+    if null.as_raw_fd() == n {
+        return Ok(Rc::new(null));
+    }
+    let reserved = sys::dup_above(null.as_raw_fd(), n).map_err(|e| Failure::os(format!("use descriptor {n}"), e))?;
+    if reserved.as_raw_fd() == n { Ok(Rc::new(reserved)) } else { Err(taken()) }
+}
+
+/// The mount of this namespace that `place` is on.
+pub fn mount_of(place: &Place, proc: &Proc) -> Option<Mount> {
+    let id = sys::mount_id(place.fd()).ok()?;
+    proc.mounts("self").into_iter().find(|m| m.id == id)
+}
+
+/// Whether file systems here have the ids on disk that this process sees: the
+/// mount namespace is of its own user namespace. What container root mounted
+/// has ids of the container on its disk.
+pub fn owners_are_ours(proc: &Proc) -> bool {
+    let inode = |fd: OwnedFd| fstat(fd).ok().map(|s| s.st_ino);
+    let owner = proc.ns("self", ns::Kind::Mnt).ok().and_then(|ns| sys::ns_owner(ns.as_fd()).ok()).and_then(inode);
+    owner.is_some() && owner == proc.ns_id("self", ns::Kind::User)
+}
+
+// ---- why not ----
+
+/// Whether mounts below `point` are locked to it, as they are after a copy into
+/// a less privileged mount namespace: then it can only be copied with them.
+pub(super) fn is_locked_to(point: impl AsRef<OsStr>) -> bool {
+    let copy = |flags| {
+        let here = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        sys::open_tree(here.as_fd(), &c(&point).map_err(|_| Errno::EINVAL)?, sys::OPEN_TREE_CLONE | flags)
+    };
+    copy(0).err() == Some(Errno::EINVAL) && copy(sys::AT_RECURSIVE).is_ok()
+}
+
+/// Why a mount cannot be copied (EINVAL): __do_loopback() in fs/namespace.c.
+fn copy_refused(place: &Place, recursive: bool, facts: &Facts<'_>) -> Option<Because> {
+    if !recursive && is_locked_to(place.real()) {
+        let because = Because::new("mounts below it are locked to it: copy it with them (--recursive)");
+        return Some(because.remedy_if(again("--recursive")));
+    }
+    let id = sys::mount_id(place.fd()).ok()?;
+    let mounts = facts.proc.mounts(facts.who);
+    let Some(mount) = mounts.iter().find(|m| m.id == id) else {
+        return elsewhere(place, &mounts);
+    };
+    let unbindable = mount.propagation.split(' ').any(|p| p == "unbindable");
+    unbindable.then(|| {
+        let point = quote(&mount.point);
+        Because::new(format!("{point} is unbindable")).remedy(format!("mount --make-private {point}"))
+    })
+}
+
+/// What is on no mount that this namespace has is on one of another.
+fn elsewhere(place: &Place, mounts: &[Mount]) -> Option<Because> {
+    let path = place.name();
+    (!mounts.is_empty()).then(|| Because::new(format!("{path} is on a mount of another mount namespace")))
+}
+
+/// Which of `attributes` is locked: alone, on a copy of the place that we are
+/// looking for, it is refused (can_change_locked_flags() in fs/namespace.c).
+fn locked(attributes: u64, place: &Place) -> Option<Because> {
+    // Where even a new file system does not take them, the place is not to blame.
+    let context = sys::fsopen(c"tmpfs").ok()?;
+    let tmpfs = sys::fsmount(context.as_fd(), 0).ok()?;
+    sys::mount_setattr(tmpfs.as_fd(), false, attributes, None).ok()?;
+    let refused = |set| {
+        let tree = copy(place, true).ok()?;
+        sys::mount_setattr(tree.as_fd(), false, set, None).err()
+    };
+    let (_, name) =
+        ATTRIBUTES.into_iter().find(|(bit, _)| attributes & bit != 0 && refused(*bit) == Some(Errno::EPERM))?;
+    let path = place.name();
+    Some(Because::new(format!("the mount at {path} came from a mount namespace of more privilege, which locks {name}")))
+}
+
+/// Why a tree cannot be attached (EINVAL): do_move_mount() in fs/namespace.c.
+fn attach_refused(at: &At, facts: &Facts<'_>) -> Option<Because> {
+    let (place, beneath) = match at {
+        At::Place(place) => (place, false),
+        At::Beneath(place) => (place, true),
+        At::Below(..) => {
+            let (major, minor) = facts.proc.release()?;
+            let text = format!("a tree takes mounts in itself since Linux 6.15, and this is {major}.{minor}");
+            return ((major, minor) < (6, 15)).then(|| Because::new(text));
+        }
+    };
+    let mounts = facts.proc.mounts(facts.who);
+    let id = sys::mount_id(place.fd()).ok()?;
+    let path = place.name();
+    let Some(mount) = mounts.iter().find(|m| m.id == id) else {
+        return elsewhere(place, &mounts);
+    };
+    if beneath && !sys::is_mount_root(place.fd()) {
+        return Some(Because::new(format!("nothing is mounted at {path}")));
+    }
+    (beneath && mount.point == "/").then(|| Because::new(format!("{path} is the root, beneath which nothing fits")))
+}
+
+/// Who uses the mount: another on it, or a process (umount(2), EBUSY).
+fn busy(id: u64, facts: &Facts<'_>) -> Option<Because> {
+    let proc = facts.proc;
+    if let Some(above) = proc.mounts(facts.who).into_iter().find(|m| m.parent == id) {
+        let because = Because::new(format!("{} is mounted on it, and has to go first", quote(&above.point)));
+        return Some(because.remedy_if(again("--recursive")));
+    }
+    let on_it = |path: &str| {
+        let file = proc.open_at(path, OFlag::O_PATH).ok();
+        file.is_some_and(|fd| sys::mount_id(fd.as_fd()) == Ok(id))
+    };
+    proc.pids().iter().map(i32::to_string).find_map(|who| {
+        let files = proc.numbers(&format!("{who}/fd")).into_iter().map(|n| format!("fd/{n}"));
+        let mut all = ["cwd", "root", "exe"].into_iter().map(str::to_owned).chain(files);
+        let file = all.find(|file| on_it(&format!("{who}/{file}")))?;
+        let how = match file.as_str() {
+            "cwd" => "has its working directory there",
+            "root" => "has its root directory there",
+            "exe" => "runs a program from there",
+            _ => "has a file open there",
+        };
+        let name = proc.name(&who);
+        Some(Because::new(format!("process {who} ({name}) {how}")))
+    })
+}
