@@ -246,24 +246,6 @@ impl Owner {
     }
 }
 
-/// The text of one file, where that is at hand.
-pub struct Table {
-    text: Vec<u8>,
-}
-
-impl Table {
-    /// The table in `text`.
-    pub fn parse(text: Vec<u8>) -> Table {
-        Table { text }
-    }
-
-    /// What `user` has been granted, by name or by uid, in the file's order.
-    pub fn of(&self, user: &User) -> Vec<Range> {
-        let owner = Owner::of(user, b"");
-        lines(&self.text).filter_map(grant).filter(|g| owner.is(g.owner)).map(|g| g.range).collect()
-    }
-}
-
 /// Opens a file of grants for reading. None: it is missing, and so grants
 /// nothing.
 ///
