@@ -126,8 +126,8 @@ fn namespace(maps: &Maps, proc: &Rc<Proc>) -> Option<Because> {
     (!missing.is_empty()).then(|| Because::new(format!("{} of {name} has not been written", missing.join(" and "))))
 }
 
-/// Takes its mounts new namespaces, and not this one, which is good: then it is
-/// the one that mounted the file system.
+/// A mount that takes others and refuses this one, which is good: then this is
+/// the namespace that mounted the file system.
 fn owner(asked: &Idmap, errno: Errno, proc: &Rc<Proc>) -> Option<Because> {
     let Some(Maps::Of(fd, name)) = &asked.maps else { return None };
     let again = takes(copied(asked.source.clone()), &Good::Asked(fd), proc);
