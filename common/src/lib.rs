@@ -9,6 +9,8 @@
 //! * [`proc`]    facts out of /proc
 //! * [`path`]    why a path could not be opened
 //! * [`mounted`] mounts and their maps, by statmount(2)
+//! * [`look`]    what every process is in
+//! * [`scan`]    all namespaces, and what keeps them
 //! * [`owners`]  the owners of files, on disk and through a map
 //! * [`helper`]  other programs, asked or told, with a deadline
 //! * [`user`]    users by name and number
@@ -17,6 +19,7 @@
 //! * [`lease`]   slices of subordinate ids, held while a process lives
 //! * [`preset`]  maps by name: root, same, subids, auto, keep, all
 //! * [`target`]  the process or namespace file that an operand names
+//! * [`feature`] what newer kernels have
 //! * [`name`]    holders by name
 //! * [`step`]    effects, one file for each kernel object
 //! * [`plan`]    a list of steps: printed, performed, tried
@@ -29,11 +32,13 @@
 pub mod cli;
 pub mod etc;
 pub mod fail;
+pub mod feature;
 pub mod helper;
 pub mod holder;
 pub mod id;
 pub mod idmap;
 pub mod lease;
+pub mod look;
 pub mod mind;
 pub mod mounted;
 pub mod name;
@@ -44,6 +49,7 @@ pub mod plan;
 pub mod preset;
 pub mod proc;
 pub mod record;
+pub mod scan;
 pub mod step;
 pub mod subid;
 pub mod sys;

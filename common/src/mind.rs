@@ -74,6 +74,11 @@ pub fn is_pipe(number: RawFd) -> bool {
     })
 }
 
+/// How wide the terminal at standard output is, in columns, if it is one.
+pub fn terminal_width() -> Option<usize> {
+    sys::columns(1).ok().map(|n| if n == 0 { 80 } else { usize::from(n) })
+}
+
 /// The signals that the parent of a program takes in its loop.
 const MINDED: [Signal; 13] = [
     Signal::SIGCHLD,

@@ -13,6 +13,8 @@ use crate::sys;
 pub struct Mounted {
     /// Its number, never used again.
     pub id: u64,
+    /// What part of the file system it shows.
+    pub root: String,
     /// Where it is, seen from the root directory of this process.
     pub point: String,
     /// The type of the file system, with its subtype.
@@ -36,11 +38,12 @@ impl Mounted {
         let idmapped = mount.options.split(',').any(|o| o == "idmapped");
         let attributes = if idmapped { sys::MOUNT_ATTR_IDMAP } else { 0 };
         let (point, fstype) = (mount.point.clone(), mount.fstype.clone());
-        Mounted { id: mount.id, point, fstype, attributes, maps: None }
+        Mounted { id: mount.id, root: mount.root.clone(), point, fstype, attributes, maps: None }
     }
 }
 
 const MNT_BASIC: u64 = 2;
+const MNT_ROOT: u64 = 8;
 const MNT_POINT: u64 = 0x10;
 const FS_TYPE: u64 = 0x20;
 const FS_SUBTYPE: u64 = 0x100;
@@ -78,8 +81,13 @@ pub fn all(namespace: u64) -> Result<Vec<Mounted>, Errno> {
     Ok(ids.into_iter().filter_map(|id| one(id, namespace).ok()).collect())
 }
 
+/// The same of an open mount namespace; none where the kernel does not tell.
+pub fn of(ns: BorrowedFd<'_>) -> Vec<Mounted> {
+    sys::mount_namespace_id(ns).and_then(all).unwrap_or_default()
+}
+
 fn one(id: u64, namespace: u64) -> Result<Mounted, Errno> {
-    let mask = MNT_BASIC | MNT_POINT | FS_TYPE | FS_SUBTYPE | UIDMAP | GIDMAP;
+    let mask = MNT_BASIC | MNT_ROOT | MNT_POINT | FS_TYPE | FS_SUBTYPE | UIDMAP | GIDMAP;
     let mut buffer = vec![0u8; 4096];
     loop {
         match sys::statmount(id, namespace, mask, &mut buffer) {
@@ -116,6 +124,7 @@ fn parse(buffer: &[u8]) -> Mounted {
     let subtype = if mask & FS_SUBTYPE == 0 { String::new() } else { format!(".{}", text(short(120))) };
     Mounted {
         id: long(40),
+        root: text(short(104)),
         point: text(short(108)),
         fstype: text(short(36)) + &subtype,
         attributes,
@@ -140,6 +149,7 @@ mod tests {
         put(8, &(MNT_BASIC | MNT_POINT | FS_TYPE | UIDMAP | GIDMAP).to_ne_bytes());
         put(40, &77u64.to_ne_bytes());
         put(64, &(sys::MOUNT_ATTR_IDMAP | sys::MOUNT_ATTR_NODEV).to_ne_bytes());
+        put(104, &5u32.to_ne_bytes());
         put(108, &5u32.to_ne_bytes());
         put(152, &2u32.to_ne_bytes());
         put(156, &8u32.to_ne_bytes());
@@ -147,7 +157,7 @@ mod tests {
         put(164, &20u32.to_ne_bytes());
         buffer.extend_from_slice(b"ext4\0/m\x000 5 1\x001 7 2\x003 4 5\0");
         let at = parse(&buffer);
-        assert_eq!((at.id, at.point.as_str(), at.fstype.as_str()), (77, "/m", "ext4"));
+        assert_eq!((at.id, at.root.as_str(), at.point.as_str(), at.fstype.as_str()), (77, "/m", "/m", "ext4"));
         let maps = at.maps.unwrap();
         assert_eq!(maps.uid, [Extent::new(0, 5, 1).unwrap(), Extent::new(1, 7, 2).unwrap()]);
         assert_eq!(maps.gid, [Extent::new(3, 4, 5).unwrap()]);

@@ -4,13 +4,14 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::fcntl::{OFlag, open, openat, readlinkat};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::sys::statfs::{FsType, fstatfs};
 
 use crate::fail::{Errno, Failure, Result};
 use crate::id::{self, Extent, number};
 use crate::ns;
+use crate::sys;
 use crate::word::quote;
 
 /// What statfs(2) says of a proc file system.
@@ -135,19 +136,19 @@ impl Proc {
         Some((parts.next()??, parts.next()??))
     }
 
-    /// The numbers of all processes that can be seen.
+    /// The numbers of all processes that can be seen, in their order.
     pub fn pids(&self) -> Vec<i32> {
-        let names = self.numbers(".");
-        let mut pids: Vec<i32> = names.into_iter().filter_map(|n| i32::try_from(n).ok()).collect();
-        pids.sort_unstable();
-        pids
+        self.numbers(".")
     }
 
     /// The entries of directory `path` that are numbers.
-    pub fn numbers(&self, path: &str) -> Vec<u64> {
-        let Ok(dir) = self.open_at(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY) else { return Vec::new() };
-        let Ok(dir) = nix::dir::Dir::from_fd(dir) else { return Vec::new() };
-        dir.into_iter().filter_map(|e| number(e.ok()?.file_name().to_bytes())).collect()
+    pub fn numbers(&self, path: &str) -> Vec<i32> {
+        self.open_at(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_or_else(|_| Vec::new(), |dir| numbers(&dir))
+    }
+
+    /// What fstatat(2) says of `path`, a link followed.
+    pub fn stat(&self, path: &str) -> Option<FileStat> {
+        fstatat(&self.0, path, AtFlags::empty()).ok()
     }
 
     /// The status of `who` (a number, or `self`).
@@ -264,6 +265,27 @@ impl Proc {
     pub fn directory(&self, path: &str) -> std::result::Result<OwnedFd, Errno> {
         self.open_at(path, OFlag::O_PATH | OFlag::O_DIRECTORY)
     }
+}
+
+/// The entries of a directory in /proc that are numbers, in the kernel's order:
+/// theirs but for threads (fs/proc/base.c, next_tgid()).
+pub fn numbers(dir: &OwnedFd) -> Vec<i32> {
+    let (mut numbers, mut piece) = (Vec::new(), [0; 4096]);
+    while let Ok(n @ 1..) = sys::read_directory(dir.as_fd(), &mut piece) {
+        let mut rest = &piece[..n];
+        // struct linux_dirent64: its length at 16, the name from 19 on.
+        while let Some(&[low, high]) = rest.get(16..18) {
+            let (entry, after) = rest.split_at(usize::from(u16::from_ne_bytes([low, high])).clamp(19, rest.len()));
+            let name = entry[19..].split(|b| *b == 0).next().unwrap_or_default();
+            numbers.extend(number(name).and_then(|n| i32::try_from(n).ok()));
+            rest = after;
+        }
+        // In /proc only the last piece has room for one more.
+        if n + 64 < piece.len() {
+            break;
+        }
+    }
+    numbers
 }
 
 /// The whole of what `fd` gives, at most `limit` bytes.

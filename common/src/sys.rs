@@ -698,3 +698,117 @@ pub fn become_program(program: &CStr, words: &[std::ffi::CString]) -> Errno {
         Err(e) => e,
     }
 }
+
+// ---- what only ns-show asks ----
+
+const LISTNS: c_long = 470;
+
+/// An ioctl that stores something in `out`.
+fn ioctl_into(fd: BorrowedFd<'_>, request: u64, out: &mut [u64; 2]) -> Result<c_long> {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+    // SAFETY: the requests used here store at most 16 bytes, which `out` has.
+    let n = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, out.as_mut_ptr()) };
+    answer(c_long::from(n))
+}
+
+/// The parent of a user or pid namespace.
+///
+/// # Errors
+/// EPERM: it is outside of ours; EINVAL: another kind, which has no parent.
+pub fn ns_parent(ns: BorrowedFd<'_>) -> Result<OwnedFd> {
+    descriptor(ioctl(ns, 0xb702)?)
+}
+
+/// The number of a namespace that is never used again until reboot (Linux 6.18).
+///
+/// # Errors
+/// ENOTTY: an older kernel, or no namespace file.
+pub fn ns_id(ns: BorrowedFd<'_>) -> Result<u64> {
+    let mut id = [0; 2];
+    ioctl_into(ns, 0x8008_b70d, &mut id).map(|_| id[0])
+}
+
+/// The mount namespace after `ns`, or before it, of all that there are (Linux
+/// 6.12), whether a process is in it or not.
+///
+/// # Errors
+/// EPERM: only root of the initial user namespace; ENOENT: there is none.
+pub fn next_mount_namespace(ns: BorrowedFd<'_>, before: bool) -> Result<OwnedFd> {
+    let mut info = [0; 2];
+    descriptor(ioctl_into(ns, if before { 0x8010_b70c } else { 0x8010_b70b }, &mut info)?)
+}
+
+/// As many namespaces of all kinds as `ids` takes, by their numbers, those
+/// after `after`: listns(2), Linux 6.19.
+///
+/// # Errors
+/// ENOSYS: an older kernel.
+pub fn listns(after: u64, ids: &mut [u64]) -> Result<usize> {
+    let request = [32, after, 0, 0];
+    // SAFETY: `request` is laid out as struct ns_id_req of 32 bytes; `ids` is
+    // ours and as long as is said.
+    let n = unsafe { libc::syscall(LISTNS, request.as_ptr(), ids.as_mut_ptr(), ids.len(), 0) };
+    usize::try_from(answer(n)?).map_err(|_| Errno::EIO)
+}
+
+/// The namespace whose number is `id`; `whole` also tells its kind and inode,
+/// which the kernel wants to hear before Linux 6.19.
+///
+/// # Errors
+/// ESTALE: there is none, or it is not ours to open; EBADF: an older kernel.
+pub fn ns_by_id(id: u64, whole: Option<(u64, u64)>) -> Result<OwnedFd> {
+    const FD_NSFS_ROOT: c_int = -10003;
+    #[repr(C)]
+    struct Handle {
+        bytes: c_uint,
+        kind: c_int,
+        id: [u8; 8],
+        ns_kind: [u8; 4],
+        inode: [u8; 4],
+    }
+    let short = |n: u64| u32::try_from(n).unwrap_or(0).to_ne_bytes();
+    let (kind, inode) = whole.unwrap_or((0, 0));
+    let mut handle = Handle { bytes: 16, kind: 0xf1, id: id.to_ne_bytes(), ns_kind: short(kind), inode: short(inode) };
+    let at = from_mut(&mut handle).cast::<libc::file_handle>();
+    // SAFETY: `handle` is laid out as struct file_handle with 16 bytes behind.
+    descriptor(c_long::from(unsafe { libc::open_by_handle_at(FD_NSFS_ROOT, at, libc::O_CLOEXEC) }))
+}
+
+/// Whether this kernel has open_tree_attr(2) (Linux 6.15).
+pub fn has_open_tree_attr() -> bool {
+    // SAFETY: a null path and no attributes are refused before anything is read.
+    answer(unsafe { libc::syscall(OPEN_TREE_ATTR, -1, null::<u8>(), 0, null::<u8>(), 0) }) != Err(Errno::ENOSYS)
+}
+
+/// Where the link `name` in `dir` leads, as far as `out` takes it.
+///
+/// # Errors
+/// Those of readlink(2).
+pub fn read_link(dir: BorrowedFd<'_>, name: &CStr, out: &mut [u8]) -> Result<usize> {
+    // SAFETY: the name ends in NUL; the kernel writes at most as many bytes as
+    // `out` has.
+    let n = unsafe { libc::readlinkat(dir.as_raw_fd(), name.as_ptr(), out.as_mut_ptr().cast(), out.len()) };
+    usize::try_from(n).map_err(|_| Errno::last())
+}
+
+/// The next entries of an open directory, as getdents64(2) has them; 0: none.
+///
+/// # Errors
+/// Those of getdents(2): ENOENT: what it is about has ended.
+pub fn read_directory(dir: BorrowedFd<'_>, out: &mut [u8]) -> Result<usize> {
+    // SAFETY: the kernel writes at most as many bytes as `out` has.
+    let n = unsafe { libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), out.as_mut_ptr(), out.len()) };
+    usize::try_from(answer(n)?).map_err(|_| Errno::EIO)
+}
+
+/// How many columns the terminal at descriptor `number` has.
+///
+/// # Errors
+/// ENOTTY: it is no terminal.
+pub fn columns(number: RawFd) -> Result<u16> {
+    // SAFETY: an all-zero winsize is a valid value of this C struct.
+    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+    // SAFETY: TIOCGWINSZ stores one winsize there.
+    let n = unsafe { libc::ioctl(number, libc::TIOCGWINSZ, from_mut(&mut size)) };
+    answer(c_long::from(n)).map(|_| size.ws_col)
+}

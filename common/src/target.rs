@@ -544,14 +544,24 @@ pub fn owner_of_user_namespace(proc: &Proc, target: &Target) -> Option<u32> {
     sys::ns_owner_uid(proc.ns(&target.who(), ns::Kind::User).ok()?.as_fd()).ok()
 }
 
+/// A user namespace above a process.
+pub struct Above {
+    /// Its inode.
+    pub inode: u64,
+    /// The uid that owns it, as seen from here.
+    pub owner: Option<u32>,
+    /// It, open.
+    pub file: OwnedFd,
+}
+
 /// The user namespace of process `who` and all above it that can be seen: the
-/// inode and the owner of each.
-pub fn user_namespaces(proc: &Proc, who: &str) -> Option<Vec<(u64, Option<u32>)>> {
+/// last one is ours, unless the process is outside of it.
+pub fn user_namespaces(proc: &Proc, who: &str) -> Option<Vec<Above>> {
     let mut chain = Vec::new();
     let mut at = Some(proc.ns(who, ns::Kind::User).ok()?);
-    while let Some(ns) = at {
-        chain.push((fstat(&ns).ok()?.st_ino, sys::ns_owner_uid(ns.as_fd()).ok()));
-        at = sys::ns_owner(ns.as_fd()).ok();
+    while let Some(file) = at {
+        at = sys::ns_owner(file.as_fd()).ok();
+        chain.push(Above { inode: fstat(&file).ok()?.st_ino, owner: sys::ns_owner_uid(file.as_fd()).ok(), file });
     }
     Some(chain)
 }

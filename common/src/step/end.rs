@@ -61,6 +61,12 @@ pub enum Effect {
     Exec(Vec<OsString>),
 }
 
+/// The step that waits to be ended by the parent, or with it: alone, for
+/// whoever does not end in a program and need not have all of this.
+pub fn waiting() -> Step {
+    Step::new(Effect::Wait.act(), String::new(), Effect::Wait.why(), wait)
+}
+
 impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);

@@ -236,7 +236,7 @@ fn limit(proc: &Proc, kinds: &[Kind]) -> Option<Because> {
 
 /// How many namespaces of `kind` can be seen in use that our user namespace
 /// counts for our uid: so many at least count against the limit.
-fn used(proc: &Proc, kind: Kind) -> u64 {
+pub fn used(proc: &Proc, kind: Kind) -> u64 {
     let (Some(ours), own) = (proc.ns_id("self", Kind::User), proc.own()) else { return 0 };
     let mut seen: Vec<u64> = Vec::new();
     for who in proc.pids().iter().map(i32::to_string) {

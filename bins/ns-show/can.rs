@@ -1,0 +1,425 @@
+//! What this user may do here. Nothing is guessed: each thing is done, in a
+//! child that is thrown away, or with something that nobody else sees.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+
+use common::fail::{Because, Errno, Failure};
+use common::feature;
+use common::helper;
+use common::id::{Both, Extent, Kind as IdKind, Map, Range};
+use common::idmap::{self, Idmap, Maps};
+use common::ns::Kind;
+use common::path::Place;
+use common::plan::{Plan, clone};
+use common::preset::{Me, Preset};
+use common::proc::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Mount, Proc};
+use common::record::Address;
+use common::step::{Step, TREE, end, map, mount, ns, tree};
+use common::subid;
+use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
+use common::target::Target;
+use common::word::quote;
+
+/// What was found: a heading, and under it whether and why not.
+struct Found {
+    text: String,
+    all: bool,
+}
+
+impl Found {
+    fn heading(&mut self, text: &str) {
+        let blank = if self.text.is_empty() { "" } else { "\n" };
+        // Writing to a String cannot fail, here and below.
+        let _ = writeln!(self.text, "{blank}{text}");
+    }
+
+    fn yes(&mut self, what: &str) {
+        let _ = writeln!(self.text, "yes  {what}");
+    }
+
+    fn no(&mut self, what: &str, why: &str) {
+        self.all = false;
+        let _ = writeln!(self.text, "no   {what}");
+        if !why.is_empty() {
+            let _ = writeln!(self.text, "       {}", why.replace('\n', "\n     "));
+        }
+    }
+
+    fn answer(&mut self, what: &str, failure: Option<Failure>) -> bool {
+        match &failure {
+            None => self.yes(what),
+            Some(failure) => self.no(what, &failure.to_string()),
+        }
+        failure.is_none()
+    }
+
+    fn note(&mut self, text: &str) {
+        let _ = writeln!(self.text, "       {text}");
+    }
+}
+
+/// The answers, and the exit status.
+pub(crate) fn can(proc: &Rc<Proc>) -> (String, u8) {
+    let mut found = Found { text: String::new(), all: true };
+    found.heading("user namespaces");
+    for (at, (what, plan)) in user_namespaces(proc).into_iter().enumerate() {
+        let made = found.answer(&what, plan.probe(proc));
+        if !made {
+            settings(proc, &mut found);
+        }
+        // Without a user namespace nothing of the rest is worth asking.
+        if at == 0 && !made {
+            return (found.text, 1);
+        }
+    }
+    limits(proc, &mut found);
+    found.heading("many ids in one");
+    many_ids(proc, &mut found);
+    found.heading("file systems in one");
+    for (what, plan) in file_systems(proc) {
+        found.answer(&what, plan.probe(proc));
+    }
+    found.heading("idmapped mounts");
+    for (what, plan) in idmapped(proc) {
+        found.answer(&what, plan.probe(proc));
+    }
+    host_file_systems(proc, &mut found);
+    found.heading("cgroups");
+    cgroups(proc, &mut found);
+    found.heading("network");
+    network(proc, &mut found);
+    let status = if found.all { 0 } else { 3 };
+    found.heading("kernel");
+    for feature in feature::all(proc) {
+        let what = format!("{} (Linux {})", feature.what, feature.since);
+        if feature.here { found.yes(&what) } else { found.no(&what, "") }
+    }
+    (found.text, status)
+}
+
+/// What would be tried, for a dry run.
+pub(crate) fn plans(proc: &Rc<Proc>) -> Plan {
+    let all = [user_namespaces(proc), file_systems(proc), idmapped(proc)];
+    let mut steps: Vec<Step> = all.into_iter().flatten().flat_map(|(_, plan)| plan.steps).collect();
+    steps.extend(host_mounts(proc).iter().filter_map(|m| host_plan(proc, m)).flat_map(|plan| plan.steps));
+    Plan { steps, dry: true }
+}
+
+// ---- user namespaces ----
+
+/// A child in new namespaces of `kinds` that does what `inner` says.
+fn child(kinds: &[Kind], inner: Plan, proc: &Rc<Proc>) -> Plan {
+    let mut plan = Plan::default();
+    plan.push(clone(kinds.to_vec(), "", inner, proc));
+    plan
+}
+
+/// The map of the own ids, which everybody may write.
+fn mapped(proc: &Proc) -> Plan {
+    let me = Me::now(proc);
+    let one = |kind| Map::new(Preset::Root.extents(*me.own.of(kind), &[])).ok();
+    let mut plan = Plan::default();
+    if let (Some(uid), Some(gid)) = (one(IdKind::Uid), one(IdKind::Gid)) {
+        plan.push(map::Effect::Setgroups(map::Whose::Own, false));
+        plan.push(map::Effect::Write(map::Whose::Own, IdKind::Uid, uid));
+        plan.push(map::Effect::Write(map::Whose::Own, IdKind::Gid, gid));
+    }
+    plan
+}
+
+fn user_namespaces(proc: &Rc<Proc>) -> Vec<(String, Plan)> {
+    let mut tries = vec![
+        ("make a user namespace".to_owned(), child(&[Kind::User], Plan::default(), proc)),
+        ("map the own id in it".to_owned(), child(&[Kind::User], mapped(proc), proc)),
+    ];
+    for kind in Kind::ALL.into_iter().skip(1) {
+        let a = if kind == Kind::Ipc { "an" } else { "a" };
+        let what = format!("make {a} {} namespace along with it", kind.link());
+        tries.push((what, child(&[Kind::User, kind], Plan::default(), proc)));
+    }
+    tries
+}
+
+/// Settings that are known to stand against user namespaces, as they are.
+fn settings(proc: &Proc, found: &mut Found) {
+    for name in ["kernel/unprivileged_userns_clone", "kernel/apparmor_restrict_unprivileged_userns"] {
+        if let Some(value) = proc.sysctl(name) {
+            found.note(&format!("{} is {value}", name.replace('/', ".")));
+        }
+    }
+    if let Ok(list) = fs::read_to_string("/sys/kernel/security/lsm") {
+        found.note(&format!("security modules: {}", list.trim()));
+    }
+}
+
+/// How many there may be: of this user, in this user namespace.
+fn limits(proc: &Proc, found: &mut Found) {
+    let limit = |kind: &Kind| Some((kind.link(), proc.sysctl(&format!("user/max_{}_namespaces", kind.link()))?));
+    let limits: Vec<(&str, u64)> = Kind::ALL.iter().filter_map(limit).collect();
+    let list = match limits.first() {
+        Some((_, n)) if limits.iter().all(|(_, other)| other == n) => format!("{n} of each kind"),
+        _ => limits.iter().map(|(kind, n)| format!("{kind} {n}")).collect::<Vec<_>>().join(", "),
+    };
+    let used = ns::used(proc, Kind::User);
+    found.note(&format!("limit (user.max_*_namespaces): {list}; {used} user namespaces of ours can be seen"));
+}
+
+// ---- many ids ----
+
+fn many_ids(proc: &Rc<Proc>, found: &mut Found) {
+    let (me, own) = (Me::now(proc), proc.own());
+    if own.can(CAP_SETUID) && own.can(CAP_SETGID) {
+        found.answer("map many ids (CAP_SETUID, CAP_SETGID)", with_child(proc, &any_ids(proc)));
+        return;
+    }
+    let mut maps = Vec::new();
+    for (kind, program) in [(IdKind::Uid, "newuidmap"), (IdKind::Gid, "newgidmap")] {
+        let what = format!("subordinate {}s", kind.word());
+        match subid::granted(&me.user, kind) {
+            Ok(ranges) if ranges.is_empty() => {
+                found.no(&format!("{what}: {} has no line for {}", kind.grant_file(), me.user), "");
+            }
+            Ok(ranges) => {
+                let list: Vec<String> = ranges.iter().map(Range::to_string).collect();
+                found.yes(&format!("{what}: {}", list.join(", ")));
+                maps.extend(Map::new(Preset::Subids.extents(0, &ranges)).ok().map(|map| (kind, map)));
+            }
+            Err(failure) => found.no(&what, &failure.to_string()),
+        }
+        match helper::find(program) {
+            Some(path) => {
+                let what = format!("{} may map them", path.to_string_lossy());
+                match helper::gains_privilege(&path) {
+                    Ok(()) => found.yes(&what),
+                    Err(why) => found.no(&what, why),
+                }
+            }
+            None => found.no(&format!("{program} is not installed"), ""),
+        }
+    }
+    // Ours does the same, where it was given the privilege.
+    if let Some(path) = helper::find("uidmap-set").filter(|path| helper::gains_privilege(path).is_ok()) {
+        found.yes(&format!("{} may map them", path.to_string_lossy()));
+    }
+    if maps.len() == 2 {
+        found.answer("map them all", with_child(proc, &maps));
+    }
+}
+
+/// As many ids as a container has, of those that are mapped here.
+fn any_ids(proc: &Proc) -> Vec<(IdKind, Map)> {
+    let most = |kind| proc.map("self", kind)?.into_iter().map(|e| e.inside()).max_by_key(|r| r.count);
+    let map = |kind| {
+        let range = most(kind)?;
+        let extent = Extent::new(0, range.first.into(), range.count.min(65536).into())?;
+        Some((kind, Map::new(vec![extent]).ok()?))
+    };
+    IdKind::BOTH.into_iter().filter_map(map).collect()
+}
+
+/// Writes maps for a child of ours, directly or by newuidmap and newgidmap.
+fn with_child(proc: &Rc<Proc>, maps: &[(IdKind, Map)]) -> Option<Failure> {
+    let mut inner = Plan::default();
+    inner.push(end::waiting());
+    let direct = proc.own().can(CAP_SETUID) && proc.own().can(CAP_SETGID);
+    let mut plan = child(&[Kind::User], inner, proc);
+    for (kind, map) in maps.iter().filter(|_| direct) {
+        plan.push(map::Effect::Write(map::Whose::Promised("CHILD"), *kind, map.clone()));
+    }
+    plan.probe_while(proc, |child| {
+        let target = Target::open(proc, Address { pid: child.pid, inode: None }).map(Rc::new);
+        let target = match target {
+            Ok(target) => target,
+            Err(failure) => return Some(failure),
+        };
+        let mut plan = Plan::default();
+        for (kind, map) in maps.iter().filter(|_| !direct) {
+            plan.push(map::Effect::Helper(Some(target.clone()), *kind, map.clone()));
+        }
+        plan.probe(proc)
+    })
+}
+
+// ---- mounts ----
+
+const HARMLESS: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+
+fn file_systems(proc: &Rc<Proc>) -> Vec<(String, Plan)> {
+    let mut tries = Vec::new();
+    for fstype in ["tmpfs", "devpts", "proc", "sysfs", "mqueue", "cgroup2"] {
+        let mut inner = mapped(proc);
+        inner.push(mount::Effect::Try(fstype, HARMLESS));
+        tries.push((format!("mount {fstype} there"), child(&Kind::ALL, inner, proc)));
+    }
+    tries.extend(
+        overlay(proc).map(|inner| ("mount overlay there".to_owned(), child(&[Kind::User, Kind::Mnt], inner, proc))),
+    );
+    tries.extend(fuse(proc).map(|inner| ("mount FUSE there".to_owned(), child(&[Kind::User, Kind::Mnt], inner, proc))));
+    tries
+}
+
+/// A copy of the root to mount in: nothing of it reaches the mounts of others.
+fn private_root(proc: &Proc) -> Option<Plan> {
+    let root = Place::at(OsStr::new("/")).ok()?;
+    let mut plan = mapped(proc);
+    plan.push(mount::Effect::Slave);
+    plan.push(mount::Effect::BindRoot(root));
+    Some(plan)
+}
+
+fn new(fstype: &'static str, options: &[(&'static str, &str)]) -> mount::Effect {
+    let options = options.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+    mount::Effect::New { fstype, options, attributes: HARMLESS, at: "tmp" }
+}
+
+/// On a tmpfs, which is the hardest of the file systems that can be had.
+fn overlay(proc: &Proc) -> Option<Plan> {
+    let mut plan = private_root(proc)?;
+    plan.push(new("tmpfs", &[]));
+    plan.push(mount::Effect::Pivot);
+    plan.push(Step::new("mkdir /tmp/lower /tmp/upper /tmp/work".to_owned(), String::new(), "", |_| {
+        ["/tmp/lower", "/tmp/upper", "/tmp/work"].iter().try_for_each(fs::create_dir).map_err(|e| errno(&e).into())
+    }));
+    plan.push(new("overlay", &[("lowerdir", "/tmp/lower"), ("upperdir", "/tmp/upper"), ("workdir", "/tmp/work")]));
+    Some(plan)
+}
+
+/// The kernel wants the device opened in the same user namespace, and named by
+/// a number that has to be known before: so it is kept free for it.
+fn fuse(proc: &Proc) -> Option<Plan> {
+    let kept = File::open("/dev/null").ok()?;
+    let number = kept.as_raw_fd().to_string();
+    let kept = RefCell::new(Some(kept));
+    let mut plan = private_root(proc)?;
+    plan.push(Step::new("open /dev/fuse".to_owned(), String::new(), "", move |_| {
+        drop(kept.borrow_mut().take());
+        let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| errno(&e))?;
+        *kept.borrow_mut() = Some(device);
+        Ok(())
+    }));
+    plan.push(new("fuse", &[("fd", &number), ("rootmode", "40000"), ("user_id", "0"), ("group_id", "0")]));
+    Some(plan)
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
+/// The map of one id, for uids and gids.
+fn one_id(outside: u32) -> Option<Both<Map>> {
+    let map = Map::new(Extent::new(0, outside.into(), 1).into_iter().collect()).ok()?;
+    Some(Both { uid: map.clone(), gid: map })
+}
+
+fn idmapped(proc: &Rc<Proc>) -> Vec<(String, Plan)> {
+    let mut inner = mapped(proc);
+    inner.push(mount::Effect::Try("tmpfs", HARMLESS));
+    if let Some(maps) = one_id(0) {
+        idmap::user_namespace(&maps, proc, &mut inner);
+    }
+    inner.push(tree::Effect::Set { of: TREE, attributes: 0, mapped: true, recursive: false, from: None });
+    vec![("idmap a tmpfs of the own user namespace".to_owned(), child(&[Kind::User, Kind::Mnt], inner, proc))]
+}
+
+/// One mount of each type of file system, where nothing covers it.
+fn host_mounts(proc: &Proc) -> Vec<Mount> {
+    let all = proc.mounts("self");
+    let mut chosen: Vec<Mount> = Vec::new();
+    for mount in &all {
+        let covered = all.iter().any(|m| m.parent == mount.id && m.point == mount.point);
+        // Looking at it would mount something.
+        let skip = covered || mount.fstype == "autofs" || chosen.iter().any(|m| m.fstype == mount.fstype);
+        if !skip {
+            chosen.push(mount.clone());
+        }
+    }
+    // The first refusal of who may not mount at all stands for all.
+    chosen.truncate(if proc.own().can(CAP_SYS_ADMIN) { usize::MAX } else { 1 });
+    chosen
+}
+
+fn host_plan(proc: &Rc<Proc>, mount: &Mount) -> Option<Plan> {
+    let source = Place::at(OsStr::new(&mount.point)).ok()?;
+    let maps = Some(Maps::New(one_id(1)?));
+    let mut plan = Plan::default();
+    Idmap { source, recursive: false, attributes: 0, maps, remap: false }.steps(proc, &mut plan);
+    Some(plan)
+}
+
+fn host_file_systems(proc: &Rc<Proc>, found: &mut Found) {
+    let mounts = host_mounts(proc);
+    if !proc.own().can(CAP_SYS_ADMIN) {
+        let plan = mounts.first().and_then(|root| host_plan(proc, root));
+        let failure = plan.and_then(|plan| plan.probe(proc));
+        found.answer("idmap the file systems mounted here", failure);
+        return;
+    }
+    let mut refused: Vec<(Errno, String)> = Vec::new();
+    for mount in &mounts {
+        let Some(plan) = host_plan(proc, mount) else { continue };
+        let name = format!("{} ({})", mount.fstype, quote(&mount.point));
+        match plan.probe(proc) {
+            None => found.yes(&format!("idmap {name}")),
+            Some(failure) => refused.push((failure.errno().unwrap_or(Errno::EINVAL), name)),
+        }
+    }
+    // That proc and its like cannot be idmapped stands in nobody's way.
+    let list: Vec<String> = refused.into_iter().map(|(errno, name)| format!("{name} {errno:?}")).collect();
+    if !list.is_empty() {
+        found.note(&format!("refused: {}", list.join(", ")));
+    }
+}
+
+// ---- what is not the kernel's alone ----
+
+fn cgroups(proc: &Proc, found: &mut Found) {
+    let what = "make a cgroup below ours";
+    let Some(mount) = proc.mounts("self").into_iter().find(|m| m.fstype == "cgroup2") else {
+        found.no(what, "no cgroup2 file system is mounted here");
+        return;
+    };
+    let text = proc.text("self/cgroup").unwrap_or_default();
+    let ours = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    let below = ours.strip_prefix(mount.root.trim_end_matches('/')).unwrap_or(ours);
+    let dir = format!("{}{}", mount.point, below.trim_end_matches('/'));
+    let try_at = format!("{dir}/ns-show-{}", std::process::id());
+    match fs::create_dir(&try_at) {
+        Ok(()) => {
+            let _ = fs::remove_dir(&try_at);
+            found.yes(&format!("{what} ({})", quote(&dir)));
+            let controllers = fs::read_to_string(format!("{dir}/cgroup.controllers")).unwrap_or_default();
+            let list = controllers.split_whitespace().collect::<Vec<_>>().join(", ");
+            found.note(&format!("controllers: {}", if list.is_empty() { "none" } else { &list }));
+        }
+        Err(e) => {
+            let failure = Failure::os(format!("mkdir {}", quote(&try_at)), errno(&e));
+            let owner = fs::metadata(&dir).ok().map(|m| std::os::unix::fs::MetadataExt::uid(&m));
+            let other = owner.filter(|uid| *uid != proc.own().uid[1] && errno(&e) == Errno::EACCES);
+            let because =
+                other.map(|uid| Because::new(format!("our cgroup belongs to uid {uid}: it has not been delegated")));
+            found.no(what, &failure.because(because).to_string());
+        }
+    }
+}
+
+fn network(proc: &Proc, found: &mut Found) {
+    let helpers: Vec<String> = ["pasta", "slirp4netns"]
+        .iter()
+        .filter_map(|name| Some(helper::find(name)?.to_string_lossy().into_owned()))
+        .collect();
+    if helpers.is_empty() {
+        found.no("connect a net namespace: neither pasta nor slirp4netns is installed", "");
+    } else {
+        found.yes(&format!("connect a net namespace: {}", helpers.join(", ")));
+    }
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    found.answer("open /dev/net/tun", opened.err().map(|e| Failure::os("open /dev/net/tun", errno(&e))));
+    if let Some(first) = proc.sysctl("net/ipv4/ip_unprivileged_port_start") {
+        found.note(&format!("ports from {first} on are for everybody (net.ipv4.ip_unprivileged_port_start)"));
+    }
+}

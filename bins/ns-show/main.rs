@@ -1,0 +1,196 @@
+//! ns-show - show namespaces, owners, id maps, and what is possible here
+//!
+//! Three answers: the tree of user namespaces; one process and its namespaces;
+//! with --can, what this user may do, found by trying it in a child that is
+//! thrown away. As text, as records, as JSON, or as a picture.
+
+mod can;
+mod draw;
+mod json;
+mod level;
+mod process;
+mod svg;
+mod tree;
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use common::cli::{Args, Cli, Operands, Opt};
+use common::fail::{Because, Failure, Result};
+use common::id::Kind as IdKind;
+use common::mind::terminal_width;
+use common::name;
+use common::ns::{INITIAL_USER, Kind};
+use common::proc::Proc;
+use common::record::{Record, Stream};
+use common::target::{self, Operand, Target, read_stream};
+use common::tool::{Outcome, run};
+
+use level::Level;
+use process::Process;
+use tree::{Names, Overview};
+
+const CLI: Cli = Cli {
+    name: "ns-show",
+    purpose: "show namespaces, owners, id maps, and what is possible here",
+    usage: &[
+        "[--json|--svg] [TARGET]",
+        "--address|--records TARGET",
+        "--id ID|--outside ID TARGET",
+        "--holders",
+        "--can",
+    ],
+    options: &[
+        Opt { short: "", long: "json", value: "", help: "as JSON" },
+        Opt { short: "", long: "svg", value: "", help: "as a picture: a self-contained SVG" },
+        Opt { short: "", long: "address", value: "", help: "print the address of TARGET, PID:INODE" },
+        Opt { short: "", long: "records", value: "", help: "print its maps as records" },
+        Opt { short: "", long: "id", value: "ID", help: "what an id inside is outside, level by level" },
+        Opt { short: "", long: "outside", value: "ID", help: "what an id here is inside, level by level" },
+        Opt { short: "", long: "holders", value: "", help: "list the holders of ns-new that can be entered" },
+        Opt { short: "", long: "can", value: "", help: "show what this user may do here, by trying it" },
+    ],
+    operands: Operands::Free,
+    runs: false,
+    stage: false,
+};
+
+fn main() -> ExitCode {
+    run(&CLI, decide)
+}
+
+/// Options that say what is shown; more than one at a time means nothing.
+const WHAT: [&str; 8] = ["json", "svg", "address", "records", "id", "outside", "holders", "can"];
+
+fn decide(args: &Args) -> Result<Outcome> {
+    let proc = Rc::new(Proc::open()?);
+    let given: Vec<&str> = WHAT.into_iter().filter(|long| args.flag(long)).collect();
+    if given.len() > 1 {
+        return Err(CLI.usage(&format!("--{} and --{} do not go together", given[0], given[1])));
+    }
+    let what = given.first().copied().unwrap_or("");
+    match (args.operands.as_slice(), what) {
+        ([], "holders") => Ok(answer(holders(&proc))),
+        ([], "can") if args.dry() => Ok(Outcome::Plan(can::plans(&proc))),
+        ([], "can") => {
+            let (text, status) = can::can(&proc);
+            Ok(Outcome::Answer(text.into_bytes(), status))
+        }
+        ([], "" | "json" | "svg") => Ok(overview(&proc, what)),
+        ([], _) => Err(CLI.usage(&format!("--{what} of which TARGET?"))),
+        ([_], "holders" | "can") => Err(CLI.usage(&format!("--{what} takes no TARGET"))),
+        ([word], _) => {
+            let target = Rc::new(open(&proc, &Operand::parse(word)?)?);
+            one(&proc, target, what, args)
+        }
+        (_, _) => Err(CLI.usage("one TARGET")),
+    }
+}
+
+fn answer(text: String) -> Outcome {
+    Outcome::Answer(text.into_bytes(), 0)
+}
+
+fn open(proc: &Proc, operand: &Operand) -> Result<Target> {
+    let address = match operand {
+        Operand::Process(address) => *address,
+        Operand::Stream => {
+            let pid = read_stream()?.pid().ok_or_else(|| Failure::refused("the stream has no pid record"))?;
+            pid.0.ok_or_else(|| Failure::refused("the stream is of a dry run: there is no process to show"))?
+        }
+        Operand::File(_) | Operand::Descriptor(_) => {
+            return Err(CLI.usage("TARGET is a process: PID, PID:INODE, - or a name"));
+        }
+        Operand::Name(name) => name::find(proc, name)?,
+    };
+    Target::open(proc, address)
+}
+
+fn overview(proc: &Rc<Proc>, what: &str) -> Outcome {
+    let names = Names::new(proc);
+    let all = Overview::now(proc);
+    match what {
+        "json" => Outcome::Answer(json::overview(&all), 0),
+        "svg" => Outcome::Answer(svg::overview(&all, &names), 0),
+        _ => answer(tree::text(&all, &names, terminal_width())),
+    }
+}
+
+fn one(proc: &Rc<Proc>, target: Rc<Target>, what: &str, args: &Args) -> Result<Outcome> {
+    match what {
+        "address" => return Ok(answer(format!("{}\n", target.address))),
+        "records" => return records(proc, &target),
+        "id" | "outside" => {
+            let id = args.number(what)?.and_then(|id| u32::try_from(id).ok()).filter(|id| *id < u32::MAX);
+            let id = id.ok_or_else(|| CLI.usage("ids go from 0 to 4294967294"))?;
+            return translate(proc, &target, id, what == "id");
+        }
+        _ => {}
+    }
+    let names = Names::new(proc);
+    let it = Process::look(proc, target)?;
+    Ok(match what {
+        "json" => Outcome::Answer(json::process(&it, &names), 0),
+        "svg" => Outcome::Answer(svg::process(&it, &names), 0),
+        _ => answer(it.text(proc, &names, terminal_width())),
+    })
+}
+
+/// The maps of a target, outside ids as they are seen from here, as a stream.
+fn records(proc: &Proc, target: &Target) -> Result<Outcome> {
+    let mut stream = Stream::default();
+    for kind in IdKind::BOTH {
+        let read = proc.map(&target.who(), kind);
+        let map = read.ok_or_else(|| Failure::refused(format!("process {} has ended", target.pid)))?;
+        stream.records.extend(map.into_iter().map(|extent| Record::Extent(kind, extent)));
+    }
+    Ok(Outcome::Answer(stream.bytes(), 0))
+}
+
+/// One id through every level, as a uid and as a gid.
+fn translate(proc: &Rc<Proc>, target: &Target, id: u32, from_inside: bool) -> Result<Outcome> {
+    let who = target.who();
+    let levels = level::levels(proc, &who).ok_or_else(|| {
+        let because: Option<Because> = target::untouchable(proc, &who);
+        Failure::refused(format!("the user namespaces above process {who} cannot be seen")).because(because)
+    })?;
+    let through = |kind| {
+        if from_inside { level::down_up(&levels, kind, id) } else { level::up_down(&levels, kind, id) }
+    };
+    let (uids, gids) = (through(IdKind::Uid), through(IdKind::Gid));
+    let said = |id: Option<u32>| id.map_or_else(|| "none".to_owned(), |id| id.to_string());
+    let mut lines = vec![format!("{:<18}  {:<10}  gid", "user namespace", "uid")];
+    for (at, Level { inode, .. }) in levels.iter().enumerate() {
+        let place = if *inode == INITIAL_USER { ", the initial one" } else { "" };
+        let place = match (at, at + 1 == levels.len()) {
+            (_, true) => format!("  here{place}"),
+            (0, false) => "  inside".to_owned(),
+            (_, false) => String::new(),
+        };
+        let (uid, gid) = (said(uids[at]), said(gids[at]));
+        lines.push(format!("{:<18}  {uid:<10}  {gid:<10}{place}", format!("user:[{inode}]")).trim_end().to_owned());
+    }
+    // From here inwards, it is read the other way.
+    if !from_inside {
+        lines[1..].reverse();
+    }
+    let all = uids.iter().chain(&gids).all(Option::is_some);
+    Ok(Outcome::Answer((lines.join("\n") + "\n").into_bytes(), if all { 0 } else { 3 }))
+}
+
+// ---- holders ----
+
+fn holders(proc: &Rc<Proc>) -> String {
+    let names = Names::new(proc);
+    let mut text = String::new();
+    for holder in name::holders(proc) {
+        let who = holder.address.pid.to_string();
+        let differs = |kind: &Kind| target::namespace_at(proc, &who, *kind) != proc.ns_id("self", *kind);
+        let kinds: Vec<&str> = Kind::ALL.iter().filter(|k| differs(k)).map(|k| k.link()).collect();
+        let name = holder.name.as_deref().unwrap_or("-");
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{} {name} {} {}", holder.address, names.user(holder.uid), kinds.join(","));
+    }
+    text
+}

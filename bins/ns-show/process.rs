@@ -1,0 +1,342 @@
+//! One process against ours: who it is, what it may, and each of its
+//! namespaces.
+
+use std::fmt::Write as _;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+
+use common::fail::Result;
+use common::id::{Both, Extent, Kind as IdKind, Range};
+use common::mounted::{self, Mounted};
+use common::ns::{INITIAL_USER, Kind};
+use common::proc::Proc;
+use common::scan::{Told, told};
+use common::target::{self, Target};
+use common::word::quote;
+
+use crate::draw::{Row, intervals};
+use crate::level::{Level, columns, levels, maps_of, reverse};
+use crate::tree::Names;
+
+/// One of its namespaces.
+pub(crate) struct In {
+    pub(crate) kind: Kind,
+    pub(crate) inode: u64,
+    pub(crate) told: Told,
+    pub(crate) shared: bool,
+}
+
+/// A process, as far as it can be seen.
+pub(crate) struct Process {
+    pub(crate) target: Rc<Target>,
+    /// The whole of /proc/PID/status.
+    status: String,
+    pub(crate) spaces: Vec<In>,
+    /// From its user namespace up to ours.
+    pub(crate) levels: Vec<Level>,
+    /// The maps of its user namespace, as /proc shows them.
+    pub(crate) maps: Both<Vec<Extent>>,
+    setgroups: Option<bool>,
+    pub(crate) cgroup: String,
+    /// Idmapped mounts: where, and the maps where the kernel tells them.
+    pub(crate) mounts: Vec<(String, Both<Vec<Extent>>)>,
+    pub(crate) label: Option<String>,
+}
+
+/// The sets, as /proc names them and as capabilities(7) does.
+pub(crate) const SETS: [(&str, &str); 5] = [
+    ("CapEff", "effective"),
+    ("CapPrm", "permitted"),
+    ("CapInh", "inheritable"),
+    ("CapAmb", "ambient"),
+    ("CapBnd", "bounding"),
+];
+
+/// include/uapi/linux/capability.h, in its order and without CAP_.
+const CAPABILITIES: [&str; 41] = [
+    "chown",
+    "dac_override",
+    "dac_read_search",
+    "fowner",
+    "fsetid",
+    "kill",
+    "setgid",
+    "setuid",
+    "setpcap",
+    "linux_immutable",
+    "net_bind_service",
+    "net_broadcast",
+    "net_admin",
+    "net_raw",
+    "ipc_lock",
+    "ipc_owner",
+    "sys_module",
+    "sys_rawio",
+    "sys_chroot",
+    "sys_ptrace",
+    "sys_pacct",
+    "sys_admin",
+    "sys_boot",
+    "sys_nice",
+    "sys_resource",
+    "sys_time",
+    "sys_tty_config",
+    "mknod",
+    "lease",
+    "audit_write",
+    "audit_control",
+    "setfcap",
+    "mac_override",
+    "mac_admin",
+    "syslog",
+    "wake_alarm",
+    "block_suspend",
+    "audit_read",
+    "perfmon",
+    "bpf",
+    "checkpoint_restore",
+];
+
+/// The names of the capabilities in a set.
+pub(crate) fn named(set: u64) -> Vec<String> {
+    let name = |n: usize| CAPABILITIES.get(n).map_or_else(|| n.to_string(), |name| (*name).to_owned());
+    (0..64).filter(|n| set >> n & 1 == 1).map(name).collect()
+}
+
+/// A set in words; `last` is the last one that the kernel knows.
+fn said(set: u64, last: u64) -> String {
+    let all = u64::MAX >> (63 - last.min(63));
+    let (has, lacks) = (named(set & all), named(all & !set));
+    match (has.len(), lacks.len()) {
+        (0, _) => "none".to_owned(),
+        (n, 0) => format!("all {n}"),
+        (n, m) if m < n => format!("all but {}", lacks.join(", ")),
+        (_, _) => has.join(", "),
+    }
+}
+
+impl Process {
+    pub(crate) fn look(proc: &Rc<Proc>, target: Rc<Target>) -> Result<Process> {
+        let who = target.who();
+        let mut spaces = Vec::new();
+        for kind in Kind::ALL {
+            let Some(inode) = target::namespace_of(proc, &target, kind)? else { continue };
+            let apart = if kind == Kind::Pid { target::pid_namespace_apart(&target)? } else { None };
+            let file = apart.map_or_else(|| proc.ns(&who, kind).ok(), Some);
+            let told = file.map_or(Told { id: None, owner: None }, |file| told(&file));
+            spaces.push(In { kind, inode, told, shared: proc.ns_id("self", kind) == Some(inode) });
+        }
+        let cgroup = proc.text(&format!("{who}/cgroup")).unwrap_or_default();
+        let unified = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
+        let cgroup = unified.or_else(|| cgroup.lines().next()).unwrap_or("?").to_owned();
+        let label = proc.text(&format!("{who}/attr/current")).map(|l| l.trim_matches(['\0', '\n']).to_owned());
+        Ok(Process {
+            status: proc.text(&format!("{who}/status")).unwrap_or_default(),
+            spaces,
+            levels: levels(proc, &who).unwrap_or_default(),
+            maps: maps_of(proc, &who),
+            setgroups: proc.setgroups(&who),
+            cgroup,
+            mounts: idmapped(proc, &who),
+            label: label.filter(|l| !l.is_empty()),
+            target,
+        })
+    }
+
+    /// A line of /proc/PID/status.
+    pub(crate) fn field(&self, key: &str) -> &str {
+        let value = |line: &'_ str| line.strip_prefix(key)?.strip_prefix(':').map(str::len);
+        self.status.lines().find_map(|line| value(line).map(|n| line[line.len() - n..].trim())).unwrap_or("")
+    }
+
+    pub(crate) fn numbers(&self, key: &str) -> Vec<u32> {
+        self.field(key).split_whitespace().filter_map(|w| w.parse().ok()).collect()
+    }
+
+    fn ids(&self, kind: IdKind) -> Vec<u32> {
+        self.numbers(if kind == IdKind::Uid { "Uid" } else { "Gid" })
+    }
+
+    pub(crate) fn setgroups(&self) -> &'static str {
+        self.setgroups.map_or("?", |allowed| if allowed { "allow" } else { "deny" })
+    }
+
+    pub(crate) fn set(&self, key: &str) -> u64 {
+        u64::from_str_radix(self.field(key), 16).unwrap_or(0)
+    }
+
+    pub(crate) fn user_inode(&self) -> u64 {
+        self.spaces.iter().find(|s| s.kind == Kind::User).map_or(0, |s| s.inode)
+    }
+
+    fn shares(&self, wanted: Kind) -> bool {
+        self.spaces.iter().any(|s| s.kind == wanted && s.shared)
+    }
+
+    pub(crate) fn text(&self, proc: &Proc, names: &Names, width: Option<usize>) -> String {
+        let who = self.target.who();
+        let mut text = format!("process {} ({})\n", self.target.address, names.command(&who));
+        self.credentials(proc, names, &mut text);
+        self.namespaces(names, &mut text);
+        self.id_maps(width, &mut text);
+        // Writing to a String cannot fail, here and below.
+        let _ = writeln!(text, "  setgroups    {}", self.setgroups());
+        if !self.mounts.is_empty() {
+            let _ = writeln!(text, "\n  idmapped mounts");
+        }
+        for (point, maps) in &self.mounts {
+            let _ = writeln!(text, "  {}", quote(point));
+            for kind in IdKind::BOTH {
+                for e in maps.of(kind) {
+                    let _ =
+                        writeln!(text, "    {} {} on disk = {} seen from here", kind.word(), e.inside(), e.outside());
+                }
+            }
+        }
+        text
+    }
+
+    fn credentials(&self, proc: &Proc, names: &Names, text: &mut String) {
+        let (uids, gids) = (self.ids(IdKind::Uid), self.ids(IdKind::Gid));
+        let mut line = |key: &str, value: String| text.push_str(&format!("  {key:<12} {value}\n"));
+        line("run by", uids.get(1).map_or_else(|| "?".to_owned(), |uid| names.user(*uid)));
+        for (key, ids) in [("uid", &uids), ("gid", &gids)] {
+            if ids.iter().any(|id| Some(id) != ids.first()) {
+                let parts = ["real", "effective", "saved", "file system"].iter().zip(ids);
+                line(key, parts.map(|(word, id)| format!("{word} {id}")).collect::<Vec<_>>().join(", "));
+            }
+        }
+        let inside = |kind| {
+            let id = *self.ids(kind).get(1)?;
+            Some(format!(
+                "{} {}",
+                kind.word(),
+                crate::level::up_down(self.levels.get(..1)?, kind, id).first()?.as_ref()?
+            ))
+        };
+        if !self.shares(Kind::User) {
+            let ids: Vec<String> = IdKind::BOTH.into_iter().filter_map(inside).collect();
+            let none = "not mapped: the overflow ids (65534)".to_owned();
+            line("inside", if ids.is_empty() { none } else { ids.join(", ") });
+        }
+        let pids: Vec<&str> = self.field("NSpid").split_whitespace().skip(1).collect();
+        if !pids.is_empty() {
+            line("pid inside", pids.join(", then "));
+        }
+        let groups = self.field("Groups").split_whitespace().collect::<Vec<_>>().join(", ");
+        line("groups", if groups.is_empty() { "none".into() } else { groups });
+        line("cgroup", quote(&self.cgroup));
+        let last = proc.sysctl("kernel/cap_last_cap").unwrap_or(40);
+        for (at, (key, name)) in SETS.iter().enumerate() {
+            let head = if at == 0 { "capabilities" } else { "" };
+            line(head, format!("{name:<11} {}", said(self.set(key), last)));
+        }
+        let filters = self.field("Seccomp_filters");
+        line("no_new_privs", if self.field("NoNewPrivs") == "1" { "yes".into() } else { "no".to_owned() });
+        line(
+            "seccomp",
+            match self.field("Seccomp") {
+                "0" => "none".to_owned(),
+                "1" => "strict".to_owned(),
+                _ => format!("filters: {filters}"),
+            },
+        );
+        if let Some(label) = &self.label {
+            line("LSM label", quote(label));
+        }
+    }
+
+    fn namespaces(&self, names: &Names, text: &mut String) {
+        let with_id = self.spaces.iter().any(|s| s.told.id.is_some());
+        let id = |id: &str| if with_id { format!("{id:<10} ") } else { String::new() };
+        let _ = writeln!(text, "\n  kind    inode       {}shared with us  belongs to", id("id"));
+        for space in &self.spaces {
+            let number = space.told.id.map_or_else(|| "?".to_owned(), |id| id.to_string());
+            let shared = if space.shared { "yes" } else { "no" };
+            let owner = match space.told.owner {
+                Some(owner) if space.kind != Kind::User && owner == self.user_inode() => {
+                    "its user namespace".to_owned()
+                }
+                Some(owner) => format!("user:[{owner}]"),
+                None if space.inode == INITIAL_USER => "nobody: the initial one".to_owned(),
+                None => "a user namespace outside of ours".to_owned(),
+            };
+            let _ =
+                writeln!(text, "  {:<7} {:<11} {}{shared:<15} {owner}", space.kind.link(), space.inode, id(&number));
+        }
+        let _ = writeln!(text, "\n  user namespaces, from the inside out");
+        for level in &self.levels {
+            let owner = level.owner.map_or_else(String::new, |uid| format!(" owned by {}", names.user(uid)));
+            let initial = if level.inode == INITIAL_USER { ", the initial one" } else { &owner };
+            let ours = if level.maps.uid.first().is_some_and(|e| e.count == u32::MAX) { ", ours" } else { "" };
+            let _ = writeln!(text, "  user:[{}]{initial}{ours}", level.inode);
+        }
+    }
+
+    fn id_maps(&self, width: Option<usize>, text: &mut String) {
+        if self.user_inode() == INITIAL_USER {
+            text.push('\n');
+            return;
+        }
+        let there = if self.shares(Kind::User) { "in the parent" } else { "seen from here" };
+        for kind in IdKind::BOTH {
+            let (word, extents) = (kind.word(), self.maps.of(kind));
+            if extents.is_empty() {
+                let _ = writeln!(text, "\n  {word}_map      not written: every {word} is the overflow id inside");
+                continue;
+            }
+            if let Some(width) = width.filter(|_| !self.shares(Kind::User)) {
+                let _ = writeln!(text, "\n  {word}");
+                text.push_str(&intervals(&rows(&self.levels, kind), width, "  "));
+                continue;
+            }
+            let _ = writeln!(text, "\n  {:<22} {word} outside ({there})", format!("{word} inside"));
+            for extent in extents {
+                let _ = writeln!(text, "  {:<22} {}", extent.inside().to_string(), extent.outside());
+            }
+            let _ = writeln!(text, "\n  {:<22} {word} inside", format!("{word} outside"));
+            for (range, inside) in reverse(extents) {
+                let inside = inside.map_or_else(|| "none, seen as 65534".to_owned(), |r: Range| r.to_string());
+                let _ = writeln!(text, "  {:<22} {inside}", range.to_string());
+            }
+        }
+    }
+}
+
+/// A row for each level, named and with its part of each extent.
+pub(crate) fn rows(levels: &[Level], kind: IdKind) -> Vec<Row> {
+    let columns = columns(levels, kind);
+    let label = |at: usize, level: &Level| match at {
+        0 => format!("inside  user:[{}]", level.inode),
+        _ if at + 1 == levels.len() => format!("here    user:[{}]", level.inode),
+        _ => format!("        user:[{}]", level.inode),
+    };
+    let row = |(at, level): (usize, &Level)| Row {
+        label: label(at, level),
+        cells: columns.iter().map(|column| column[at]).collect(),
+    };
+    levels.iter().enumerate().map(row).collect()
+}
+
+/// Mounts that shift owners: statmount(2) says how, mountinfo only which.
+fn idmapped(proc: &Proc, who: &str) -> Vec<(String, Both<Vec<Extent>>)> {
+    let told = proc.ns(who, Kind::Mnt).map(|ns| mounted::of(ns.as_fd())).unwrap_or_default();
+    let lines = || proc.mounts(who).iter().map(Mounted::from_line).collect();
+    let all = if told.is_empty() { lines() } else { told };
+    all.into_iter().filter(Mounted::is_idmapped).map(|m| (m.point, m.maps.unwrap_or_default())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_by_name() {
+        let last = 40;
+        assert_eq!(said(0, last), "none");
+        assert_eq!(said(0x1ff_ffff_ffff, last), "all 41");
+        assert_eq!(said(0x1ff_feff_ffff, last), "all but sys_resource");
+        assert_eq!(said(0xc0, last), "setgid, setuid");
+        assert_eq!(named(1 << 21 | 1 << 45), ["sys_admin", "45"]);
+    }
+}
