@@ -63,7 +63,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "word",
         ],
     ),
-    ("tool", &["cli", "fail", "mind", "plan", "proc", "step", "sys", "target"]),
+    ("tool", &["cli", "fail", "mind", "plan", "proc", "record", "step", "sys", "target"]),
 ];
 
 /// The rooms that may call `sys`: one, by design (design: safety rules).

@@ -28,7 +28,7 @@ use common::record::{Address, Stream};
 use common::step::tree::{self, At};
 use common::step::{Step, TREE, end, ns, own};
 use common::target::{Operand, Target, read_stream};
-use common::tool::{Outcome, run};
+use common::tool::{Outcome, pass_on, run};
 use common::word::quote;
 use words::Wanted;
 
@@ -253,7 +253,7 @@ impl Job {
         let (look, told) = self.look(&asked, eyes.as_ref());
         let mut plan = into::steps(&way, &target, asked, at(args, place), &self.proc, look);
         plan.steps.extend(told.steps);
-        pass_on(stream, holds.then_some(target), &mut plan);
+        stay(stream, holds.then_some(target), &mut plan);
         Ok(plan)
     }
 
@@ -272,7 +272,7 @@ impl Job {
         let holder = stream.as_ref().and_then(Stream::pid).filter(|(_, holds)| *holds);
         let holder = holder.and_then(|(address, _)| Target::open(&self.proc, address?).ok()).map(Rc::new);
         plan.dry = stream.as_ref().and_then(Stream::pid).is_some_and(|(address, _)| address.is_none());
-        pass_on(stream, holder, &mut plan);
+        stay(stream, holder, &mut plan);
         Ok(plan)
     }
 
@@ -284,7 +284,7 @@ impl Job {
         plan.steps.extend(look.steps);
         plan.push(ns::promised());
         plan.push(tree::Effect::Attach(TREE, At::Below("ROOT", dest.clone())));
-        pass_on(stream, None, &mut plan);
+        stay(stream, None, &mut plan);
         plan
     }
 
@@ -312,10 +312,9 @@ fn at(args: &Args, place: Place) -> At {
     if args.flag("beneath") { At::Beneath(place) } else { At::Place(place) }
 }
 
-/// Passes a stream on, and stays as long as its reader.
-fn pass_on(stream: Option<Stream>, holder: Option<Rc<Target>>, plan: &mut Plan) {
+/// Passes a stream on, if there is one.
+fn stay(stream: Option<Stream>, holder: Option<Rc<Target>>, plan: &mut Plan) {
     if let Some(stream) = stream {
-        plan.push(end::Effect::Say(stream));
-        plan.push(end::Effect::Linger(holder));
+        pass_on(&CLI, stream, holder, plan);
     }
 }

@@ -13,7 +13,7 @@ use common::proc::Proc;
 use common::record::{Record, Stream};
 use common::step::end;
 use common::target::{self, Target, read_stream};
-use common::tool::Outcome;
+use common::tool::{Outcome, pass_on};
 use common::user::User;
 
 use crate::{CLI, etc, owner};
@@ -69,8 +69,7 @@ pub(crate) fn map(args: &Args) -> Result<Outcome> {
     guard_root(preset, &me, &proc, args.flag("host-root"))?;
     let mut plan = Plan::default();
     let holder = holder(&before, &proc, &mut plan.dry)?;
-    plan.push(end::Effect::Say(with_maps(before, &maps(preset, &me)?)));
-    plan.push(end::Effect::Linger(holder));
+    pass_on(&CLI, with_maps(before, &maps(preset, &me)?), holder, &mut plan);
     Ok(Outcome::Plan(plan))
 }
 

@@ -20,9 +20,9 @@ use common::plan::Plan;
 use common::preset::{NAMES, from_words, lawful};
 use common::proc::{CAP_SETGID, CAP_SETUID, Proc};
 use common::record::Stream;
-use common::step::{end, map, newuidmap};
+use common::step::{map, newuidmap};
 use common::target::{Operand, Target, read_stream};
-use common::tool::{Outcome, called, run};
+use common::tool::{Outcome, called, pass_on, run};
 
 use privileged::Standing;
 
@@ -95,8 +95,7 @@ fn decide(args: &Args, standing: Standing) -> Result<Outcome> {
         plan.push(map::Effect::Show(target.clone(), piped));
     }
     if piped {
-        plan.push(end::Effect::Say(stream.consume_extents()));
-        plan.push(end::Effect::Linger(target.filter(|_| hold)));
+        pass_on(&CLI, stream.consume_extents(), target.filter(|_| hold), &mut plan);
     }
     Ok(Outcome::Plan(plan))
 }

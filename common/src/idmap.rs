@@ -56,7 +56,7 @@ impl Idmap {
         let mapped = self.maps.is_some();
         let asked = Rc::new(self);
         if asked.remap {
-            asked.user_namespace(proc, plan);
+            asked.user_namespace(plan);
             plan.push(asked.judged(tree::Effect::CopyMapped(source, recursive, attributes), proc));
             return;
         }
@@ -65,16 +65,16 @@ impl Idmap {
         plan.push(copy.or_because(|errno, facts| {
             (errno == Errno::ENOSPC).then(|| ns::refused(&[Kind::Mnt], errno, facts)).flatten()
         }));
-        asked.user_namespace(proc, plan);
+        asked.user_namespace(plan);
         if mapped || attributes != 0 {
             let set = tree::Effect::Set { of: TREE, attributes, mapped, recursive, from: Some(source) };
             plan.push(if mapped { asked.judged(set, proc) } else { set.into() });
         }
     }
 
-    fn user_namespace(&self, proc: &Rc<Proc>, plan: &mut Plan) {
+    fn user_namespace(&self, plan: &mut Plan) {
         match &self.maps {
-            Some(Maps::New(maps)) => user_namespace(maps, proc, plan),
+            Some(Maps::New(maps)) => user_namespace(maps, plan),
             Some(Maps::Of(fd, name)) => plan.push(ns::Effect::UseUser(fd.clone(), name.clone())),
             None => {}
         }
@@ -88,15 +88,8 @@ impl Idmap {
 }
 
 /// The steps that make a user namespace which has these maps and nobody in it.
-pub fn user_namespace(maps: &Both<Map>, proc: &Rc<Proc>, plan: &mut Plan) {
-    let mut child = Plan::default();
-    child.push(end::Effect::Wait);
-    plan.push(clone(
-        vec![Kind::User],
-        "the maps of a user namespace are what shifts the owners of a mount",
-        child,
-        proc,
-    ));
+pub fn user_namespace(maps: &Both<Map>, plan: &mut Plan) {
+    plan.push(ns::Effect::NewUser);
     for kind in IdKind::BOTH {
         plan.push(map::Effect::Write(map::Whose::Promised("CHILD"), kind, maps.of(kind).clone()));
     }

@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
@@ -12,9 +13,10 @@ use crate::fail::{Errno, Exit, Failure, Result};
 use crate::mind;
 use crate::plan::Plan;
 use crate::proc::Proc;
-use crate::step::Hands;
+use crate::record::Stream;
+use crate::step::{Hands, end};
 use crate::sys;
-use crate::target;
+use crate::target::{self, Target};
 
 /// What a tool has decided.
 pub enum Outcome {
@@ -75,6 +77,18 @@ fn leave_pipe(cli: &Cli, words: &[OsString]) {
         let _ = mind::say(b"failed\n");
     }
     target::farewell();
+}
+
+/// The end of a stage: writes `stream` on, and stays as long as its reader, or
+/// `holder`. A record that no other stage reads is good for nothing, since the
+/// namespaces end with us; but somebody may want to look at it.
+pub fn pass_on(cli: &Cli, stream: Stream, holder: Option<Rc<Target>>, plan: &mut Plan) {
+    plan.push(end::Effect::Say(stream));
+    if holder.is_some() && !target::has_reader() {
+        let note = "standard output is no pipe, so nobody can enter: the namespaces end now";
+        plan.push(end::Effect::Note(format!("{}: {note}\n", cli.name)));
+    }
+    plan.push(end::Effect::Linger(holder));
 }
 
 fn work(cli: &Cli, words: &[OsString], decide: impl FnOnce(&Args) -> Result<Outcome>) -> Result<u8> {

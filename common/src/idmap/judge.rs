@@ -90,7 +90,7 @@ fn answer(mut plan: Plan, user: &Good<'_>, last: tree::Effect, proc: &Rc<Proc>) 
         Good::New => {
             let own = proc.own();
             let one = |id: u32| Map::new(vec![Extent { inside: id, outside: id, count: 1 }]).ok();
-            user_namespace(&Both { uid: one(own.uid[1])?, gid: one(own.gid[1])? }, proc, &mut plan);
+            user_namespace(&Both { uid: one(own.uid[1])?, gid: one(own.gid[1])? }, &mut plan);
         }
         Good::Asked(fd) => plan.push(ns::Effect::UseUser((*fd).clone(), String::new())),
     }

@@ -10,7 +10,7 @@ use super::{Done, Facts, Hands, Step, USERNS};
 use crate::fail::{Because, Errno};
 use crate::holder;
 use crate::id;
-use crate::mind;
+use crate::mind::{self, Child};
 use crate::ns::{self, Kind, flag_names, flags};
 use crate::proc::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Proc};
 use crate::sys;
@@ -35,6 +35,8 @@ pub enum Effect {
     /// Keep the user namespace of the child and end the child: it was made for
     /// its maps, and nobody has to live in it.
     TakeUser,
+    /// Make a user namespace around a child that does nothing, to be mapped.
+    NewUser,
     /// Use a user namespace that is there already: descriptor and name.
     UseUser(Rc<OwnedFd>, String),
     /// Name the machine.
@@ -74,6 +76,7 @@ impl Effect {
             Effect::Entrust(target) => format!("entrust the program to holder {}", target.address),
             Effect::Release(target) => format!("release holder {}", target.address),
             Effect::TakeUser => "open /proc/CHILD/ns/user".to_owned(),
+            Effect::NewUser => "clone CLONE_NEWUSER|CLONE_VM".to_owned(),
             Effect::UseUser(_, name) => format!("open {name}"),
             Effect::Hostname(name) => format!("sethostname {}", crate::word::quote(name)),
         }
@@ -96,6 +99,7 @@ impl Effect {
             }
             Effect::Release(_) => "its namespaces go with it, and a pid namespace with all that lives there",
             Effect::Attach(_) => "the namespaces go with the last one who is attached, however he ends",
+            Effect::NewUser => "the maps of a user namespace are what shifts the owners of a mount",
             Effect::TakeUser | Effect::UseUser(..) => {
                 "the kernel takes the map of a mount from a user namespace; nobody has to live in it"
             }
@@ -127,6 +131,11 @@ impl Effect {
                 hands.put(USERNS, made?);
                 Ok(())
             }
+            Effect::NewUser => {
+                let (pid, fd) = sys::user_namespace_child()?;
+                hands.child = Some(Child { pid, fd });
+                Ok(())
+            }
             Effect::UseUser(fd, _) => {
                 hands.put(USERNS, fd.try_clone().map_err(|_| Errno::EMFILE)?);
                 Ok(())
@@ -138,6 +147,7 @@ impl Effect {
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
             Effect::Unshare(kinds) => refused(kinds, errno, facts),
+            Effect::NewUser => refused(&[Kind::User], errno, facts),
             Effect::Join(target, kinds) => join_refused(target, kinds, errno, facts),
             Effect::Hostname(_) => facts.foreign(Kind::Uts, "-u").filter(|_| errno == Errno::EPERM),
             Effect::JoinFile(fd, kind, _) => join_file_refused(fd, *kind, errno, facts),
