@@ -320,7 +320,7 @@ fn idmapped(proc: &Rc<Proc>) -> Vec<(String, Plan)> {
     let mut inner = mapped(proc);
     inner.push(mount::Effect::Try("tmpfs", HARMLESS));
     if let Some(maps) = one_id(0) {
-        idmap::user_namespace(&maps, proc, &mut inner);
+        idmap::user_namespace(&maps, &mut inner);
     }
     inner.push(tree::Effect::Set { of: TREE, attributes: 0, mapped: true, recursive: false, from: None });
     vec![("idmap a tmpfs of the own user namespace".to_owned(), child(&[Kind::User, Kind::Mnt], inner, proc))]
