@@ -12,10 +12,10 @@ use common::fail::{Because, Errno, Failure};
 use common::feature;
 use common::helper;
 use common::id::{Both, Extent, Kind as IdKind, Map, Range};
-use common::idmap::{self, Idmap, Maps};
+use common::idmap;
 use common::ns::Kind;
 use common::path::Place;
-use common::plan::{Plan, clone};
+use common::plan::{Plan, clone, glance};
 use common::preset::{Me, Preset};
 use common::proc::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Mount, Proc};
 use common::record::Address;
@@ -106,7 +106,7 @@ pub(crate) fn can(proc: &Rc<Proc>) -> (String, u8) {
 pub(crate) fn plans(proc: &Rc<Proc>) -> Plan {
     let all = [user_namespaces(proc), file_systems(proc), idmapped(proc)];
     let mut steps: Vec<Step> = all.into_iter().flatten().flat_map(|(_, plan)| plan.steps).collect();
-    steps.extend(host_mounts(proc).iter().filter_map(|m| host_plan(proc, m)).flat_map(|plan| plan.steps));
+    steps.extend(host_mounts(proc).iter().filter_map(host_plan).flat_map(|plan| plan.steps));
     Plan { steps, dry: true }
 }
 
@@ -231,18 +231,15 @@ fn with_child(proc: &Rc<Proc>, maps: &[(IdKind, Map)]) -> Option<Failure> {
     for (kind, map) in maps.iter().filter(|_| direct) {
         plan.push(map::Effect::Write(map::Whose::Promised("CHILD"), *kind, map.clone()));
     }
-    plan.probe_while(proc, |child| {
-        let target = Target::open(proc, Address { pid: child.pid, inode: None }).map(Rc::new);
-        let target = match target {
-            Ok(target) => target,
-            Err(failure) => return Some(failure),
-        };
+    let helped = |who: &str| {
+        let target = Target::open(proc, Address::parse(who.as_bytes())?).ok().map(Rc::new)?;
         let mut plan = Plan::default();
         for (kind, map) in maps.iter().filter(|_| !direct) {
             plan.push(map::Effect::Helper(Some(target.clone()), *kind, map.clone()));
         }
-        plan.probe(proc)
-    })
+        Some(plan.probe(proc))
+    };
+    glance(&plan, proc, helped).unwrap_or_else(|| plan.probe(proc))
 }
 
 // ---- mounts ----
@@ -290,18 +287,22 @@ fn overlay(proc: &Proc) -> Option<Plan> {
 }
 
 /// The kernel wants the device opened in the same user namespace, and named by
-/// a number that has to be known before: so it is kept free for it.
+/// a number that stands in the plan: so one is kept for it, and whatever is
+/// free below is filled.
 fn fuse(proc: &Proc) -> Option<Plan> {
     let kept = File::open("/dev/null").ok()?;
-    let number = kept.as_raw_fd().to_string();
-    let kept = RefCell::new(Some(kept));
+    let number = kept.as_raw_fd();
+    let kept = RefCell::new(vec![kept]);
     let mut plan = private_root(proc)?;
     plan.push(Step::new("open /dev/fuse".to_owned(), String::new(), "", move |_| {
-        drop(kept.borrow_mut().take());
-        let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| errno(&e))?;
-        *kept.borrow_mut() = Some(device);
+        let mut kept = kept.borrow_mut();
+        kept.clear();
+        while kept.last().is_none_or(|device: &File| device.as_raw_fd() < number) {
+            kept.push(OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| errno(&e))?);
+        }
         Ok(())
     }));
+    let number = number.to_string();
     plan.push(new("fuse", &[("fd", &number), ("rootmode", "40000"), ("user_id", "0"), ("group_id", "0")]));
     Some(plan)
 }
@@ -310,19 +311,20 @@ fn errno(error: &std::io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
-/// The map of one id, for uids and gids.
-fn one_id(outside: u32) -> Option<Both<Map>> {
-    let map = Map::new(Extent::new(0, outside.into(), 1).into_iter().collect()).ok()?;
-    Some(Both { uid: map.clone(), gid: map })
+/// The steps that make a user namespace which maps one id, to `outside`, and
+/// set its maps on the tree at hand.
+fn shift(plan: &mut Plan, outside: u32) {
+    let map = Map::new(Extent::new(0, outside.into(), 1).into_iter().collect());
+    if let Ok(map) = map {
+        idmap::user_namespace(&Both { uid: map.clone(), gid: map }, plan);
+    }
+    plan.push(tree::Effect::Set { of: TREE, attributes: 0, mapped: true, recursive: false, from: None });
 }
 
 fn idmapped(proc: &Rc<Proc>) -> Vec<(String, Plan)> {
     let mut inner = mapped(proc);
     inner.push(mount::Effect::Try("tmpfs", HARMLESS));
-    if let Some(maps) = one_id(0) {
-        idmap::user_namespace(&maps, &mut inner);
-    }
-    inner.push(tree::Effect::Set { of: TREE, attributes: 0, mapped: true, recursive: false, from: None });
+    shift(&mut inner, 0);
     vec![("idmap a tmpfs of the own user namespace".to_owned(), child(&[Kind::User, Kind::Mnt], inner, proc))]
 }
 
@@ -343,25 +345,24 @@ fn host_mounts(proc: &Proc) -> Vec<Mount> {
     chosen
 }
 
-fn host_plan(proc: &Rc<Proc>, mount: &Mount) -> Option<Plan> {
-    let source = Place::at(OsStr::new(&mount.point)).ok()?;
-    let maps = Some(Maps::New(one_id(1)?));
+fn host_plan(mount: &Mount) -> Option<Plan> {
     let mut plan = Plan::default();
-    Idmap { source, recursive: false, attributes: 0, maps, remap: false }.steps(proc, &mut plan);
+    plan.push(tree::Effect::Copy(Place::at(OsStr::new(&mount.point)).ok()?, false, TREE));
+    shift(&mut plan, 1);
     Some(plan)
 }
 
 fn host_file_systems(proc: &Rc<Proc>, found: &mut Found) {
     let mounts = host_mounts(proc);
     if !proc.own().can(CAP_SYS_ADMIN) {
-        let plan = mounts.first().and_then(|root| host_plan(proc, root));
+        let plan = mounts.first().and_then(host_plan);
         let failure = plan.and_then(|plan| plan.probe(proc));
         found.answer("idmap the file systems mounted here", failure);
         return;
     }
     let mut refused: Vec<(Errno, String)> = Vec::new();
     for mount in &mounts {
-        let Some(plan) = host_plan(proc, mount) else { continue };
+        let Some(plan) = host_plan(mount) else { continue };
         let name = format!("{} ({})", mount.fstype, quote(&mount.point));
         match plan.probe(proc) {
             None => found.yes(&format!("idmap {name}")),

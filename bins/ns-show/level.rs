@@ -14,11 +14,10 @@
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use common::id::{Both, Extent, Kind as IdKind, Range};
+use common::id::{Both, Extent, Kind as IdKind, Map, Range};
+use common::idmap;
 use common::ns::Kind;
-use common::plan::{Plan, clone};
 use common::proc::Proc;
-use common::step::{end, ns};
 use common::target::user_namespaces;
 
 /// A user namespace, and how its ids are known here.
@@ -66,17 +65,9 @@ pub(crate) fn maps_of(proc: &Proc, who: &str) -> Both<Vec<Extent>> {
 /// The maps of a user namespace that nobody is in: a child of ours enters it,
 /// if it may, to be looked at.
 pub(crate) fn maps_behind(proc: &Rc<Proc>, file: OwnedFd) -> Both<Vec<Extent>> {
-    let mut inner = Plan::default();
-    inner.push(ns::Effect::JoinFile(Rc::new(file), Kind::User, "it".to_owned()));
-    inner.push(end::waiting());
-    let mut plan = Plan::default();
-    plan.push(clone(Vec::new(), "", inner, proc));
-    let mut maps = Both::default();
-    plan.probe_while(proc, |child| {
-        maps = maps_of(proc, &child.who(proc));
-        None
-    });
-    maps
+    let maps = idmap::maps_of(&Rc::new(file), "it", proc);
+    let extents = |map: Option<Map>| map.map_or_else(Vec::new, |map| map.extents().to_vec());
+    maps.map_or_else(Both::default, |maps| Both { uid: extents(maps.uid), gid: extents(maps.gid) })
 }
 
 /// One id of the first level, in every level; None where it is not mapped.

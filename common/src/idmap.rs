@@ -103,7 +103,7 @@ pub fn user_namespace(maps: &Both<Map>, plan: &mut Plan) {
 pub fn maps_of(user: &Rc<OwnedFd>, name: &str, proc: &Rc<Proc>) -> Option<Both<Option<Map>>> {
     let mut inside = Plan::default();
     inside.push(ns::Effect::JoinFile(user.clone(), Kind::User, name.to_owned()));
-    inside.push(end::Effect::Wait);
+    inside.push(end::waiting());
     let mut plan = Plan::default();
     plan.push(clone(Vec::new(), "", inside, proc));
     glance(&plan, proc, |who| {

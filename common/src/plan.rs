@@ -75,21 +75,14 @@ impl Plan {
     /// Performs a plan that leaves nothing here, since it forks at once, and
     /// answers its failure: how `ns-show --can` finds out what is possible.
     pub fn probe(&self, proc: &Proc) -> Option<Failure> {
-        self.probe_while(proc, |_| None)
-    }
-
-    /// The same, with something to be done while the child is there, that may
-    /// fail too.
-    pub fn probe_while(&self, proc: &Proc, then: impl FnOnce(&Child) -> Option<Failure>) -> Option<Failure> {
         let mask = SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty());
         let mut hands = Hands::new(mask);
-        let outcome = self.perform(&mut hands, proc).err();
-        let outcome = outcome.or_else(|| then(hands.child.as_ref()?));
+        let outcome = self.perform(&mut hands, proc);
         if let Some(child) = hands.child.take() {
             mind::end(&child);
         }
         let _ = mask.thread_set_mask();
-        outcome
+        outcome.err()
     }
 }
 
