@@ -43,9 +43,10 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
     let locked = lock(args, &etc, &proc, &words(args, &request))?;
     let owner = Owner::of(&request.user, &etc.text("passwd"));
     let mut taken = Taken::nothing(request.align);
-    let mut sources = Vec::new();
+    let mut sources: Vec<(Kind, Source)> = Vec::new();
     for kind in &request.kinds {
-        let source = Source::read(&etc, *kind, &owner, &mut taken)?;
+        let same = sources.first().map(|(_, first)| first.same(&etc, *kind)).transpose()?.flatten();
+        let source = same.map_or_else(|| Source::read(&etc, *kind, &owner, &mut taken), Ok)?;
         source.own().iter().for_each(|range| taken.add(*range));
         sources.push((*kind, source));
     }

@@ -34,6 +34,14 @@ impl Source {
         Ok(Source { file: Some(file), survey })
     }
 
+    /// The file of another kind, if it has the same bytes: then it need not be
+    /// read for what it says.
+    pub(crate) fn same(&self, etc: &Etc, kind: Kind) -> Result<Option<Source>> {
+        let (Some(mine), Some(theirs)) = (&self.file, etc.file(name(kind))?) else { return Ok(None) };
+        let same = subid::is_same(&mine.file, &theirs.file).unwrap_or(false);
+        Ok(same.then(|| Source { file: Some(theirs), survey: self.survey.clone() }))
+    }
+
     /// What the owner has been granted.
     pub(crate) fn own(&self) -> &[Range] {
         &self.survey.own

@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -68,20 +69,43 @@ fn plain(text: &[u8]) -> Option<(&[u8], u64, u64, usize)> {
 
 /// The decimal number that `text` begins with, and how many digits it has.
 fn digits(text: &[u8]) -> Option<(u64, usize)> {
-    let (mut value, mut many) = (0, 0);
-    for byte in text {
-        let digit = byte.wrapping_sub(b'0');
-        if digit > 9 {
-            break;
+    let (mut value, mut many) = text.first_chunk().map_or((0, 0), eight_digits);
+    if many % 8 == 0 {
+        for byte in &text[many..] {
+            let digit = byte.wrapping_sub(b'0');
+            if digit > 9 {
+                break;
+            }
+            // Nineteen digits cannot leave 64 bits.
+            if many == 19 {
+                return None;
+            }
+            value = value * 10 + u64::from(digit);
+            many += 1;
         }
-        // Nineteen digits cannot leave 64 bits.
-        if many == 19 {
-            return None;
-        }
-        value = value * 10 + u64::from(digit);
-        many += 1;
     }
     (many == 1 || (many > 1 && text[0] != b'0')).then_some((value, many))
+}
+
+/// The same for the first eight bytes, all at once: a million lines are read a
+/// third faster.
+fn eight_digits(text: &[u8; 8]) -> (u64, usize) {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let digits = u64::from_le_bytes(*text) ^ (0x30 * EACH);
+    // The high bit of each byte that is no digit; one that carries spoils only
+    // what comes after it.
+    let others = (digits.wrapping_add(0x76 * EACH) | digits) & (0x80 * EACH);
+    let many = others.trailing_zeros() / 8;
+    if many == 0 {
+        return (0, 0);
+    }
+    // Zeros before them; then neighbours are put together: to tens, hundreds,
+    // and all.
+    let digits = digits << (64 - 8 * many);
+    let tens = digits.wrapping_mul(10).wrapping_add(digits >> 8);
+    let odd = (tens & 0xff_0000_00ff).wrapping_mul(0x000f_4240_0000_0064);
+    let even = (tens >> 16 & 0xff_0000_00ff).wrapping_mul(0x2710_0000_0001);
+    (odd.wrapping_add(even) >> 32, many as usize)
 }
 
 /// A number as shadow reads it: strtoull(3) in base 0, with blanks and a `+`
@@ -348,7 +372,7 @@ fn gap(within: Range, count: u32, align: u32, taken: &[Range]) -> Option<Range> 
 }
 
 /// What one file says for one owner.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Survey {
     /// What he has been granted, in the file's order.
     pub own: Vec<Range>,
@@ -356,6 +380,30 @@ pub struct Survey {
     pub size: u64,
     /// Whether its last line lacks a newline.
     pub open_end: bool,
+}
+
+/// Whether two files have the same bytes, as both have where nobody ever grants
+/// other gids than uids.
+///
+/// # Errors
+/// Those of pread(2).
+pub fn is_same(one: &fs::File, other: &fs::File) -> std::io::Result<bool> {
+    let size = one.metadata()?.len();
+    if size != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut a, mut b) = (vec![0; PIECE], vec![0; PIECE]);
+    let mut at = 0;
+    while at < size {
+        let n = usize::try_from(size - at).unwrap_or(PIECE).min(PIECE);
+        one.read_exact_at(&mut a[..n], at)?;
+        other.read_exact_at(&mut b[..n], at)?;
+        if a[..n] != b[..n] {
+            return Ok(false);
+        }
+        at += n as u64;
+    }
+    Ok(true)
 }
 
 /// Reads `file` once: what is the owner's as shadow reads it; `taken` gets
@@ -558,6 +606,36 @@ mod tests {
             assert_eq!(owner.granted_in(file(line.as_bytes())).unwrap().first().copied(), wanted, "{line}");
             let ended = format!("alicea:1:1\n{line}\nalic:2:2\n");
             assert_eq!(owner.granted_in(file(ended.as_bytes())).unwrap().first().copied(), wanted, "{line}");
+        }
+    }
+
+    #[test]
+    fn numbers_in_plain_lines() {
+        let number = |text: &str| digits(text.as_bytes()).map(|(value, many)| (value, text.len() - many));
+        for text in
+            ["7", "42", "1234567", "12345678", "123456789", "4294967295", "9999999999999999999", "10000000", "90000009"]
+        {
+            for end in ["", ":", ":1:2345678", "\n", "\u{ff}\u{ff}99999999", "/", "a"] {
+                let wanted = Some((text.parse().unwrap(), end.len()));
+                assert_eq!(number(&format!("{text}{end}")), wanted, "{text}{end}");
+            }
+        }
+        for text in ["", "00", "0100", "012345678", ":1234567", "99999999999999999999", "x"] {
+            assert_eq!(number(text), None, "{text}");
+        }
+        assert_eq!(number("0"), Some((0, 0)));
+        // Every length and every digit in every place.
+        for n in (0..20).map(|n| 1 << n).chain((0..2_000_000).step_by(977)) {
+            assert_eq!(number(&format!("{n}:xxxxxxx")), Some((n, 8)), "{n}");
+        }
+    }
+
+    #[test]
+    fn files_with_the_same_bytes() {
+        let long = "x".repeat(PIECE + 5);
+        let other = format!("{}y", &long[1..]);
+        for (a, b, wanted) in [("", "", true), ("a", "b", false), (&long, &long, true), (&long, &other, false)] {
+            assert_eq!(is_same(&file(a.as_bytes()), &file(b.as_bytes())).unwrap(), wanted);
         }
     }
 
