@@ -453,15 +453,19 @@ pub fn provider(nsswitch: &str) -> Option<&str> {
     (name != "files").then_some(name)
 }
 
+/// The provider of this machine; None for the files.
+pub fn configured() -> Option<String> {
+    provider(&fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default()).map(str::to_owned)
+}
+
 /// What `user` has been granted of `kind`: from the file, or from the provider
 /// that nsswitch.conf names, through getsubids(1).
 ///
 /// # Errors
 /// The file cannot be read, or the provider cannot be asked.
 pub fn granted(user: &User, kind: Kind) -> Result<Vec<Range>> {
-    let nsswitch = fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
-    if let Some(name) = provider(&nsswitch) {
-        return provided(name, user, kind);
+    if let Some(name) = configured() {
+        return provided(&name, user, kind);
     }
     let Some(file) = open_grants(kind)? else { return Ok(Vec::new()) };
     let passwd = fs::read("/etc/passwd").unwrap_or_default();

@@ -184,6 +184,9 @@ pub fn not_granted(kind: Kind, map: &Map) -> Option<Because> {
     let missing = without(&wanted, &covered);
     let first = missing.first()?;
     let are = subject("outside id", &missing);
+    if let Some(name) = subid::configured() {
+        return Some(Because::new(format!("{are} not granted to {user} by {name} (/etc/nsswitch.conf)")));
+    }
     let because = Because::new(format!("{are} not granted to {user} in {}", kind.grant_file()));
     // Only what may be granted is advised.
     if subid::not_free(*first, &user).is_some() {
