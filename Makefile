@@ -39,7 +39,7 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
 	mandoc -Tlint -Wwarning man/*.[157]
-	shellcheck tests/run tests/private tests/build tests/old-kernel tests/demo tests/rootfs tests/bench/idmap tests/bench/ns-show .ci/run
+	shellcheck tests/run tests/private tests/build tests/old-kernel tests/demo tests/rootfs tests/bench/idmap tests/bench/ns-show tests/bench/subid-alloc .ci/run
 
 install: all
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man7

@@ -43,13 +43,8 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
     let locked = lock(args, &etc, &proc, &words(args, &request))?;
     let owner = Owner::of(&request.user, &etc.text("passwd"));
     let mut taken = Taken::nothing(request.align);
-    let mut sources: Vec<(Kind, Source)> = Vec::new();
-    for kind in &request.kinds {
-        let same = sources.first().map(|(_, first)| first.same(&etc, *kind)).transpose()?.flatten();
-        let source = same.map_or_else(|| Source::read(&etc, *kind, &owner, &mut taken), Ok)?;
-        source.own().iter().for_each(|range| taken.add(*range));
-        sources.push((*kind, source));
-    }
+    let sources = Source::read(&etc, &request.kinds, &owner, &mut taken)?;
+    sources.iter().flat_map(|(_, source)| source.own()).for_each(|range| taken.add(*range));
     let place = place(&request, &sources, taken, args, &etc, &owner)?;
     let mut added = Vec::new();
     let mut said = String::new();

@@ -36,7 +36,7 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
     let (mut added, mut said) = (Vec::new(), String::new());
     for kind in kinds(args) {
         let mut others = Taken::nothing(1);
-        let source = Source::read(&etc, kind, &owner, &mut others)?;
+        let Some((_, source)) = Source::read(&etc, &[kind], &owner, &mut others)?.pop() else { continue };
         let room = Room { kind, own: source.own(), excluded: &excluded, others: &others };
         let wanted = room.wanted(window, &proc)?;
         wanted.iter().for_each(|range| line(&mut said, kind, &user.name, *range));

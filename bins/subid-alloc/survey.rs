@@ -26,20 +26,28 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Reads the file of `kind` in `etc` for `owner`; `taken` gets what all have.
-    pub(crate) fn read(etc: &Etc, kind: Kind, owner: &Owner, taken: &mut Taken) -> Result<Source> {
-        let Some(file) = etc.file(name(kind))? else { return Ok(Source::default()) };
-        let said = |e| Failure::os(format!("read {}", etc.path(name(kind))), e);
-        let survey = subid::survey(&file.file, owner, taken).map_err(said)?;
-        Ok(Source { file: Some(file), survey })
-    }
-
-    /// The file of another kind, if it has the same bytes: then it need not be
-    /// read for what it says.
-    pub(crate) fn same(&self, etc: &Etc, kind: Kind) -> Result<Option<Source>> {
-        let (Some(mine), Some(theirs)) = (&self.file, etc.file(name(kind))?) else { return Ok(None) };
-        let same = subid::is_same(&mine.file, &theirs.file).unwrap_or(false);
-        Ok(same.then(|| Source { file: Some(theirs), survey: self.survey.clone() }))
+    /// Reads the files of `kinds` in `etc` for `owner`; `taken` gets what others
+    /// have.
+    pub(crate) fn read(etc: &Etc, kinds: &[Kind], owner: &Owner, taken: &mut Taken) -> Result<Vec<(Kind, Source)>> {
+        let mut sources: Vec<(Kind, Source)> = Vec::new();
+        let mut twin = None;
+        for (n, kind) in kinds.iter().enumerate() {
+            if let Some(source) = twin.take() {
+                sources.push((*kind, source));
+                continue;
+            }
+            let Some(file) = etc.file(name(*kind))? else {
+                sources.push((*kind, Source::default()));
+                continue;
+            };
+            let next = kinds.get(n + 1).map(|next| etc.file(name(*next))).transpose()?.flatten();
+            let said = |e| Failure::os(format!("read {}", etc.path(name(*kind))), e);
+            let other = next.as_ref().map(|next| &next.file);
+            let (survey, same) = subid::survey(&file.file, other, owner, taken).map_err(said)?;
+            twin = next.filter(|_| same).map(|next| Source { file: Some(next), survey: survey.clone() });
+            sources.push((*kind, Source { file: Some(file), survey }));
+        }
+        Ok(sources)
     }
 
     /// What the owner has been granted.
