@@ -29,6 +29,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("helper", &["mind", "sys"]),
     ("user", &["helper", "id"]),
     ("subid", &["fail", "helper", "id", "user"]),
+    ("survey", &["fail", "id", "subid"]),
     ("etc", &["fail", "id", "proc", "sys", "word"]),
     ("preset", &["fail", "id", "ns", "proc", "subid", "user", "word"]),
     ("target", &["fail", "holder", "id", "mind", "ns", "proc", "record", "sys", "user", "word"]),

@@ -11,6 +11,7 @@ use common::id::{Kind, Range, subject};
 use common::ns::{INITIAL_USER, Kind as Ns};
 use common::proc::Proc;
 use common::subid::{self, RESERVED};
+use common::survey::lacking;
 use common::tool::{Outcome, Progress};
 use common::user::{self, User};
 use common::word::quote;
@@ -271,7 +272,7 @@ impl File {
             proc.map("self", self.kind).unwrap_or_default().iter().map(|extent| extent.inside()).collect();
         let mut found = Vec::new();
         for &(range, whose, line) in &self.grants {
-            let missing = subid::lacking(range, &mapped);
+            let missing = lacking(range, &mapped);
             if let Some(first) = missing.first() {
                 let are = subject(self.kind.word(), &missing);
                 let text = format!("{are} not mapped in this user namespace: newuidmap will be refused");

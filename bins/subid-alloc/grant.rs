@@ -11,7 +11,8 @@ use common::id::{Kind, Range};
 use common::plan::Plan;
 use common::proc::Proc;
 use common::step::{end, file};
-use common::subid::{self, BLOCK, Owner, POOL, RESERVED, Taken};
+use common::subid::{self, Owner, POOL, RESERVED};
+use common::survey::{BLOCK, Taken, merged};
 use common::tool::Outcome;
 use common::user::{self, User};
 
@@ -160,7 +161,7 @@ impl Defs {
 /// What the owner has in one file already, if that is enough: a request may
 /// span lines that touch.
 fn has(request: &Request, source: &Source) -> Option<Range> {
-    let merged = subid::merged(source.own());
+    let merged = merged(source.own());
     match request.start {
         None => merged.into_iter().find(|r| r.count >= request.count),
         Some(first) => {

@@ -10,7 +10,8 @@ use common::fail::{Because, Failure, Result};
 use common::id::{self, Kind, Range, subject, without};
 use common::ns::{INITIAL_USER, Kind as Ns};
 use common::proc::Proc;
-use common::subid::{self, Owner, Taken};
+use common::subid::Owner;
+use common::survey::{Taken, lacking, merged};
 use common::tool::Outcome;
 use common::word::quote;
 
@@ -84,7 +85,7 @@ impl Room<'_> {
     /// What the owner is to have: without a window all that is mapped and free.
     fn wanted(&self, (start, count): (Option<u32>, Option<u32>), proc: &Proc) -> Result<Vec<Range>> {
         let map = proc.map("self", self.kind).unwrap_or_default();
-        let mapped = subid::merged(&map.iter().map(|extent| extent.inside()).collect::<Vec<_>>());
+        let mapped = merged(&map.iter().map(|extent| extent.inside()).collect::<Vec<_>>());
         let free = self.others.leaves(&without(&without(&mapped, self.excluded), &[ROOT]));
         let (word, file) = (self.kind.word(), self.kind.map_file());
         let Some(count) = count else {
@@ -95,8 +96,8 @@ impl Room<'_> {
             return if found.is_empty() { Err(nothing()) } else { Ok(found) };
         };
         let Some(first) = start else {
-            let inside = |range: &Range| subid::lacking(*range, &mapped).is_empty();
-            let has = subid::merged(self.own).into_iter().find(|r| r.count >= count && inside(r));
+            let inside = |range: &Range| lacking(*range, &mapped).is_empty();
+            let has = merged(self.own).into_iter().find(|r| r.count >= count && inside(r));
             let place = has.or(free.iter().copied().find(|range| range.count >= count));
             let nothing =
                 || Failure::refused(format!("grant {count} {word}s: /proc/self/{file} has no such range free"));
@@ -115,7 +116,7 @@ impl Room<'_> {
     /// Why `range` may not be granted.
     fn taken(&self, range: Range, mapped: &[Range]) -> Option<String> {
         let word = self.kind.word();
-        let missing = subid::lacking(range, mapped);
+        let missing = lacking(range, mapped);
         if !missing.is_empty() {
             let are = subject(word, &missing);
             return Some(format!("{are} not mapped here (/proc/self/{})", self.kind.map_file()));

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use common::etc::{Edit, Etc, Original};
 use common::fail::{Failure, Result};
 use common::id::{Kind, Range};
-use common::subid::{self, Owner, Survey, Taken};
+use common::subid::Owner;
+use common::survey::{Survey, Taken, survey};
 use common::user::User;
 
 /// The name of the file of grants in /etc.
@@ -43,7 +44,7 @@ impl Source {
             let next = kinds.get(n + 1).map(|next| etc.file(name(*next))).transpose()?.flatten();
             let said = |e| Failure::os(format!("read {}", etc.path(name(*kind))), e);
             let other = next.as_ref().map(|next| &next.file);
-            let (survey, same) = subid::survey(&file.file, other, owner, taken).map_err(said)?;
+            let (survey, same) = survey(&file.file, other, owner, taken).map_err(said)?;
             twin = next.filter(|_| same).map(|next| Source { file: Some(next), survey: survey.clone() });
             sources.push((*kind, Source { file: Some(file), survey }));
         }

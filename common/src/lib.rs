@@ -15,6 +15,7 @@
 //! * [`helper`]  other programs, asked or told, with a deadline
 //! * [`user`]    users by name and number
 //! * [`subid`]   /etc/subuid and /etc/subgid
+//! * [`survey`]  what one of them says for one owner, and what is free
 //! * [`etc`]     files below /etc: locked, replaced
 //! * [`lease`]   slices of subordinate ids, held while a process lives
 //! * [`preset`]  maps by name: root, same, subids, auto, keep, all
@@ -52,6 +53,7 @@ pub mod record;
 pub mod scan;
 pub mod step;
 pub mod subid;
+pub mod survey;
 pub mod sys;
 pub mod target;
 pub mod tool;
