@@ -41,9 +41,11 @@ const MODULES: &[(&str, &[&str])] = &[
     ("step/tree", &["step", "fail", "ns", "owners", "path", "proc", "sys", "word"]),
     ("step/ns", &["step", "fail", "holder", "id", "mind", "ns", "proc", "sys", "target", "word"]),
     ("step/mount", &["step", "step/tree", "fail", "ns", "path", "proc", "sys", "word"]),
+    ("step/inside", &["step", "step/mount", "step/tree", "fail", "ns", "sys", "word"]),
     ("step/own", &["step", "fail", "id", "mind", "sys", "word"]),
     ("step/file", &["step", "etc", "fail", "word"]),
     ("step/end", &["step", "fail", "holder", "lease", "mind", "proc", "record", "sys", "target", "word"]),
+    ("step/program", &["step", "step/end", "fail", "id", "ns", "proc", "sys", "word"]),
     ("plan", &["step", "step/ns", "fail", "mind", "ns", "proc", "sys"]),
     ("idmap", &["fail", "id", "ns", "path", "plan", "proc", "step", "step/end", "step/map", "step/ns", "step/tree"]),
     (

@@ -183,6 +183,23 @@ impl Args {
         defined.flat_map(|m| m.opt_strs(long)).map(|v| narrow(&v)).collect()
     }
 
+    /// All values given for these options, in the order in which they were
+    /// typed, each with its option.
+    pub fn in_order(&self, options: &[&'static str]) -> Vec<(&'static str, OsString)> {
+        let mut all = Vec::new();
+        for given in &self.given {
+            let of = |long: &&'static str| {
+                let long = *long;
+                let values = if given.opt_defined(long) { given.opt_strs_pos(long) } else { Vec::new() };
+                values.into_iter().map(move |(at, value)| (at, long, narrow(&value)))
+            };
+            let mut here: Vec<_> = options.iter().flat_map(of).collect();
+            here.sort_by_key(|(at, ..)| *at);
+            all.extend(here.into_iter().map(|(_, long, value)| (long, value)));
+        }
+        all
+    }
+
     /// The value of an option as a decimal number.
     ///
     /// # Errors

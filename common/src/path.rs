@@ -105,6 +105,15 @@ impl Place {
     }
 }
 
+/// The terminal that standard input, output or error is, by the name that it
+/// has here.
+pub fn terminal() -> Option<Place> {
+    [0, 1, 2].into_iter().find_map(|n| {
+        let name = nix::unistd::ttyname(sys::lend(n)).ok()?;
+        Place::at(name.as_os_str()).ok()
+    })
+}
+
 /// A path that could not be opened, with its reason.
 pub fn not_opened(path: &OsStr, errno: Errno) -> Failure {
     let because = Proc::open().ok().and_then(|proc| reason(path, errno, &proc));

@@ -7,11 +7,13 @@
 
 pub mod end;
 pub mod file;
+pub mod inside;
 pub mod map;
 pub mod mount;
 pub mod newuidmap;
 pub mod ns;
 pub mod own;
+pub mod program;
 pub mod tree;
 
 use std::fmt;

@@ -671,6 +671,62 @@ pub fn clear_ambient() -> Result<()> {
     caps(state.set_current())
 }
 
+/// The capabilities in `caps`, a bit for each, by their names without `cap_`.
+pub fn capability_names(caps: u64) -> String {
+    let set = capctl::CapSet::from_bitmask_truncate(caps);
+    let names: Vec<String> = set.iter().map(|cap| cap.to_string().to_ascii_lowercase()).collect();
+    let names: Vec<&str> = names.iter().map(|name| name.strip_prefix("cap_").unwrap_or(name)).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(",") }
+}
+
+/// The bit of the capability that `name` means, with or without `cap_`.
+pub fn capability(name: &str) -> Option<u64> {
+    let name = name.to_ascii_uppercase();
+    let name = name.strip_prefix("CAP_").unwrap_or(&name);
+    let cap: capctl::Cap = format!("CAP_{name}").parse().ok()?;
+    Some(1 << u32::from(cap as u8))
+}
+
+/// What is permitted to this process, a bit for each capability.
+pub fn permitted() -> u64 {
+    capctl::CapState::get_current().map_or(0, |state| bits(state.permitted))
+}
+
+fn bits(set: capctl::CapSet) -> u64 {
+    set.iter().fold(0, |all, cap| all | 1 << u32::from(cap as u8))
+}
+
+/// Takes all capabilities out of the bounding set but those in `kept`.
+///
+/// # Errors
+/// EPERM: CAP_SETPCAP is missing.
+pub fn bound_capabilities(kept: u64) -> Result<()> {
+    let kept = capctl::CapSet::from_bitmask_truncate(kept);
+    let mut dropped = capctl::bounding::probe().iter().filter(|cap| !kept.has(*cap));
+    dropped.try_for_each(|cap| caps(capctl::bounding::drop(cap)))
+}
+
+/// Whether the permitted capabilities outlive a change of the uid
+/// (PR_SET_KEEPCAPS, until the next exec).
+///
+/// # Errors
+/// EPERM: the securebits forbid it.
+pub fn keep_capabilities(keep: bool) -> Result<()> {
+    caps(capctl::prctl::set_keepcaps(keep))
+}
+
+/// Makes just these capabilities permitted, effective, inheritable and ambient.
+///
+/// # Errors
+/// EPERM: one is not permitted.
+pub fn only_ambient(wanted: u64) -> Result<()> {
+    let wanted = capctl::CapSet::from_bitmask_truncate(wanted);
+    let state = capctl::CapState { permitted: wanted, effective: wanted, inheritable: wanted };
+    caps(capctl::ambient::clear())?;
+    caps(state.set_current())?;
+    wanted.iter().try_for_each(|cap| caps(capctl::ambient::raise(cap)))
+}
+
 /// Lets those capabilities have effect whose bits are set in `wanted`, as far
 /// as they are permitted, and no others.
 ///
@@ -701,6 +757,49 @@ pub fn has_file_capabilities(path: &CStr) -> bool {
     // SAFETY: both strings end in NUL; size 0 only asks for the size.
     let n = unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0) };
     n > 0
+}
+
+// ---- what the next program finds ----
+
+/// Sets or takes away a variable of the environment.
+///
+/// # Errors
+/// EINVAL: the name is empty or has `=` in it; ENOMEM.
+pub fn set_variable(name: &CStr, value: Option<&CStr>) -> Result<()> {
+    let n = match value {
+        // SAFETY: both strings end in NUL, and are copied; nskit has no
+        // threads, so nobody reads the environment now.
+        Some(value) => unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) },
+        // SAFETY: the same.
+        None => unsafe { libc::unsetenv(name.as_ptr()) },
+    };
+    answer(c_long::from(n)).map(drop)
+}
+
+/// Sets the NIS domain name of the uts namespace (setdomainname(2)).
+///
+/// # Errors
+/// EPERM; EINVAL: longer than 64 bytes.
+pub fn set_domain_name(name: &[u8]) -> Result<()> {
+    // SAFETY: the kernel reads as many bytes as the name has.
+    answer(unsafe { libc::syscall(libc::SYS_setdomainname, name.as_ptr(), name.len()) }).map(drop)
+}
+
+/// Puts this process under a seccomp filter: instructions of struct
+/// sock_filter, eight bytes each.
+///
+/// # Errors
+/// EACCES: neither no_new_privs nor CAP_SYS_ADMIN; EINVAL: no valid program.
+pub fn set_filter(bytes: &[u8]) -> Result<()> {
+    // Copied, since the kernel wants them aligned.
+    let word = |b: &[u8]| b.try_into().map_or(0, u64::from_ne_bytes);
+    let program: Vec<u64> = bytes.chunks_exact(8).map(word).collect();
+    let len = std::ffi::c_ushort::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
+    let filter = libc::sock_fprog { len, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: struct sock_filter has eight bytes, of which `filter` names `len`
+    // that live over the call; the kernel only reads them. 1 is
+    // SECCOMP_SET_MODE_FILTER.
+    answer(unsafe { libc::syscall(libc::SYS_seccomp, 1, 0, from_ref(&filter)) }).map(drop)
 }
 
 // ---- for a privileged program, which shares no more code than it must ----

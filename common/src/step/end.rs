@@ -264,7 +264,7 @@ fn exec(words: &[OsString], hands: &Hands) -> Errno {
 
 /// Why `program` could not be executed, looked up in the root of the process
 /// that tried: execve(2).
-fn exec_refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+pub(super) fn exec_refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
     let bytes = program.as_bytes();
     if !bytes.contains(&b'/') {
         return not_in_path(bytes, errno, facts);

@@ -7,17 +7,16 @@
 //! descriptor, so that no symbolic link of the root leads out of it.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
 use nix::fcntl::{OFlag, open};
-use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
-use nix::unistd::{chdir, fchdir, pivot_root, symlinkat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat, mkdirat};
+use nix::unistd::{chdir, fchdir, pivot_root};
 
-use super::tree::{self, attribute_names};
+use super::tree;
 use super::{Done, Facts, Hands, Refusal, Step, TREE};
 use crate::fail::{Because, Errno, Failure};
 use crate::ns::Kind;
@@ -32,31 +31,73 @@ pub enum Effect {
     Slave,
     /// Make a directory a mount of its own: the new root.
     BindRoot(Place),
-    /// A new file system in the new root: type, options, attributes, where.
-    New {
-        /// As mount(8) knows it.
-        fstype: &'static str,
-        /// Options with their values, "" for a flag.
-        options: Vec<(&'static str, String)>,
-        /// MOUNT_ATTR_* bits.
-        attributes: u64,
-        /// Where in the new root, without a leading slash.
-        at: &'static str,
-    },
     /// A new file system that is attached nowhere: whether it can be made.
     Try(&'static str, u64),
-    /// A device node of the present root, bound at the same place in the new.
-    Device(&'static str, (u64, u64)),
-    /// A symbolic link in the new root: where it leads, where it is.
-    Link(&'static str, &'static str),
+    /// Make an overlay the new root.
+    Overlay(Layers),
+    /// Let the new root be only read; what is mounted below it stays as it is.
+    ReadOnly,
     /// Make the new root the root, and let the old one go.
     Pivot,
 }
 
-/// The name under which the new root is handed on.
-const ROOT: &str = "new root";
+/// What an overlay is made of (overlayfs, Documentation/filesystems).
+pub struct Layers {
+    /// Directories that are only read, the uppermost first; the last is where
+    /// the overlay is attached, in this mount namespace alone.
+    pub lower: Vec<Place>,
+    /// Where changes go, and a directory for the kernel beside it; else a
+    /// tmpfs that is gone with the mount namespace.
+    pub upper: Option<(Place, Place)>,
+    /// Whether it writes user.overlay attributes: in a user namespace it may
+    /// not write those of trusted.overlay, and without them a directory cannot
+    /// be removed and made again.
+    pub userxattr: bool,
+}
 
-fn c(path: impl AsRef<OsStr>) -> CString {
+impl Layers {
+    fn root(&self) -> String {
+        self.lower.last().map(Place::name).unwrap_or_default()
+    }
+
+    fn said(&self) -> String {
+        let lower: Vec<String> = self.lower.iter().map(Place::name).collect();
+        let upper = self.upper.as_ref().map_or_else(
+            || "upper and work on a tmpfs".to_owned(),
+            |(upper, work)| format!("upper {} work {}", upper.name(), work.name()),
+        );
+        let attributes = if self.userxattr { " userxattr" } else { "" };
+        format!("lower {} {upper}{attributes}", lower.join(" "))
+    }
+
+    /// Which layer it does not take (EINVAL): ovl_fill_super() writes that only
+    /// to the kernel's log.
+    fn refused(&self) -> Option<Because> {
+        if let Some((upper, work)) = &self.upper {
+            if sys::mount_id(upper.fd()).ok()? != sys::mount_id(work.fd()).ok()? {
+                let text = format!("{} and {} are on different mounts", upper.name(), work.name());
+                return Some(Because::new(text));
+            }
+            if work.real().starts_with(upper.real()) || upper.real().starts_with(work.real()) {
+                let text = format!("{} and {} are not beside each other", upper.name(), work.name());
+                return Some(Because::new(text));
+            }
+        }
+        None
+    }
+
+    /// The failure that layer `n` is the reason of.
+    fn locked(&self, n: usize) -> Refusal {
+        let name = self.lower.get(n).map(Place::name).unwrap_or_default();
+        let text = format!("mounts below {name} are locked to it, and a layer is taken without them");
+        Failure::os(format!("mount overlay on {}", self.root()), Errno::EINVAL).because(Some(Because::new(text))).into()
+    }
+}
+
+/// The name under which the new root is handed on.
+pub(super) const ROOT: &str = "new root";
+
+pub(super) fn c(path: impl AsRef<OsStr>) -> CString {
     // No NUL: it came from argv or is a constant of ours.
     CString::new(path.as_ref().as_bytes()).unwrap_or_default()
 }
@@ -75,28 +116,18 @@ impl Effect {
         match self {
             Effect::Slave => "mount / MS_REC|MS_SLAVE".into(),
             Effect::BindRoot(place) => format!("bind {} on itself", quote(&place.path)),
-            Effect::New { fstype, at, .. } => format!("mount {fstype} on NEWROOT/{at}"),
             Effect::Try(fstype, _) => format!("fsmount {fstype}"),
-            Effect::Device(name, _) => format!("bind /dev/{name} on NEWROOT/dev/{name}"),
-            Effect::Link(to, at) => format!("symlink {to} NEWROOT/{at}"),
+            Effect::Overlay(layers) => format!("mount overlay on {}", layers.root()),
+            Effect::ReadOnly => "mount_setattr NEWROOT ro".into(),
             Effect::Pivot => "pivot_root . .".into(),
         }
     }
 
     fn detail(&self) -> String {
         match self {
-            Effect::New { options, attributes, .. } => {
-                let mut words: Vec<String> = options
-                    .iter()
-                    .map(|(k, v)| if v.is_empty() { (*k).to_owned() } else { format!("{k}={v}") })
-                    .collect();
-                words.extend(attribute_names(*attributes).map(str::to_owned));
-                words.join(",")
-            }
+            Effect::Overlay(layers) => layers.said(),
             Effect::Pivot => "and detach the old root".into(),
-            Effect::Slave | Effect::BindRoot(_) | Effect::Try(..) | Effect::Device(..) | Effect::Link(..) => {
-                String::new()
-            }
+            Effect::Slave | Effect::BindRoot(_) | Effect::Try(..) | Effect::ReadOnly => String::new(),
         }
     }
 
@@ -106,15 +137,11 @@ impl Effect {
             Effect::BindRoot(_) => {
                 "pivot_root(2) wants a mount, and a locked mount counts only as a copy; with its submounts, since those may be locked to it"
             }
-            Effect::New { fstype: "proc" | "sysfs", .. } => {
-                "before the pivot: a user namespace may mount it only while another one is visible"
-            }
-            Effect::New { .. } => {
-                "file systems that a user namespace may mount: tmpfs, devpts, proc, sysfs, mqueue, cgroup2, overlay, FUSE"
-            }
             Effect::Try(..) => "",
-            Effect::Device(..) => "a user namespace may not make device nodes; the ones outside can be bound",
-            Effect::Link(..) => "programs expect it",
+            Effect::Overlay(_) => {
+                "the directories below are only read; userxattr, since a user namespace may not write the attributes of trusted.overlay"
+            }
+            Effect::ReadOnly => "last, since mount points had to be made",
             Effect::Pivot => {
                 "chroot(2) could be left again, and forbids new user namespaces; the old root would stay reachable"
             }
@@ -134,20 +161,15 @@ impl Effect {
                 hands.put(ROOT, tree);
                 Ok(())
             }
-            Effect::New { fstype, options, attributes, at } => {
-                let place = directory_in(hands.get(ROOT)?, at)?;
-                let tree = new_mount(&c(fstype), options, *attributes)?;
-                Ok(sys::move_mount(tree.as_fd(), place.as_fd(), false)?)
-            }
             Effect::Try(fstype, attributes) => {
                 hands.put(TREE, new_mount(&c(fstype), &[], *attributes)?);
                 Ok(())
             }
-            Effect::Device(name, same) => bind_device(hands.get(ROOT)?, name, *same),
-            Effect::Link(to, at) => {
-                let (parent, name) = parent_in(hands.get(ROOT)?, at)?;
-                Ok(symlinkat(*to, &parent, name)?)
+            Effect::Overlay(layers) => {
+                hands.put(ROOT, overlay(layers)?);
+                Ok(())
             }
+            Effect::ReadOnly => Ok(sys::mount_setattr(hands.get(ROOT)?, false, sys::MOUNT_ATTR_RDONLY, None)?),
             Effect::Pivot => pivot(hands.get(ROOT)?),
         }
     }
@@ -157,50 +179,31 @@ impl Effect {
             Effect::Slave if errno == Errno::EINVAL && facts.proc.is_chrooted() => {
                 Some(Because::new("this process is chrooted: its / is not a mount point"))
             }
-            Effect::New { fstype: fstype @ ("proc" | "sysfs"), .. } | Effect::Try(fstype @ ("proc" | "sysfs"), _)
-                if errno == Errno::EPERM =>
-            {
-                revealing(fstype, facts)
-            }
-            Effect::Slave | Effect::BindRoot(_) | Effect::New { .. } | Effect::Device(..) | Effect::Pivot
+            Effect::Try(fstype @ ("proc" | "sysfs"), _) if errno == Errno::EPERM => revealing(fstype, facts),
+            Effect::Slave | Effect::BindRoot(_) | Effect::Overlay(_) | Effect::ReadOnly | Effect::Pivot
                 if errno == Errno::EPERM =>
             {
                 facts.may_not_mount()
             }
+            Effect::Overlay(layers) if errno == Errno::EINVAL => layers.refused(),
             Effect::Slave
             | Effect::BindRoot(_)
-            | Effect::New { .. }
             | Effect::Try(..)
-            | Effect::Device(..)
-            | Effect::Link(..)
+            | Effect::Overlay(_)
+            | Effect::ReadOnly
             | Effect::Pivot => None,
         }
     }
 }
 
-// ---- inside the new root ----
-
-/// The directory of `path` below `root`, and its last component.
-fn parent_in<'a>(root: BorrowedFd<'_>, path: &'a str) -> std::result::Result<(OwnedFd, &'a str), Errno> {
-    let (parent, name) = path.rsplit_once('/').unwrap_or((".", path));
-    Ok((sys::open_in_root(root, &c(parent), libc::O_PATH | libc::O_DIRECTORY, 0)?, name))
-}
-
-/// Opens the directory `path` below `root`, made if it is missing.
-fn directory_in(root: BorrowedFd<'_>, path: &str) -> std::result::Result<OwnedFd, Errno> {
-    let opened = || sys::open_in_root(root, &c(path), libc::O_PATH | libc::O_DIRECTORY, 0);
-    match opened() {
-        Err(Errno::ENOENT) => {
-            let (parent, name) = parent_in(root, path)?;
-            mkdirat(&parent, name, Mode::from_bits_truncate(0o755))?;
-            opened()
-        }
-        other => other,
-    }
-}
+// ---- how ----
 
 /// Makes a file system; a refusal carries what the kernel says about it.
-fn new_mount(fstype: &CStr, options: &[(&str, String)], attributes: u64) -> std::result::Result<OwnedFd, Refusal> {
+pub(super) fn new_mount(
+    fstype: &CStr,
+    options: &[(String, String)],
+    attributes: u64,
+) -> std::result::Result<OwnedFd, Refusal> {
     let context = sys::fsopen(fstype)?;
     let made = options
         .iter()
@@ -218,19 +221,61 @@ fn new_mount(fstype: &CStr, options: &[(&str, String)], attributes: u64) -> std:
     })
 }
 
-/// Binds a device node, from a descriptor proven to be that device: a path
-/// could have been exchanged for a link meanwhile.
-fn bind_device(root: BorrowedFd<'_>, name: &str, (major, minor): (u64, u64)) -> Done {
-    let dev = open("/dev", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let tree = sys::open_tree(dev.as_fd(), &c(name), sys::OPEN_TREE_CLONE)?;
-    let stat = fstat(&tree)?;
-    let is_character = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
-    if !is_character || stat.st_rdev != nix::sys::stat::makedev(major, minor) {
-        return Err(Failure::refused(format!("bind /dev/{name}: it is not the device {major}:{minor}")).into());
+/// Whether mounts below an open directory are locked to it: see `tree`. What is
+/// at its path by now may be another.
+fn is_locked(fd: &OwnedFd) -> bool {
+    let copy = |flags| sys::open_tree(fd.as_fd(), c"", sys::OPEN_TREE_CLONE | sys::AT_EMPTY_PATH | flags);
+    copy(0).err() == Some(Errno::EINVAL) && copy(sys::AT_RECURSIVE).is_ok()
+}
+
+/// Makes an overlay and attaches it where its last lower directory is. Layers
+/// are named by descriptors of ours: a path may have any byte in it, and the
+/// options of overlay cannot.
+fn overlay(layers: &Layers) -> std::result::Result<OwnedFd, Refusal> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let open_again = |place: &Place| -> std::result::Result<OwnedFd, Refusal> {
+        let fd = open(place.path.as_os_str(), flags, Mode::empty())?;
+        place.check(&fd)?;
+        Ok(fd)
+    };
+    let lower: Vec<OwnedFd> = layers.lower.iter().map(open_again).collect::<std::result::Result<_, _>>()?;
+    let at = lower.last().ok_or(Errno::ENOENT)?;
+    let named = |fd: &OwnedFd, below: &str| format!("/proc/self/fd/{}{below}", fd.as_raw_fd());
+    let (kept, upper, work) = match &layers.upper {
+        Some((upper, work)) => {
+            let (upper, work) = (open_again(upper)?, open_again(work)?);
+            let names = (named(&upper, ""), named(&work, ""));
+            (vec![upper, work], names.0, names.1)
+        }
+        None => {
+            let tmpfs = new_mount(c"tmpfs", &[("mode".into(), "700".into())], sys::MOUNT_ATTR_NODEV)?;
+            // Attached, since a layer has to be on a mount of this namespace;
+            // here, since everything at this place is ours alone to see.
+            sys::move_mount(tmpfs.as_fd(), at.as_fd(), false)?;
+            // The root directory that will be seen is the upper one.
+            let mode = fstat(lower.first().unwrap_or(at))?.st_mode & 0o7777;
+            let (upper, work) = ("upper", "work");
+            for name in [upper, work] {
+                mkdirat(&tmpfs, name, Mode::from_bits_truncate(0o755))?;
+                fchmodat(&tmpfs, name, Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)?;
+            }
+            let names = (named(&tmpfs, "/upper"), named(&tmpfs, "/work"));
+            (vec![tmpfs], names.0, names.1)
+        }
+    };
+    let lowers: Vec<String> = lower.iter().map(|fd| named(fd, "")).collect();
+    let mut options = vec![("upperdir", upper), ("workdir", work), ("lowerdir", lowers.join(":"))];
+    if layers.userxattr {
+        options.push(("userxattr", String::new()));
     }
-    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_NOFOLLOW;
-    let at = sys::open_in_root(root, &c(format!("dev/{name}")), flags, 0o666)?;
-    Ok(sys::move_mount(tree.as_fd(), at.as_fd(), false)?)
+    let options: Vec<(String, String)> = options.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+    let tree = new_mount(c"overlay", &options, 0).map_err(|refusal| match lower.iter().position(is_locked) {
+        Some(n) if matches!(refusal, Refusal::Os(Errno::EINVAL, _)) => layers.locked(n),
+        _ => refusal,
+    })?;
+    let on = if layers.upper.is_none() { kept.first().unwrap_or(at) } else { at };
+    sys::move_mount(tree.as_fd(), on.as_fd(), false)?;
+    Ok(tree)
 }
 
 fn pivot(root: BorrowedFd<'_>) -> Done {
@@ -271,7 +316,7 @@ const MOUNT_POINTS: [&str; 14] = [
 /// Why a new proc or sysfs was refused: mount_too_revealing() in
 /// fs/namespace.c. In a user namespace one has to be visible already, and
 /// without a locked cover on anything.
-fn revealing(fstype: &str, facts: &Facts<'_>) -> Option<Because> {
+pub(super) fn revealing(fstype: &str, facts: &Facts<'_>) -> Option<Because> {
     let foreign = if fstype == "proc" { facts.foreign(Kind::Pid, "-p") } else { facts.foreign(Kind::Net, "-n") };
     if foreign.is_some() {
         return foreign;

@@ -12,7 +12,7 @@ use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{AT_FDCWD, OFlag, open};
 use nix::libc;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
@@ -189,8 +189,7 @@ impl Effect {
             Effect::Attach(of, at) => attach(hands, of, at),
             Effect::Park => park(hands.get(TREE)?),
             Effect::CopyParked(recursive) => {
-                let here = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-                let tree = sys::open_tree(here.as_fd(), PARKED, clone_flags(*recursive))?;
+                let tree = sys::open_tree(AT_FDCWD, PARKED, clone_flags(*recursive))?;
                 hands.put(TREE, tree);
                 Ok(())
             }
@@ -265,8 +264,9 @@ fn opened(
     place: &Place,
     open_tree: impl Fn(BorrowedFd<'_>, &CStr) -> std::result::Result<OwnedFd, Errno>,
 ) -> std::result::Result<OwnedFd, Refusal> {
-    let here = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    let tree = open_tree(here.as_fd(), &c(&place.path)?)?;
+    // Not by a descriptor of the working directory: whoever may not search it
+    // may name what lies elsewhere all the same.
+    let tree = open_tree(AT_FDCWD, &c(&place.path)?)?;
     place.check(&tree)?;
     Ok(tree)
 }
@@ -360,10 +360,7 @@ pub fn owners_are_ours(proc: &Proc) -> bool {
 /// Whether mounts below `point` are locked to it, as they are after a copy into
 /// a less privileged mount namespace: then it can only be copied with them.
 pub(super) fn is_locked_to(point: impl AsRef<OsStr>) -> bool {
-    let copy = |flags| {
-        let here = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-        sys::open_tree(here.as_fd(), &c(&point).map_err(|_| Errno::EINVAL)?, sys::OPEN_TREE_CLONE | flags)
-    };
+    let copy = |flags| sys::open_tree(AT_FDCWD, &c(&point).map_err(|_| Errno::EINVAL)?, sys::OPEN_TREE_CLONE | flags);
     copy(0).err() == Some(Errno::EINVAL) && copy(sys::AT_RECURSIVE).is_ok()
 }
 

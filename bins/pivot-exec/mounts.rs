@@ -1,0 +1,397 @@
+//! What belongs into the new root: from the command line and lines of fstab(5)
+//! to steps. All mounts are such lines; the options are short forms of them.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::rc::Rc;
+
+use common::cli::Args;
+use common::fail::{Errno, Failure, Result};
+use common::id::Kind as IdKind;
+use common::idmap::{Idmap, Maps};
+use common::ns::{INITIAL_USER, Kind};
+use common::path::{self, Place};
+use common::plan::Plan;
+use common::preset::{from_words, lawful};
+use common::proc::{Proc, read_all};
+use common::step::inside::Effect;
+use common::step::tree::attribute;
+use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
+use common::target;
+use common::word::quote;
+
+use super::CLI;
+
+/// A line of fstab(5), without its last two fields.
+struct Line {
+    source: OsString,
+    at: OsString,
+    fstype: String,
+    options: Vec<OsString>,
+}
+
+/// The devices of a minimal /dev: null(4), full(4), random(4), tty(4).
+const DEVICES: [(&str, (u64, u64)); 6] =
+    [("null", (1, 3)), ("zero", (1, 5)), ("full", (1, 7)), ("random", (1, 8)), ("urandom", (1, 9)), ("tty", (5, 0))];
+
+const LINKS: [(&str, &str); 5] = [
+    ("pts/ptmx", "/dev/ptmx"),
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
+
+/// What container managers hide, and what they let only be read: the defaults
+/// of the OCI runtime specification.
+const MASKED: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/sys/firmware",
+];
+const PROTECTED: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+const TYPED: [&str; 9] = ["bind", "bind-ro", "bind-dev", "tmpfs", "dir", "file", "symlink", "mask", "protect"];
+
+/// The steps in the order that shows everything: what each tool knows first,
+/// then the lines of files, then the options as they were typed.
+pub(crate) fn steps(args: &Args, proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
+    if args.flag("proc") {
+        line("proc", "/proc", "proc", "").steps(proc, plan)?;
+    }
+    if args.flag("sys") {
+        line("sysfs", "/sys", "sysfs", "ro").steps(proc, plan)?;
+    }
+    if args.flag("cgroup2") {
+        line("cgroup2", "/sys/fs/cgroup", "cgroup2", "").steps(proc, plan)?;
+    }
+    if args.flag("tmp") {
+        line("tmpfs", "/tmp", "tmpfs", "mode=1777").steps(proc, plan)?;
+    }
+    if args.flag("dev") {
+        dev(proc, plan)?;
+    }
+    if args.flag("mqueue") {
+        line("mqueue", "/dev/mqueue", "mqueue", "").steps(proc, plan)?;
+    }
+    for word in args.values("fstab") {
+        for line in fstab(&word)? {
+            line.steps(proc, plan)?;
+        }
+    }
+    for (option, word) in args.in_order(&TYPED) {
+        typed(option, &word, proc, plan)?;
+    }
+    if args.flag("mask-proc") {
+        let there = |path: &&&str| {
+            args.flag("proc") && path.starts_with("/proc") || args.flag("sys") && path.starts_with("/sys")
+        };
+        MASKED.iter().filter(there).for_each(|path| plan.push(Effect::Mask((*path).into())));
+        PROTECTED.iter().filter(there).for_each(|path| plan.push(Effect::ReadOnly((*path).into(), true)));
+    }
+    Ok(())
+}
+
+fn line(source: &str, at: &str, fstype: &str, options: &str) -> Line {
+    let options = options.split(',').filter(|o| !o.is_empty()).map(OsString::from).collect();
+    Line { source: source.into(), at: at.into(), fstype: fstype.to_owned(), options }
+}
+
+fn dev(proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
+    line("tmpfs", "/dev", "tmpfs", "mode=755,dev").steps(proc, plan)?;
+    // Terminals belong to group tty, which is 5 everywhere; devpts refuses it
+    // where gid 5 is not mapped, as with a map of one id.
+    let map = proc.map("self", IdKind::Gid).unwrap_or_default();
+    let group = if map.iter().any(|e| e.inside().has(5)) { ",gid=5" } else { "" };
+    line("devpts", "/dev/pts", "devpts", &format!("newinstance,ptmxmode=0666,mode=620{group}")).steps(proc, plan)?;
+    line("tmpfs", "/dev/shm", "tmpfs", "mode=1777").steps(proc, plan)?;
+    DEVICES.into_iter().for_each(|(name, number)| plan.push(Effect::Device(name, number)));
+    LINKS.into_iter().for_each(|(to, at)| plan.push(Effect::Link(to.into(), at.into())));
+    // The terminal is one of another devpts, where ttyname(3) would not find
+    // it; the console is where it looks next.
+    if let Some(terminal) = path::terminal() {
+        let attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC;
+        bind(terminal, "/dev/console".into(), attributes, None, true, proc, plan);
+    }
+    Ok(())
+}
+
+fn bind(
+    source: Place,
+    at: OsString,
+    attributes: u64,
+    maps: Option<Maps>,
+    recursive: bool,
+    proc: &Rc<Proc>,
+    plan: &mut Plan,
+) {
+    let directory = source.is_directory;
+    Idmap { source, recursive, attributes, maps, remap: false }.steps(proc, plan);
+    plan.push(Effect::Attach { at, directory });
+}
+
+// ---- lines ----
+
+impl Line {
+    fn has(&self, words: &[&str]) -> bool {
+        self.options.iter().any(|o| words.iter().any(|word| o == word))
+    }
+
+    /// MOUNT_ATTR_* bits: what cannot do harm unless it is asked for.
+    fn attributes(&self) -> u64 {
+        let mut all = match self.fstype.as_str() {
+            "proc" | "sysfs" | "cgroup" | "cgroup2" | "mqueue" => {
+                MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+            }
+            "devpts" => MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+            _ => MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
+        };
+        for word in self.options.iter().filter_map(|o| o.to_str()) {
+            all |= attribute(word);
+            all &= !match word {
+                "rw" => attribute("ro"),
+                other => attribute(&format!("no{other}")),
+            };
+        }
+        all
+    }
+
+    fn steps(self, proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
+        if self.has(&["bind", "rbind"]) {
+            return self.bind(proc, plan);
+        }
+        let attributes = self.attributes();
+        let user_namespace = proc.ns_id("self", Kind::User) != Some(INITIAL_USER);
+        let mut options = Vec::new();
+        // What has no device calls itself by its type; that needs no saying.
+        if self.source != "none" && self.source != self.fstype.as_str() {
+            options.push(("source".to_owned(), text(&self.source)?));
+        }
+        if self.fstype == "overlay" && user_namespace && !self.has(&["userxattr"]) {
+            options.push(("userxattr".to_owned(), String::new()));
+        }
+        for word in self.options.iter().filter(|word| !is_ours(word)) {
+            let word = text(word)?;
+            let (key, value) = word.split_once('=').unwrap_or((&word, ""));
+            options.push((key.to_owned(), value.to_owned()));
+        }
+        plan.push(Effect::New { fstype: self.fstype, options, attributes, at: self.at });
+        Ok(())
+    }
+
+    fn bind(self, proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
+        let attributes = self.attributes();
+        let mut maps = Vec::new();
+        for word in &self.options {
+            if let Some(map) = word.as_bytes().strip_prefix(b"idmap=") {
+                maps.push(OsStr::from_bytes(map).to_owned());
+            } else if !is_ours(word) {
+                return Err(Failure::usage(format!("bind {}: unknown option {}", quote(&self.at), quote(word))));
+            }
+        }
+        // As in idmap-mount: everybody may see his own files as the real root's.
+        let maps = if maps.is_empty() { None } else { Some(Maps::New(lawful(from_words(&maps, proc, true)?, proc)?)) };
+        let source = match Place::at(&self.source) {
+            Err(e) if self.has(&["optional", "nofail"]) && e.errno() == Some(Errno::ENOENT) => return Ok(()),
+            other => other?,
+        };
+        let recursive = !self.has(&["norbind"]);
+        bind(source, self.at, attributes, maps, recursive, proc, plan);
+        Ok(())
+    }
+}
+
+/// Whether an option is one of mounts, not of a type of file system.
+fn is_ours(word: &OsStr) -> bool {
+    const WORDS: [&str; 14] = [
+        "defaults",
+        "bind",
+        "rbind",
+        "norbind",
+        "optional",
+        "nofail",
+        "rw",
+        "suid",
+        "dev",
+        "exec",
+        "atime",
+        "symfollow",
+        "auto",
+        "noauto",
+    ];
+    let known = |word: &str| WORDS.contains(&word) || attribute(word) != 0 || word.starts_with("x-");
+    word.to_str().is_some_and(known)
+}
+
+fn text(word: &OsStr) -> Result<String> {
+    word.to_str().map(str::to_owned).ok_or_else(|| Failure::usage(format!("{}: not UTF-8", quote(word))))
+}
+
+/// The lines of a file, or of what a descriptor gives.
+fn fstab(word: &OsStr) -> Result<Vec<Line>> {
+    let bytes = match word.as_bytes().strip_prefix(b"fd:") {
+        Some(n) => given(OsStr::from_bytes(n))?,
+        None => fs::read(word).map_err(|e| {
+            let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
+            path::not_opened(word, errno)
+        })?,
+    };
+    let lines = bytes.split(|b| *b == b'\n').enumerate();
+    let lines = lines.filter(|(_, l)| !l.trim_ascii().is_empty() && !l.trim_ascii().starts_with(b"#"));
+    lines
+        .map(|(n, line)| parse(line).map_err(|what| Failure::usage(format!("{}: line {}: {what}", quote(word), n + 1))))
+        .collect()
+}
+
+/// All that the descriptor which `word` names gives.
+pub(crate) fn given(word: &OsStr) -> Result<Vec<u8>> {
+    let said = |e| Failure::os(format!("read descriptor {}", word.to_string_lossy()), e);
+    read_all(target::duplicate(word)?, 16 << 20).map_err(said)
+}
+
+fn parse(line: &[u8]) -> std::result::Result<Line, String> {
+    let fields = line.split(|b| *b == b' ' || *b == b'\t').filter(|f| !f.is_empty());
+    let fields: Vec<OsString> = fields.map(unescape).collect();
+    let (source, at, fstype, options) = match fields.as_slice() {
+        [source, at, fstype] => (source, at, fstype, None),
+        [source, at, fstype, options] | [source, at, fstype, options, _] | [source, at, fstype, options, _, _] => {
+            (source, at, fstype, Some(options))
+        }
+        _ => return Err("a line has three to six fields: SOURCE PATH TYPE OPTIONS".to_owned()),
+    };
+    let options = options.map_or(&b""[..], |o| o.as_bytes()).split(|b| *b == b',').filter(|o| !o.is_empty());
+    let options: Vec<OsString> = options.map(|o| OsStr::from_bytes(o).to_owned()).collect();
+    let fstype = fstype.to_str().ok_or("the type is not UTF-8")?.to_owned();
+    let line = Line { source: source.clone(), at: at.clone(), fstype, options };
+    if (line.fstype == "none" || line.fstype == "bind") && !line.has(&["bind", "rbind"]) {
+        return Err(format!("type {} goes with the option bind or rbind", line.fstype));
+    }
+    Ok(line)
+}
+
+/// Blanks and the like stand as `\040` in fstab(5).
+fn unescape(field: &[u8]) -> OsString {
+    let mut bytes = Vec::new();
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let octal = after.get(..3).filter(|_| *first == b'\\').and_then(|o| std::str::from_utf8(o).ok());
+        let value = octal.and_then(|o| u8::from_str_radix(o, 8).ok());
+        bytes.push(value.unwrap_or(*first));
+        rest = if value.is_some() { &after[3..] } else { after };
+    }
+    OsString::from_vec(bytes)
+}
+
+// ---- options ----
+
+/// The parts of a word between colons, the last with what is left; `\:` is a
+/// colon in a path.
+fn parts(word: &OsStr, most: usize) -> Vec<OsString> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = word.as_bytes().iter().peekable();
+    while let Some(byte) = bytes.next() {
+        let escaped = *byte == b'\\' && bytes.peek().is_some_and(|next| **next == b':' || **next == b'\\');
+        match (byte, escaped) {
+            (b':', _) if parts.len() < most => parts.push(Vec::new()),
+            _ => {
+                let byte = if escaped { bytes.next().unwrap_or(byte) } else { byte };
+                parts.last_mut().iter_mut().for_each(|part| part.push(*byte));
+            }
+        }
+    }
+    parts.into_iter().map(OsString::from_vec).collect()
+}
+
+fn typed(option: &str, word: &OsStr, proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
+    let wrong = |form: &str| CLI.usage(&format!("--{option} {}: not {form}", quote(word)));
+    let words = |word: Option<&OsString>| -> Vec<OsString> {
+        let split = word.map_or(&b""[..], |w| w.as_bytes()).split(|b| *b == b',').filter(|o| !o.is_empty());
+        split.map(|o| OsStr::from_bytes(o).to_owned()).collect()
+    };
+    let mode = |word: Option<&OsString>, usual: u32| match word {
+        None => Ok(usual),
+        Some(word) => octal(word).ok_or_else(|| wrong("with a MODE in octal")),
+    };
+    match option {
+        "bind" | "bind-ro" | "bind-dev" => {
+            let parts = parts(word, 3);
+            let source = parts.first().cloned().unwrap_or_default();
+            let at = parts.get(1).filter(|at| !at.is_empty()).unwrap_or(&source).clone();
+            if !at.as_bytes().starts_with(b"/") {
+                return Err(wrong("SOURCE:PATH with an absolute PATH"));
+            }
+            let mut options = vec![OsString::from("bind")];
+            options.extend(option.strip_prefix("bind-").map(OsString::from));
+            options.extend(words(parts.get(2)));
+            Line { source, at, fstype: "none".into(), options }.steps(proc, plan)?;
+        }
+        "tmpfs" => {
+            let parts = parts(word, 2);
+            let at = parts.first().cloned().unwrap_or_default();
+            let options = words(parts.get(1));
+            Line { source: "tmpfs".into(), at, fstype: "tmpfs".into(), options }.steps(proc, plan)?;
+        }
+        "dir" => {
+            let parts = parts(word, 2);
+            plan.push(Effect::Directory(parts.first().cloned().unwrap_or_default(), mode(parts.get(1), 0o755)?));
+        }
+        "file" => {
+            let parts = parts(word, 3);
+            let [n, at, ..] = parts.as_slice() else { return Err(wrong("N:PATH")) };
+            plan.push(Effect::File(at.clone(), mode(parts.get(2), 0o644)?, Rc::new(given(n)?)));
+        }
+        "symlink" => {
+            let parts = parts(word, 2);
+            let [to, at] = parts.as_slice() else { return Err(wrong("TARGET:PATH")) };
+            plan.push(Effect::Link(to.clone(), at.clone()));
+        }
+        "mask" => plan.push(Effect::Mask(word.to_owned())),
+        _ => plan.push(Effect::ReadOnly(word.to_owned(), false)),
+    }
+    Ok(())
+}
+
+/// A mode as chmod(1) takes it in digits.
+pub(crate) fn octal(word: &OsStr) -> Option<u32> {
+    let digits = word.to_str().filter(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_digit()))?;
+    u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o7777)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn words_between_colons() {
+        let split = |word: &str, most| {
+            let parts = parts(OsStr::new(word), most);
+            parts.iter().map(|p| p.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(split("/a:/b:idmap=0:1:2", 3), ["/a", "/b", "idmap=0:1:2"]);
+        assert_eq!(split("/a\\:b\\\\c:/d\\e", 3), ["/a:b\\c", "/d\\e"]);
+        assert_eq!(split("/a", 3), ["/a"]);
+        assert_eq!(split("", 2), [""]);
+    }
+
+    #[test]
+    fn lines() {
+        let line = parse(b"/a\\040b\t/c\\134 none rbind,ro 0 0").ok().unwrap();
+        assert_eq!((line.source.to_str(), line.at.to_str()), (Some("/a b"), Some("/c\\")));
+        assert_eq!(line.attributes(), attribute("ro") | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+        assert!(parse(b"a b").is_err() && parse(b"a b c d 0 0 0").is_err() && parse(b"a /b none ro").is_err());
+        assert_eq!(super::line("tmpfs", "/t", "tmpfs", "suid,dev,ro,rw").attributes(), 0);
+        assert_eq!(
+            (octal(OsStr::new("0755")), octal(OsStr::new("8")), octal(OsStr::new("+7"))),
+            (Some(0o755), None, None)
+        );
+    }
+}

@@ -1,0 +1,322 @@
+//! What belongs into the new root, made before it is the root. fsopen(2),
+//! openat2(2).
+//!
+//! A new file system is made by descriptors (fsopen, fsconfig, fsmount): then
+//! the kernel says in words what it does not like. Every place is looked up by
+//! openat2(2) with RESOLVE_IN_ROOT, made one component at a time, and mounted
+//! on as a descriptor: no symbolic link of the root leads out of it, whoever
+//! exchanges one meanwhile.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::rc::Rc;
+
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::libc;
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat, umask};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
+use nix::unistd::{symlinkat, write};
+
+use super::mount::{ROOT, c, new_mount, revealing};
+use super::tree::attribute_names;
+use super::{Done, Facts, Hands, Refusal, Step, TREE};
+use crate::fail::{Because, Errno, Failure};
+use crate::ns::Kind;
+use crate::sys;
+use crate::word::quote;
+
+/// An effect in the new root. Paths are as seen from there; what is missing on
+/// the way is made.
+pub enum Effect {
+    /// A new file system.
+    New {
+        /// As mount(8) knows it.
+        fstype: String,
+        /// Options with their values, "" for a flag.
+        options: Vec<(String, String)>,
+        /// MOUNT_ATTR_* bits.
+        attributes: u64,
+        /// Where.
+        at: OsString,
+    },
+    /// Attach the tree at hand, which is a directory or a file.
+    Attach {
+        /// Where.
+        at: OsString,
+        /// Which of the two.
+        directory: bool,
+    },
+    /// A device node of the present root, bound at /dev.
+    Device(&'static str, (u64, u64)),
+    /// A symbolic link: where it leads, where it is.
+    Link(OsString, OsString),
+    /// A directory, with this mode.
+    Directory(OsString, u32),
+    /// A file that is not there yet, with this mode and in it.
+    File(OsString, u32, Rc<Vec<u8>>),
+    /// Hide what is there: behind an empty directory, or the null device.
+    Mask(OsString),
+    /// Let what is there only be read, with the mounts below it; with `true` it
+    /// need not be there.
+    ReadOnly(OsString, bool),
+}
+
+impl From<Effect> for Step {
+    fn from(effect: Effect) -> Step {
+        let effect = Rc::new(effect);
+        let (doing, asking) = (effect.clone(), effect.clone());
+        let step = Step::new(effect.act(), effect.detail(), effect.why(), move |hands| doing.perform(hands));
+        step.because(move |errno, facts| asking.because(errno, facts))
+    }
+}
+
+/// How plans write a place in the new root.
+fn there(at: &OsStr) -> String {
+    let bytes = at.as_bytes();
+    let below = bytes.iter().position(|b| *b != b'/').map_or(&bytes[..0], |n| &bytes[n..]);
+    quote(OsStr::from_bytes(&[b"NEWROOT/", below].concat()))
+}
+
+impl Effect {
+    fn act(&self) -> String {
+        match self {
+            Effect::New { fstype, at, .. } => format!("mount {fstype} on {}", there(at)),
+            Effect::Attach { at, .. } => format!("move_mount {TREE} {}", there(at)),
+            Effect::Device(name, _) => format!("bind /dev/{name} on NEWROOT/dev/{name}"),
+            Effect::Link(to, at) => format!("symlink {} {}", quote(to), there(at)),
+            Effect::Directory(at, _) => format!("mkdir {}", there(at)),
+            Effect::File(at, ..) => format!("create {}", there(at)),
+            Effect::Mask(at) => format!("mask {}", there(at)),
+            Effect::ReadOnly(at, _) => format!("mount_setattr {} ro", there(at)),
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Effect::New { options, attributes, .. } => {
+                let option = |(k, v): &(String, String)| if v.is_empty() { k.clone() } else { format!("{k}={v}") };
+                let mut words: Vec<String> = options.iter().map(option).collect();
+                words.extend(attribute_names(*attributes).map(str::to_owned));
+                words.join(",")
+            }
+            Effect::Directory(_, mode) => format!("mode {mode:o}"),
+            Effect::File(_, mode, bytes) => format!("mode {mode:o}, {} bytes", bytes.len()),
+            Effect::Attach { .. } | Effect::Device(..) | Effect::Link(..) | Effect::Mask(_) | Effect::ReadOnly(..) => {
+                String::new()
+            }
+        }
+    }
+
+    fn why(&self) -> &'static str {
+        match self {
+            Effect::New { fstype, .. } if fstype == "proc" || fstype == "sysfs" => {
+                "before the pivot: a user namespace may mount it only while another one is visible"
+            }
+            Effect::New { .. } => {
+                "file systems that a user namespace may mount: tmpfs, devpts, proc, sysfs, mqueue, cgroup2, overlay, FUSE"
+            }
+            Effect::Attach { .. } => "before the pivot: what is bound can be named only while the old root is there",
+            Effect::Device(..) => "a user namespace may not make device nodes; the ones outside can be bound",
+            Effect::Link(..) => "programs expect it",
+            Effect::Directory(..) | Effect::File(..) => "",
+            Effect::Mask(_) => {
+                "only for this mount namespace: one that a less privileged one copies cannot take it off"
+            }
+            Effect::ReadOnly(..) => "a mount over itself: what else shows the same files stays as it is",
+        }
+    }
+
+    fn perform(&self, hands: &mut Hands) -> Done {
+        let root = hands.get(ROOT)?;
+        match self {
+            Effect::New { fstype, options, attributes, at } => {
+                let place = directory_in(root, at)?;
+                let tree = new_mount(&c(fstype), options, *attributes)?;
+                Ok(sys::move_mount(tree.as_fd(), place.as_fd(), false)?)
+            }
+            Effect::Attach { at, directory } => {
+                let place = if *directory { directory_in(root, at)? } else { file_in(root, at)? };
+                sys::move_mount(hands.get(TREE)?, place.as_fd(), false)?;
+                hands.made.retain(|(name, _)| *name != TREE);
+                Ok(())
+            }
+            Effect::Device(name, same) => bind_device(root, name, *same),
+            Effect::Link(to, at) => {
+                let (parent, name) = parent_in(root, at)?;
+                Ok(symlinkat(to.as_os_str(), &parent, name)?)
+            }
+            Effect::Directory(at, mode) => {
+                let place = directory_in(root, at)?;
+                let readable = openat(&place, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+                Ok(fchmod(&readable, Mode::from_bits_truncate(*mode))?)
+            }
+            Effect::File(at, mode, bytes) => file_with(root, at, *mode, bytes),
+            Effect::Mask(at) => mask(root, at),
+            Effect::ReadOnly(at, optional) => {
+                let place = match sys::open_in_root(root, &c(at), libc::O_PATH, 0) {
+                    Err(Errno::ENOENT) if *optional => return Ok(()),
+                    other => other?,
+                };
+                let flags = sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE | sys::AT_EMPTY_PATH;
+                let tree = sys::open_tree(place.as_fd(), c"", flags)?;
+                sys::mount_setattr(tree.as_fd(), true, sys::MOUNT_ATTR_RDONLY, None)?;
+                Ok(sys::move_mount(tree.as_fd(), place.as_fd(), false)?)
+            }
+        }
+    }
+
+    fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+        match self {
+            Effect::New { fstype, .. } if errno == Errno::EPERM => {
+                let own = match fstype.as_str() {
+                    "proc" | "sysfs" => return revealing(fstype, facts),
+                    "mqueue" => facts.foreign(Kind::Ipc, "-i"),
+                    "cgroup" | "cgroup2" => facts.foreign(Kind::Cgroup, "-C"),
+                    _ => None,
+                };
+                own.or_else(|| facts.may_not_mount()).or_else(|| not_for_us(fstype, facts))
+            }
+            Effect::New { fstype, .. } if errno == Errno::ENODEV => {
+                let known = facts.proc.text("filesystems")?;
+                let missing = !known.lines().any(|line| line.split('\t').nth(1) == Some(fstype));
+                missing.then(|| Because::new(format!("this kernel has no file system {fstype}: see /proc/filesystems")))
+            }
+            Effect::Attach { .. } | Effect::Device(..) | Effect::Mask(_) | Effect::ReadOnly(..)
+                if errno == Errno::EPERM =>
+            {
+                facts.may_not_mount()
+            }
+            Effect::New { .. }
+            | Effect::Attach { .. }
+            | Effect::Device(..)
+            | Effect::Link(..)
+            | Effect::Directory(..)
+            | Effect::File(..)
+            | Effect::Mask(_)
+            | Effect::ReadOnly(..) => None,
+        }
+    }
+}
+
+// ---- places ----
+
+/// What is made has the mode that is asked for, whatever the caller's umask.
+fn exactly<T>(make: impl FnOnce() -> T) -> T {
+    let before = umask(Mode::empty());
+    let made = make();
+    umask(before);
+    made
+}
+
+/// A path that could not be made, with its reason if the file system is it.
+fn not_made(act: &str, at: &OsStr, errno: Errno, parent: &OwnedFd) -> Refusal {
+    let read_only = errno == Errno::EROFS && fstatvfs(parent).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY));
+    let because = read_only.then(|| Because::new("it is missing, and its parent directory can only be read"));
+    Failure::os(format!("{act} {}", there(at)), errno).because(because).into()
+}
+
+/// The directory of `path` below `root`, and its last component.
+fn parent_in<'a>(root: BorrowedFd<'_>, path: &'a OsStr) -> std::result::Result<(OwnedFd, &'a OsStr), Refusal> {
+    let (parent, name) = (Path::new(path).parent(), Path::new(path).file_name());
+    let name = name.ok_or(Errno::EINVAL)?;
+    Ok((directory_in(root, parent.unwrap_or(Path::new("")).as_os_str())?, name))
+}
+
+/// Opens the directory `path` below `root`, made if it is missing.
+fn directory_in(root: BorrowedFd<'_>, path: &OsStr) -> std::result::Result<OwnedFd, Refusal> {
+    let path = if path.is_empty() { OsStr::new("/") } else { path };
+    let opened = || sys::open_in_root(root, &c(path), libc::O_PATH | libc::O_DIRECTORY, 0);
+    match opened() {
+        Err(Errno::ENOENT) => {
+            let (parent, name) = parent_in(root, path)?;
+            match exactly(|| mkdirat(&parent, name, Mode::from_bits_truncate(0o755))) {
+                // A link that leads nowhere says so when it is opened.
+                Ok(()) | Err(Errno::EEXIST) => Ok(opened()?),
+                Err(e) => Err(not_made("mkdir", path, e, &parent)),
+            }
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Opens the file `path` below `root`, made empty if it is missing.
+fn file_in(root: BorrowedFd<'_>, path: &OsStr) -> std::result::Result<OwnedFd, Refusal> {
+    let opened = || sys::open_in_root(root, &c(path), libc::O_PATH, 0);
+    match opened() {
+        Err(Errno::ENOENT) => match created(root, path, 0o644) {
+            Ok(_) | Err(Refusal::Os(Errno::EEXIST, _)) => Ok(opened()?),
+            Err(other) => Err(other),
+        },
+        other => Ok(other?),
+    }
+}
+
+fn created(root: BorrowedFd<'_>, path: &OsStr, mode: u32) -> std::result::Result<OwnedFd, Refusal> {
+    let (parent, name) = parent_in(root, path)?;
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    exactly(|| openat(&parent, name, flags, Mode::from_bits_truncate(mode)))
+        .map_err(|e| if e == Errno::EEXIST { e.into() } else { not_made("create", path, e, &parent) })
+}
+
+// ---- how ----
+
+fn file_with(root: BorrowedFd<'_>, at: &OsStr, mode: u32, bytes: &[u8]) -> Done {
+    let file = created(root, at, mode)?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match write(&file, rest) {
+            Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A device node of ours, from a descriptor proven to be that device: a path
+/// could have been exchanged for a link meanwhile.
+fn device(name: &str, (major, minor): (u64, u64)) -> std::result::Result<OwnedFd, Refusal> {
+    let tree = sys::open_tree(AT_FDCWD, &c(format!("/dev/{name}")), sys::OPEN_TREE_CLONE)?;
+    let stat = fstat(&tree)?;
+    let is_character = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
+    if !is_character || stat.st_rdev != nix::sys::stat::makedev(major, minor) {
+        return Err(Failure::refused(format!("bind /dev/{name}: it is not the device {major}:{minor}")).into());
+    }
+    Ok(tree)
+}
+
+fn bind_device(root: BorrowedFd<'_>, name: &str, number: (u64, u64)) -> Done {
+    let tree = device(name, number)?;
+    let at = file_in(root, OsStr::new(&format!("/dev/{name}")))?;
+    Ok(sys::move_mount(tree.as_fd(), at.as_fd(), false)?)
+}
+
+fn mask(root: BorrowedFd<'_>, at: &OsStr) -> Done {
+    let place = match sys::open_in_root(root, &c(at), libc::O_PATH, 0) {
+        // There is nothing to hide.
+        Err(Errno::ENOENT) => return Ok(()),
+        other => other?,
+    };
+    let attributes = sys::MOUNT_ATTR_RDONLY | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NOEXEC;
+    let cover = if SFlag::from_bits_truncate(fstat(&place)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR {
+        new_mount(c"tmpfs", &[("mode".into(), "755".into())], attributes | sys::MOUNT_ATTR_NODEV)?
+    } else {
+        let null = device("null", (1, 3))?;
+        sys::mount_setattr(null.as_fd(), false, attributes, None)?;
+        null
+    };
+    Ok(sys::move_mount(cover.as_fd(), place.as_fd(), false)?)
+}
+
+// ---- why not ----
+
+/// A type of file system that no user namespace may mount (FS_USERNS_MOUNT):
+/// it is refused where another is not.
+fn not_for_us(fstype: &str, facts: &Facts<'_>) -> Option<Because> {
+    let initial = facts.proc.ns_id(facts.who, Kind::User) == Some(crate::ns::INITIAL_USER);
+    let refused = sys::fsopen(&c(fstype)).err() == Some(Errno::EPERM) && sys::fsopen(c"tmpfs").is_ok();
+    let text = format!("file systems of type {fstype} may not be mounted by a user namespace");
+    (!initial && refused).then(|| Because::new(text))
+}

@@ -1,0 +1,333 @@
+//! What a program is started with: ids, capabilities, limits, environment,
+//! directory; and the exec by descriptor. credentials(7), capabilities(7),
+//! getrlimit(2), seccomp(2), environ(7).
+
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::{AsFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
+
+use nix::fcntl::{AtFlags, OFlag, open};
+use nix::libc;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, execve, execveat, fchdir, setgroups, setresgid, setresuid};
+
+use super::end::exec_refused;
+use super::{Done, Facts, Hands, Step};
+use crate::fail::{Because, Errno, Exit};
+use crate::id::Kind;
+use crate::ns;
+use crate::proc::CAP_SYS_ADMIN;
+use crate::sys;
+use crate::word::{c, quote, quote_all};
+
+/// An effect on what the program will find.
+pub enum Effect {
+    /// Take the other capabilities out of the bounding set: a bit for each
+    /// that stays.
+    Bound(u64),
+    /// These supplementary groups and no others.
+    Groups(Vec<u32>),
+    /// All of real, effective and saved gid.
+    Gid(u32),
+    /// The same of the uid; with `true` what is permitted stays until the exec.
+    Uid(u32, bool),
+    /// Just these capabilities, a bit for each, permitted and ambient: the
+    /// program has them whatever its uid.
+    Ambient(u64),
+    /// No exec gives more privilege than there is.
+    NoNewPrivileges,
+    /// A limit by its name in prlimit(1): soft, hard.
+    Limit(&'static str, u64, u64),
+    /// The mask of modes.
+    Umask(u32),
+    /// Only these variables stay.
+    Environment(Vec<OsString>),
+    /// Set a variable.
+    Variable(OsString, OsString),
+    /// Take a variable away.
+    NoVariable(OsString),
+    /// The working directory, in the root that is now ours.
+    Directory(OsString),
+    /// The NIS domain name of the uts namespace.
+    DomainName(OsString),
+    /// A filter program as seccomp(2) takes it.
+    Filter(Rc<Vec<u8>>),
+    /// Become the program of this descriptor, or the one of this path, with
+    /// these words as its arguments.
+    Exec(Result<RawFd, OsString>, Vec<OsString>),
+}
+
+/// The limits of setrlimit(2), by their names in prlimit(1).
+const LIMITS: [(&str, Resource); 16] = [
+    ("as", Resource::RLIMIT_AS),
+    ("core", Resource::RLIMIT_CORE),
+    ("cpu", Resource::RLIMIT_CPU),
+    ("data", Resource::RLIMIT_DATA),
+    ("fsize", Resource::RLIMIT_FSIZE),
+    ("locks", Resource::RLIMIT_LOCKS),
+    ("memlock", Resource::RLIMIT_MEMLOCK),
+    ("msgqueue", Resource::RLIMIT_MSGQUEUE),
+    ("nice", Resource::RLIMIT_NICE),
+    ("nofile", Resource::RLIMIT_NOFILE),
+    ("nproc", Resource::RLIMIT_NPROC),
+    ("rss", Resource::RLIMIT_RSS),
+    ("rtprio", Resource::RLIMIT_RTPRIO),
+    ("rttime", Resource::RLIMIT_RTTIME),
+    ("sigpending", Resource::RLIMIT_SIGPENDING),
+    ("stack", Resource::RLIMIT_STACK),
+];
+
+/// The limit that `word` names, as prlimit(1) or setrlimit(2) does.
+pub fn limit(word: &str) -> Option<&'static str> {
+    let word = word.to_ascii_lowercase();
+    let word = word.strip_prefix("rlimit_").unwrap_or(&word);
+    LIMITS.iter().find(|(name, _)| *name == word).map(|(name, _)| *name)
+}
+
+/// The bit of the capability that `name` means, with or without `cap_`.
+pub fn capability(name: &str) -> Option<u64> {
+    sys::capability(name)
+}
+
+impl From<Effect> for Step {
+    fn from(effect: Effect) -> Step {
+        let effect = Rc::new(effect);
+        let (doing, asking) = (effect.clone(), effect.clone());
+        let mut step = Step::new(effect.act(), effect.detail(), effect.why(), move |hands| doing.perform(hands));
+        if matches!(*effect, Effect::Exec(..)) {
+            step.exit = |errno| if errno == Errno::ENOENT { Exit::NotFound } else { Exit::NotExecutable };
+        }
+        step.because(move |errno, facts| asking.because(errno, facts))
+    }
+}
+
+impl Effect {
+    fn act(&self) -> String {
+        let listed = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        match self {
+            Effect::Bound(kept) => format!("prctl PR_CAPBSET_DROP all but {}", sys::capability_names(*kept)),
+            Effect::Groups(ids) if ids.is_empty() => "setgroups to none".into(),
+            Effect::Groups(ids) => format!("setgroups {}", listed(ids)),
+            Effect::Gid(id) => format!("setresgid {id}"),
+            Effect::Uid(id, _) => format!("setresuid {id}"),
+            Effect::Ambient(caps) => format!("prctl PR_CAP_AMBIENT_RAISE {}", sys::capability_names(*caps)),
+            Effect::NoNewPrivileges => "prctl PR_SET_NO_NEW_PRIVS 1".into(),
+            Effect::Limit(name, soft, hard) => format!("setrlimit {name} {}:{}", amount(*soft), amount(*hard)),
+            Effect::Umask(mode) => format!("umask {mode:03o}"),
+            Effect::Environment(_) => "clear the environment".into(),
+            Effect::Variable(name, value) => format!("setenv {} {}", quote(name), quote(value)),
+            Effect::NoVariable(name) => format!("unsetenv {}", quote(name)),
+            Effect::Directory(path) => format!("chdir to {}", quote(path)),
+            Effect::DomainName(name) => format!("setdomainname {}", quote(name)),
+            Effect::Filter(_) => "seccomp SECCOMP_SET_MODE_FILTER".into(),
+            Effect::Exec(Ok(n), words) => format!("execveat {n} AT_EMPTY_PATH {}", quote_all(words)),
+            Effect::Exec(Err(path), words) => format!("exec {} as {}", quote(path), quote_all(words)),
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Effect::Environment(kept) if !kept.is_empty() => format!("but {}", quote_all(kept)),
+            Effect::Uid(_, true) => "with PR_SET_KEEPCAPS".into(),
+            Effect::Filter(bytes) => format!("{} instructions", bytes.len() / FILTER),
+            Effect::Bound(_)
+            | Effect::Groups(_)
+            | Effect::Gid(_)
+            | Effect::Uid(..)
+            | Effect::Ambient(_)
+            | Effect::NoNewPrivileges
+            | Effect::Limit(..)
+            | Effect::Umask(_)
+            | Effect::Environment(_)
+            | Effect::Variable(..)
+            | Effect::NoVariable(_)
+            | Effect::Directory(_)
+            | Effect::DomainName(_)
+            | Effect::Exec(..) => String::new(),
+        }
+    }
+
+    fn why(&self) -> &'static str {
+        match self {
+            Effect::Bound(_) => "an exec by uid 0 gives all that is in the bounding set, and nothing else",
+            Effect::Groups(_) => "before the uid, since it needs CAP_SETGID",
+            Effect::Gid(_) => "before the uid, for the same",
+            Effect::Uid(..) => "to go from uid 0 to another takes away all capabilities",
+            Effect::Ambient(_) => "an exec by a uid other than 0 drops every capability that is not ambient",
+            Effect::NoNewPrivileges => {
+                "set-id bits and file capabilities have no effect from here on, also for children"
+            }
+            Effect::Limit(..) => {
+                "before the uid: to raise a hard limit needs CAP_SYS_RESOURCE in the initial user namespace"
+            }
+            Effect::Directory(_) => {
+                "looked up in the new root, by the ids of the program; links of /proc are not followed"
+            }
+            Effect::DomainName(_) => "a new uts namespace begins with a copy of the old name",
+            Effect::Filter(_) => "last, since it may forbid the calls that were needed until here",
+            Effect::Exec(Ok(_), _) => {
+                "a descriptor from before the pivot is a program of the old root: it has to be static"
+            }
+            Effect::Umask(_)
+            | Effect::Environment(_)
+            | Effect::Variable(..)
+            | Effect::NoVariable(_)
+            | Effect::Exec(Err(_), _) => "",
+        }
+    }
+
+    fn perform(&self, hands: &mut Hands) -> Done {
+        match self {
+            Effect::Bound(kept) => Ok(sys::bound_capabilities(*kept)?),
+            Effect::Groups(ids) => {
+                let ids: Vec<Gid> = ids.iter().map(|id| Gid::from_raw(*id)).collect();
+                Ok(setgroups(&ids)?)
+            }
+            Effect::Gid(id) => {
+                let id = Gid::from_raw(*id);
+                Ok(setresgid(id, id, id)?)
+            }
+            Effect::Uid(id, keep) => {
+                sys::keep_capabilities(*keep)?;
+                let id = Uid::from_raw(*id);
+                Ok(setresuid(id, id, id)?)
+            }
+            Effect::Ambient(caps) => Ok(sys::only_ambient(*caps)?),
+            Effect::NoNewPrivileges => Ok(nix::sys::prctl::set_no_new_privs()?),
+            Effect::Limit(name, soft, hard) => {
+                let (_, resource) = LIMITS.iter().find(|(known, _)| known == name).ok_or(Errno::EINVAL)?;
+                Ok(setrlimit(*resource, *soft, *hard)?)
+            }
+            Effect::Umask(mode) => {
+                umask(Mode::from_bits_truncate(*mode));
+                Ok(())
+            }
+            Effect::Environment(kept) => {
+                let names = std::env::vars_os().map(|(name, _)| name).filter(|name| !kept.contains(name));
+                names.collect::<Vec<_>>().iter().try_for_each(|name| variable(name, None))
+            }
+            Effect::Variable(name, value) => variable(name, Some(value)),
+            Effect::NoVariable(name) => variable(name, None),
+            Effect::Directory(path) => {
+                let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+                let root = open("/", flags, Mode::empty())?;
+                let path = c(path).map_err(|_| Errno::EINVAL)?;
+                let there = sys::open_in_root(root.as_fd(), &path, libc::O_PATH | libc::O_DIRECTORY, 0)?;
+                Ok(fchdir(&there)?)
+            }
+            Effect::DomainName(name) => Ok(sys::set_domain_name(name.as_bytes())?),
+            Effect::Filter(bytes) => Ok(sys::set_filter(bytes)?),
+            Effect::Exec(what, words) => Err(exec(what, words, hands).into()),
+        }
+    }
+
+    fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+        let unmapped = |kind: Kind, ids: &[u32]| {
+            let map = facts.proc.map(facts.who, kind)?;
+            let id = ids.iter().find(|id| !map.iter().any(|e| e.inside().has(**id)))?;
+            Some(Because::new(format!("{} {id} is not mapped in this user namespace", kind.word())))
+        };
+        match self {
+            Effect::Groups(_) if errno == Errno::EPERM && facts.proc.setgroups(facts.who) == Some(false) => {
+                Some(Because::new("setgroups is denied in this user namespace"))
+            }
+            Effect::Groups(ids) if errno == Errno::EINVAL => unmapped(Kind::Gid, ids),
+            Effect::Gid(id) if errno == Errno::EINVAL => unmapped(Kind::Gid, &[*id]),
+            Effect::Uid(id, _) if errno == Errno::EINVAL => unmapped(Kind::Uid, &[*id]),
+            Effect::Ambient(caps) if errno == Errno::EPERM => {
+                let missing = caps & !sys::permitted();
+                let text = format!("{} is not among the capabilities that we have", sys::capability_names(missing));
+                (missing != 0).then(|| Because::new(text))
+            }
+            Effect::Limit(name, _, hard) if errno == Errno::EPERM => over(name, *hard),
+            Effect::DomainName(_) if errno == Errno::EPERM => facts.foreign(ns::Kind::Uts, "-u"),
+            Effect::Filter(_) if errno == Errno::EACCES => {
+                let may = facts.proc.status(facts.who).is_some_and(|s| s.no_new_privs || s.can(CAP_SYS_ADMIN));
+                let text = "a filter needs no_new_privs (--no-new-privs), or CAP_SYS_ADMIN";
+                (!may).then(|| Because::new(text))
+            }
+            Effect::Exec(Err(path), _) => exec_refused(path, errno, facts),
+            Effect::Bound(_)
+            | Effect::Groups(_)
+            | Effect::Gid(_)
+            | Effect::Uid(..)
+            | Effect::Ambient(_)
+            | Effect::NoNewPrivileges
+            | Effect::Limit(..)
+            | Effect::Umask(_)
+            | Effect::Environment(_)
+            | Effect::Variable(..)
+            | Effect::NoVariable(_)
+            | Effect::Directory(_)
+            | Effect::DomainName(_)
+            | Effect::Filter(_)
+            | Effect::Exec(Ok(_), _) => None,
+        }
+    }
+}
+
+fn variable(name: &OsStr, value: Option<&OsString>) -> Done {
+    let c = |word: &OsStr| c(word).map_err(|_| Errno::EINVAL);
+    let value = value.map(|value| c(value)).transpose()?;
+    Ok(sys::set_variable(&c(name)?, value.as_deref())?)
+}
+
+/// The size of struct sock_filter.
+const FILTER: usize = 8;
+
+/// What setrlimit(2) takes for no limit.
+pub const UNLIMITED: u64 = libc::RLIM_INFINITY;
+
+fn amount(n: u64) -> String {
+    if n == UNLIMITED { "unlimited".to_owned() } else { n.to_string() }
+}
+
+fn over(name: &str, hard: u64) -> Option<Because> {
+    let (_, resource) = LIMITS.iter().find(|(known, _)| *known == name)?;
+    let (_, now) = nix::sys::resource::getrlimit(*resource).ok()?;
+    let text = format!("the hard limit of {name} is {}, and may only be lowered", amount(now));
+    (hard > now).then(|| Because::new(text))
+}
+
+/// Executes with the signal state that we were started with; only its failure
+/// returns.
+fn exec(what: &Result<RawFd, OsString>, words: &[OsString], hands: &Hands) -> Errno {
+    let strings = |words: Vec<Vec<u8>>| words.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
+    let variable = |(name, value): (OsString, OsString)| [name.as_bytes(), b"=", value.as_bytes()].concat();
+    let words = strings(words.iter().map(|w| w.as_bytes().to_vec()).collect());
+    let (Ok(words), Ok(environment)) = (words, strings(std::env::vars_os().map(variable).collect())) else {
+        return Errno::EINVAL;
+    };
+    sys::restore_signals();
+    if let Err(e) = hands.mask.thread_set_mask() {
+        return e;
+    }
+    let path = match what {
+        Ok(n) => {
+            return match execveat(sys::lend(*n), c"", &words, &environment, AtFlags::AT_EMPTY_PATH) {
+                Err(e) => e,
+                Ok(never) => match never {},
+            };
+        }
+        Err(path) => path.as_bytes(),
+    };
+    let search = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/bin:/usr/bin".into());
+    let places: Vec<Vec<u8>> = if path.contains(&b'/') {
+        vec![path.to_vec()]
+    } else {
+        search.as_bytes().split(|b| *b == b':').map(|dir| [dir, b"/", path].concat()).collect()
+    };
+    let mut last = Errno::ENOENT;
+    for place in places {
+        let Ok(place) = CString::new(place) else { return Errno::EINVAL };
+        match execve(&place, &words, &environment) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(Errno::EACCES) => last = Errno::EACCES,
+            Err(e) => return e,
+            Ok(never) => match never {},
+        }
+    }
+    last
+}
