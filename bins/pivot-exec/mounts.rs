@@ -118,22 +118,14 @@ fn dev(proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
     // it; the console is where it looks next.
     if let Some(terminal) = path::terminal() {
         let attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC;
-        bind(terminal, "/dev/console".into(), attributes, None, true, proc, plan);
+        bind(terminal, "/dev/console".into(), attributes, None, proc, plan);
     }
     Ok(())
 }
 
-fn bind(
-    source: Place,
-    at: OsString,
-    attributes: u64,
-    maps: Option<Maps>,
-    recursive: bool,
-    proc: &Rc<Proc>,
-    plan: &mut Plan,
-) {
+fn bind(source: Place, at: OsString, attributes: u64, maps: Option<Maps>, proc: &Rc<Proc>, plan: &mut Plan) {
     let directory = source.is_directory;
-    Idmap { source, recursive, attributes, maps, remap: false }.steps(proc, plan);
+    Idmap { source, recursive: true, attributes, maps, remap: false }.steps(proc, plan);
     plan.push(Effect::Attach { at, directory });
 }
 
@@ -202,19 +194,17 @@ impl Line {
             Err(e) if self.has(&["optional", "nofail"]) && e.errno() == Some(Errno::ENOENT) => return Ok(()),
             other => other?,
         };
-        let recursive = !self.has(&["norbind"]);
-        bind(source, self.at, attributes, maps, recursive, proc, plan);
+        bind(source, self.at, attributes, maps, proc, plan);
         Ok(())
     }
 }
 
 /// Whether an option is one of mounts, not of a type of file system.
 fn is_ours(word: &OsStr) -> bool {
-    const WORDS: [&str; 14] = [
+    const WORDS: [&str; 13] = [
         "defaults",
         "bind",
         "rbind",
-        "norbind",
         "optional",
         "nofail",
         "rw",

@@ -7,17 +7,17 @@
 //! on as a descriptor: no symbolic link of the root leads out of it, whoever
 //! exchanges one meanwhile.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
 
-use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat, umask};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
-use nix::unistd::{symlinkat, write};
+use nix::unistd::{AccessFlags, faccessat, symlinkat, write};
 
 use super::mount::{ROOT, c, new_mount, revealing};
 use super::tree::attribute_names;
@@ -133,11 +133,16 @@ impl Effect {
         match self {
             Effect::New { fstype, options, attributes, at } => {
                 let place = directory_in(root, at)?;
+                apart(root, &place)?;
                 let tree = new_mount(&c(fstype), options, *attributes)?;
                 Ok(sys::move_mount(tree.as_fd(), place.as_fd(), false)?)
             }
             Effect::Attach { at, directory } => {
                 let place = if *directory { directory_in(root, at)? } else { file_in(root, at)? };
+                apart(root, &place)?;
+                if is_directory(&place)? != *directory {
+                    return Err(unlike(at));
+                }
                 sys::move_mount(hands.get(TREE)?, place.as_fd(), false)?;
                 hands.made.retain(|(name, _)| *name != TREE);
                 Ok(())
@@ -212,9 +217,54 @@ fn exactly<T>(make: impl FnOnce() -> T) -> T {
 
 /// A path that could not be made, with its reason if the file system is it.
 fn not_made(act: &str, at: &OsStr, errno: Errno, parent: &OwnedFd) -> Refusal {
-    let read_only = errno == Errno::EROFS && fstatvfs(parent).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY));
-    let because = read_only.then(|| Because::new("it is missing, and its parent directory can only be read"));
+    let because = match errno {
+        Errno::EROFS if fstatvfs(parent).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY)) => {
+            Some(Because::new("it is missing, and its parent directory can only be read"))
+        }
+        Errno::EACCES if faccessat(parent, ".", AccessFlags::W_OK, AtFlags::AT_EACCESS).is_err() => {
+            let mode = fstat(parent).map_or(0, |stat| stat.st_mode & 0o7777);
+            Some(Because::new(format!("it is missing, and its parent directory (mode {mode:03o}) may not be written")))
+        }
+        _ => None,
+    };
     Failure::os(format!("{act} {}", there(at)), errno).because(because).into()
+}
+
+fn is_directory(fd: &OwnedFd) -> std::result::Result<bool, Errno> {
+    Ok(SFlag::from_bits_truncate(fstat(fd)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR)
+}
+
+/// A mount on the new root would be beneath what becomes `/`, unseen.
+fn apart(root: BorrowedFd<'_>, place: &OwnedFd) -> Done {
+    let same = sys::mount_id(root)? == sys::mount_id(place.as_fd())? && sys::is_mount_root(place.as_fd());
+    if same { Err(Failure::refused("mount on NEWROOT: that is the new root itself").into()) } else { Ok(()) }
+}
+
+/// Only a directory can be mounted on a directory (mount(2)).
+fn unlike(at: &OsStr) -> Refusal {
+    let because = Because::new("it is a directory, and what is bound is none");
+    Failure::os(format!("bind on {}", there(at)), Errno::EISDIR).because(Some(because)).into()
+}
+
+/// A place that is there and cannot be had, with its reason: a symbolic link to
+/// nothing in the new root, or no directory.
+fn not_had(root: BorrowedFd<'_>, path: &OsStr, errno: Errno) -> Refusal {
+    let link = || {
+        let (parent, name) = (Path::new(path).parent()?, Path::new(path).file_name()?);
+        let parent = if parent.as_os_str().is_empty() { Path::new("/") } else { parent };
+        let parent = sys::open_in_root(root, &c(parent), libc::O_PATH | libc::O_DIRECTORY, 0).ok()?;
+        let to = readlinkat(&parent, name).ok()?;
+        Some(format!("it is a symbolic link to {}, which is not in the new root", quote(to)))
+    };
+    let text = match errno {
+        Errno::ENOENT => link(),
+        Errno::ENOTDIR => {
+            let there = sys::open_in_root(root, &c(path), libc::O_PATH, 0).ok();
+            there.filter(|fd| is_directory(fd) == Ok(false)).map(|_| "it is no directory".to_owned())
+        }
+        _ => None,
+    };
+    Failure::os(format!("open {}", there(path)), errno).because(text.map(Because::new)).into()
 }
 
 /// The directory of `path` below `root`, and its last component.
@@ -233,11 +283,11 @@ fn directory_in(root: BorrowedFd<'_>, path: &OsStr) -> std::result::Result<Owned
             let (parent, name) = parent_in(root, path)?;
             match exactly(|| mkdirat(&parent, name, Mode::from_bits_truncate(0o755))) {
                 // A link that leads nowhere says so when it is opened.
-                Ok(()) | Err(Errno::EEXIST) => Ok(opened()?),
+                Ok(()) | Err(Errno::EEXIST) => opened().map_err(|e| not_had(root, path, e)),
                 Err(e) => Err(not_made("mkdir", path, e, &parent)),
             }
         }
-        other => Ok(other?),
+        other => other.map_err(|e| not_had(root, path, e)),
     }
 }
 
@@ -249,7 +299,7 @@ fn file_in(root: BorrowedFd<'_>, path: &OsStr) -> std::result::Result<OwnedFd, R
             Ok(_) | Err(Refusal::Os(Errno::EEXIST, _)) => Ok(opened()?),
             Err(other) => Err(other),
         },
-        other => Ok(other?),
+        other => other.map_err(|e| not_had(root, path, e)),
     }
 }
 
@@ -300,7 +350,7 @@ fn mask(root: BorrowedFd<'_>, at: &OsStr) -> Done {
         other => other?,
     };
     let attributes = sys::MOUNT_ATTR_RDONLY | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NOEXEC;
-    let cover = if SFlag::from_bits_truncate(fstat(&place)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR {
+    let cover = if is_directory(&place)? {
         new_mount(c"tmpfs", &[("mode".into(), "755".into())], attributes | sys::MOUNT_ATTR_NODEV)?
     } else {
         let null = device("null", (1, 3))?;
@@ -316,7 +366,8 @@ fn mask(root: BorrowedFd<'_>, at: &OsStr) -> Done {
 /// it is refused where another is not.
 fn not_for_us(fstype: &str, facts: &Facts<'_>) -> Option<Because> {
     let initial = facts.proc.ns_id(facts.who, Kind::User) == Some(crate::ns::INITIAL_USER);
-    let refused = sys::fsopen(&c(fstype)).err() == Some(Errno::EPERM) && sys::fsopen(c"tmpfs").is_ok();
+    let refused = |fstype: &CStr| matches!(new_mount(fstype, &[], 0), Err(Refusal::Os(Errno::EPERM, _)));
+    let refused = refused(&c(fstype)) && !refused(c"tmpfs");
     let text = format!("file systems of type {fstype} may not be mounted by a user namespace");
     (!initial && refused).then(|| Because::new(text))
 }
