@@ -183,7 +183,7 @@ impl Effect {
             Effect::Slave | Effect::BindRoot(_) | Effect::Overlay(_) | Effect::ReadOnly | Effect::Pivot
                 if errno == Errno::EPERM =>
             {
-                facts.may_not_mount()
+                facts.may_not_mount().or_else(|| forbidden(facts))
             }
             Effect::Overlay(layers) if errno == Errno::EINVAL => layers.refused(),
             Effect::Slave
@@ -292,6 +292,16 @@ fn pivot(root: BorrowedFd<'_>) -> Done {
 }
 
 // ---- why not ----
+
+/// Whether mount(2) is refused as such: a type that there is not is ENODEV, but
+/// security modules are asked before (path_mount() in fs/namespace.c).
+fn forbidden(facts: &Facts<'_>) -> Option<Because> {
+    let status = facts.proc.text(&format!("{}/status", facts.who))?;
+    let filtered = !status.lines().any(|line| line == "Seccomp:\t0");
+    let probe = mount(None::<&str>, "/", Some("no such type"), MsFlags::empty(), None::<&str>);
+    let text = "a security module refuses every mount(2) of this process, as a Landlock domain does";
+    (!filtered && probe == Err(Errno::EPERM)).then(|| Because::new(text))
+}
 
 /// Directories that are empty in every proc and sysfs for ever: the kernel
 /// makes them only to be mounted on, so that a cover hides nothing
