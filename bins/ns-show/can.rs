@@ -19,7 +19,7 @@ use common::plan::{Plan, clone, glance};
 use common::preset::{Me, Preset};
 use common::proc::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Mount, Proc};
 use common::record::Address;
-use common::step::{Step, TREE, end, map, mount, ns, tree};
+use common::step::{Step, TREE, end, inside, map, mount, ns, tree};
 use common::subid;
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use common::target::Target;
@@ -269,9 +269,9 @@ fn private_root(proc: &Proc) -> Option<Plan> {
     Some(plan)
 }
 
-fn new(fstype: &'static str, options: &[(&'static str, &str)]) -> mount::Effect {
-    let options = options.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
-    mount::Effect::New { fstype, options, attributes: HARMLESS, at: "tmp" }
+fn new(fstype: &str, options: &[(&str, &str)]) -> inside::Effect {
+    let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    inside::Effect::New { fstype: fstype.to_owned(), options, attributes: HARMLESS, at: "/tmp".into() }
 }
 
 /// On a tmpfs, which is the hardest of the file systems that can be had.

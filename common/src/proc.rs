@@ -54,6 +54,8 @@ pub const CAP_SETGID: u32 = 6;
 /// See above.
 pub const CAP_SETUID: u32 = 7;
 /// See above.
+pub const CAP_SETPCAP: u32 = 8;
+/// See above.
 pub const CAP_SYS_ADMIN: u32 = 21;
 /// See above.
 pub const CAP_SYS_RESOURCE: u32 = 24;

@@ -217,16 +217,17 @@ fn exactly<T>(make: impl FnOnce() -> T) -> T {
 
 /// A path that could not be made, with its reason if the file system is it.
 fn not_made(act: &str, at: &OsStr, errno: Errno, parent: &OwnedFd) -> Refusal {
-    let because = match errno {
-        Errno::EROFS if fstatvfs(parent).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY)) => {
-            Some(Because::new("it is missing, and its parent directory can only be read"))
-        }
-        Errno::EACCES if faccessat(parent, ".", AccessFlags::W_OK, AtFlags::AT_EACCESS).is_err() => {
-            let mode = fstat(parent).map_or(0, |stat| stat.st_mode & 0o7777);
-            Some(Because::new(format!("it is missing, and its parent directory (mode {mode:03o}) may not be written")))
-        }
-        _ => None,
+    let read_only = || fstatvfs(parent).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY));
+    let closed = || faccessat(parent, ".", AccessFlags::W_OK, AtFlags::AT_EACCESS).is_err();
+    let text = if errno == Errno::EROFS && read_only() {
+        Some("it is missing, and its parent directory can only be read".to_owned())
+    } else if errno == Errno::EACCES && closed() {
+        let mode = fstat(parent).map_or(0, |stat| stat.st_mode & 0o7777);
+        Some(format!("it is missing, and its parent directory (mode {mode:03o}) may not be written"))
+    } else {
+        None
     };
+    let because = text.map(Because::new);
     Failure::os(format!("{act} {}", there(at)), errno).because(because).into()
 }
 
@@ -256,14 +257,11 @@ fn not_had(root: BorrowedFd<'_>, path: &OsStr, errno: Errno) -> Refusal {
         let to = readlinkat(&parent, name).ok()?;
         Some(format!("it is a symbolic link to {}, which is not in the new root", quote(to)))
     };
-    let text = match errno {
-        Errno::ENOENT => link(),
-        Errno::ENOTDIR => {
-            let there = sys::open_in_root(root, &c(path), libc::O_PATH, 0).ok();
-            there.filter(|fd| is_directory(fd) == Ok(false)).map(|_| "it is no directory".to_owned())
-        }
-        _ => None,
+    let file = || {
+        let there = sys::open_in_root(root, &c(path), libc::O_PATH, 0).ok()?;
+        (is_directory(&there) == Ok(false)).then(|| "it is no directory".to_owned())
     };
+    let text = if errno == Errno::ENOENT { link() } else { file().filter(|_| errno == Errno::ENOTDIR) };
     Failure::os(format!("open {}", there(path)), errno).because(text.map(Because::new)).into()
 }
 

@@ -18,7 +18,7 @@ use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Exit};
 use crate::id::Kind;
 use crate::ns;
-use crate::proc::CAP_SYS_ADMIN;
+use crate::proc::{CAP_SETGID, CAP_SETPCAP, CAP_SETUID, CAP_SYS_ADMIN};
 use crate::sys;
 use crate::word::{c, quote, quote_all};
 
@@ -233,6 +233,9 @@ impl Effect {
             Effect::Groups(_) if errno == Errno::EPERM && facts.proc.setgroups(facts.who) == Some(false) => {
                 Some(Because::new("setgroups is denied in this user namespace"))
             }
+            Effect::Bound(_) if errno == Errno::EPERM => lacks(CAP_SETPCAP, "CAP_SETPCAP", facts),
+            Effect::Groups(_) | Effect::Gid(_) if errno == Errno::EPERM => lacks(CAP_SETGID, "CAP_SETGID", facts),
+            Effect::Uid(..) if errno == Errno::EPERM => lacks(CAP_SETUID, "CAP_SETUID", facts),
             Effect::Groups(ids) if errno == Errno::EINVAL => unmapped(Kind::Gid, ids),
             Effect::Gid(id) if errno == Errno::EINVAL => unmapped(Kind::Gid, &[*id]),
             Effect::Uid(id, _) if errno == Errno::EINVAL => unmapped(Kind::Uid, &[*id]),
@@ -282,6 +285,11 @@ pub const UNLIMITED: u64 = libc::RLIM_INFINITY;
 
 fn amount(n: u64) -> String {
     if n == UNLIMITED { "unlimited".to_owned() } else { n.to_string() }
+}
+
+fn lacks(cap: u32, name: &str, facts: &Facts<'_>) -> Option<Because> {
+    let lacks = facts.proc.status(facts.who).is_some_and(|s| !s.can(cap));
+    lacks.then(|| Because::new(format!("this needs {name}, and we do not have it")))
 }
 
 fn over(name: &str, hard: u64) -> Option<Because> {
