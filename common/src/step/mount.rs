@@ -185,6 +185,10 @@ impl Effect {
             {
                 facts.may_not_mount().or_else(|| forbidden(facts))
             }
+            Effect::BindRoot(place) if errno == Errno::ENOENT => {
+                let removed = fstat(place.fd()).is_ok_and(|stat| stat.st_nlink == 0);
+                removed.then(|| Because::new(format!("{} has been removed", place.name())))
+            }
             Effect::Overlay(layers) if errno == Errno::EINVAL => layers.refused(),
             Effect::Slave
             | Effect::BindRoot(_)
