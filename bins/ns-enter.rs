@@ -69,6 +69,10 @@ fn decide(args: &Args) -> Result<Outcome> {
     let home = target::same_root(&proc, &target);
     let shell = if home { user::shell() } else { "/bin/sh".into() };
     let mut inside = Plan::default();
+    let holder = holds.then(|| target.clone());
+    if let Some(holder) = &holder {
+        inside.push(ns::Effect::Entrust(holder.clone()));
+    }
     let enters_mounts = kinds.contains(&Kind::Mnt);
     stdin(args, word == "-", &mut inside)?;
     inside.push(own::Effect::Undumpable);
@@ -94,7 +98,6 @@ fn decide(args: &Args) -> Result<Outcome> {
     }
     finish(args, program(shell), &mut inside)?;
     let mut plan = Plan::default();
-    let holder = holds.then(|| target.clone());
     if let Some(holder) = &holder {
         plan.push(ns::Effect::Attach(holder.clone()));
     }
@@ -104,9 +107,6 @@ fn decide(args: &Args) -> Result<Outcome> {
         inside,
         &proc,
     ));
-    if let Some(holder) = &holder {
-        plan.push(ns::Effect::Entrust(holder.clone()));
-    }
     plan.push(end::Effect::Tend(holder, false));
     Ok(Outcome::Plan(plan))
 }

@@ -123,9 +123,11 @@ fn options(help: &str) -> Vec<(Option<String>, String)> {
     for line in help.lines().filter(|line| line.starts_with("  ") && line.trim_start().starts_with('-')) {
         let mut words = line.split_whitespace();
         let first = words.next().unwrap();
+        // What may be given a value: --name[=VALUE].
+        let bare = |word: &str| word.split('[').next().unwrap().to_owned();
         found.push(match first.strip_suffix(',') {
-            Some(letter) => (Some(letter.to_owned()), words.next().unwrap().to_owned()),
-            None => (None, first.to_owned()),
+            Some(letter) => (Some(letter.to_owned()), bare(words.next().unwrap())),
+            None => (None, bare(first)),
         });
     }
     found

@@ -12,13 +12,13 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Opt};
-use common::fail::{Because, Failure, Result};
+use common::fail::{Failure, Result};
 use common::helper;
 use common::id::{Both, Kind, Map};
 use common::name;
 use common::plan::Plan;
 use common::preset::{NAMES, from_words, lawful};
-use common::proc::{CAP_SETGID, CAP_SETUID, Proc};
+use common::proc::Proc;
 use common::record::Stream;
 use common::step::{map, newuidmap};
 use common::target::{Operand, Target, read_stream};
@@ -128,30 +128,14 @@ fn write(
     standing: &Standing,
     plan: &mut Plan,
 ) -> Result<()> {
-    let own = proc.own();
-    let me = Both { uid: own.uid[1], gid: own.gid[1] };
-    let is_own = |kind: Kind, map: &Map| matches!(map.extents(), [e] if e.count == 1 && e.outside == *me.of(kind));
-    let single = Both { uid: is_own(Kind::Uid, &maps.uid), gid: is_own(Kind::Gid, &maps.gid) };
     let serves = matches!(standing, Standing::Serving(_));
-    let can = |kind: Kind| serves || own.can(if kind == Kind::Uid { CAP_SETUID } else { CAP_SETGID });
-    let by_helper: Vec<Kind> = Kind::BOTH.into_iter().filter(|k| !single.of(*k) && !can(*k)).collect();
-    for kind in &by_helper {
-        *maps.of_mut(*kind) = newuidmap::own_apart(*kind, maps.of(*kind), *me.of(*kind))?;
-    }
-    newuidmap::check_there(target, &maps, &by_helper)?;
+    let ways = newuidmap::ways(proc, target, &mut maps, setgroups, serves)?;
     // Once privileged, we ask for nothing but what the caller has asked for.
     if matches!(standing, Standing::Ordinary) {
-        newuidmap::check_grants(target, &maps, &by_helper)?;
-    }
-    // Without a grant, dropping groups must not be possible: it would undo
-    // permissions that deny something to a group (CVE-2014-8989).
-    let alone = single.gid && !can(Kind::Gid);
-    if alone && setgroups == Some(true) {
-        let because = Because::new("setgroups is allowed there: without CAP_SETGID it has to be denied first");
-        return Err(Failure::refused("write gid_map").because(Some(because)));
+        newuidmap::check_grants(target, &maps, &ways.by_helper)?;
     }
     let maps = [(Kind::Uid, maps.uid), (Kind::Gid, maps.gid)];
-    steps(proc, target, &maps, &by_helper, setgroups.or(alone.then_some(false)), plan)
+    steps(proc, target, &maps, &ways.by_helper, ways.setgroups, plan)
 }
 
 /// The steps that write setgroups and maps, some by newuidmap and newgidmap.

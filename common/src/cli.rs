@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use getopts::{Matches, Options, ParsingStyle};
+use getopts::{HasArg, Matches, Occur, Options, ParsingStyle};
 
 use crate::fail::{Failure, Result};
 
@@ -17,7 +17,8 @@ pub struct Opt {
     pub short: &'static str,
     /// Its long name.
     pub long: &'static str,
-    /// What its value is called in help; "" for an option without a value.
+    /// What its value is called in help; "" for an option without a value,
+    /// `[=VALUE]` for one that may go without, which has it after its long name.
     pub value: &'static str,
     /// What it does, in half a line.
     pub help: &'static str,
@@ -65,6 +66,8 @@ pub const COMMON: &[Opt] = &[
 /// A command line as it was typed.
 pub struct Args {
     given: Vec<Matches>,
+    /// The long names whose letters stand apart.
+    letters: Vec<(&'static str, &'static str)>,
     /// The operands, without the program to run.
     pub operands: Vec<OsString>,
     /// The program to run and its arguments.
@@ -90,6 +93,12 @@ impl Cli {
         for opt in self.all() {
             if opt.value.is_empty() {
                 options.optflagmulti(opt.short, opt.long, "");
+            } else if opt.value.starts_with('[') {
+                // The letter would take the word after it for the value.
+                if !opt.short.is_empty() {
+                    options.optflagmulti(opt.short, "", "");
+                }
+                options.opt("", opt.long, "", opt.value, HasArg::Maybe, Occur::Multi);
             } else {
                 options.optmulti(opt.short, opt.long, "", opt.value);
             }
@@ -103,7 +112,9 @@ impl Cli {
     /// Wrong usage.
     pub fn parse(&self, words: &[OsString]) -> Result<Args> {
         let mut rest: Vec<String> = words.iter().map(|w| widen(w)).collect();
-        let mut args = Args { given: Vec::new(), operands: Vec::new(), program: Vec::new() };
+        let apart = self.all().filter(|o| o.value.starts_with('[') && !o.short.is_empty());
+        let letters = apart.map(|o| (o.long, o.short)).collect();
+        let mut args = Args { given: Vec::new(), letters, operands: Vec::new(), program: Vec::new() };
         let style = match self.operands {
             Operands::Free | Operands::FreeThenProgram => ParsingStyle::FloatingFrees,
             Operands::Program(..) => ParsingStyle::StopAtFirstFree,
@@ -158,7 +169,8 @@ impl Cli {
         text.push('\n');
         for opt in self.all() {
             let short = if opt.short.is_empty() { String::new() } else { format!("-{},", opt.short) };
-            let value = if opt.value.is_empty() { String::new() } else { format!(" {}", opt.value) };
+            let gap = if opt.value.is_empty() || opt.value.starts_with('[') { "" } else { " " };
+            let value = format!("{gap}{}", opt.value);
             let _ = writeln!(text, "  {short:<3} {:<24} {}", format!("--{}{value}", opt.long), opt.help);
         }
         let _ = writeln!(text, "\nManual: man {}; the whole: man nskit", self.name);
@@ -167,9 +179,11 @@ impl Cli {
 }
 
 impl Args {
-    /// Whether the option without a value was given.
+    /// Whether the option was given, without a value if it may have one.
     pub fn flag(&self, long: &str) -> bool {
-        self.given.iter().any(|m| m.opt_defined(long) && m.opt_present(long))
+        let letter = self.letters.iter().find(|(known, _)| *known == long).map(|(_, letter)| *letter);
+        let given = |name: &str| self.given.iter().any(|m| m.opt_defined(name) && m.opt_present(name));
+        given(long) || letter.is_some_and(given)
     }
 
     /// The last value given for an option, as is usual on Unix.

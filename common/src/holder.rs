@@ -105,11 +105,11 @@ pub fn linger(mask: &SigSet, child: &Child, life: &Life, note: &str) -> Result<(
 }
 
 /// The signal that the program died of, if a holder that has gone said so.
-fn last_word(parent: BorrowedFd<'_>) -> Option<Signal> {
+fn last_word(parent: BorrowedFd<'_>) -> Option<c_int> {
     let mut byte = [0; 1];
     let mut signal = None;
     while mind::ready_within(parent, 0) == Ok(true) && nix::unistd::read(parent, &mut byte) == Ok(1) {
-        signal = Signal::try_from(c_int::from(byte[0])).ok().or(signal);
+        signal = Some(c_int::from(byte[0])).filter(|n| *n != c_int::from(HERE)).or(signal);
     }
     signal
 }
@@ -359,17 +359,32 @@ pub fn release(holder: BorrowedFd<'_>) -> Result<()> {
     if mind::ready_within(holder, PATIENCE)? { Ok(()) } else { Err(Errno::ETIMEDOUT) }
 }
 
-/// Attaches this process to a holder, which then lives at least as long, and
-/// ends `program` if this process goes first.
+/// Attaches this process to a holder, which then lives at least as long.
 ///
 /// # Errors
 /// ESRCH: the holder has gone; EPERM: it is another user's; ENOTSOCK: the
 /// process is no holder.
-pub fn attach(holder: BorrowedFd<'_>, program: Option<BorrowedFd<'_>>) -> Result<()> {
+pub fn attach(holder: BorrowedFd<'_>) -> Result<()> {
     let door = door(holder)?;
     let me = sys::pidfd_open(getpid().as_raw())?;
-    let fds: Vec<BorrowedFd<'_>> = [me.as_fd()].into_iter().chain(program).collect();
-    mind::send(door.as_fd(), &[HERE], &fds)
+    mind::send(door.as_fd(), &[HERE], &[me.as_fd()])
+}
+
+/// Tells a holder that this process, the child of an enterer which `parent` has
+/// the other end of, becomes a program that it has to end if the enterer goes
+/// first. Before it crosses: afterwards the door is closed to it.
+///
+/// # Errors
+/// As `attach`; ESRCH: the enterer has gone already.
+pub fn entrust(holder: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> Result<()> {
+    let door = door(holder)?;
+    let enterer = sys::pidfd_open(nix::unistd::getppid().as_raw())?;
+    // While it has its end open, our parent was the enterer a moment ago.
+    if mind::has_hung_up(parent)? {
+        return Err(Errno::ESRCH);
+    }
+    let me = sys::pidfd_open(getpid().as_raw())?;
+    mind::send(door.as_fd(), &[HERE], &[enterer.as_fd(), me.as_fd()])
 }
 
 /// Attaches this process by a signal, where a seccomp filter keeps the door
@@ -383,8 +398,8 @@ pub fn knock(holder: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Tells a holder, for its parent, that the program died of `signal`.
-pub fn tell_death(holder: BorrowedFd<'_>, signal: Signal) {
-    let byte = u8::try_from(signal as c_int).unwrap_or(HERE);
+pub fn tell_death(holder: BorrowedFd<'_>, signal: c_int) {
+    let byte = u8::try_from(signal).unwrap_or(HERE);
     // A holder that has gone needs to know nothing.
     let _ = door(holder).and_then(|door| mind::send(door.as_fd(), &[byte], &[]));
 }

@@ -9,6 +9,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -21,7 +22,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{Pid, getpid, write};
+use nix::unistd::{Pid, write};
 
 use crate::proc::Proc;
 use crate::sys;
@@ -54,9 +55,17 @@ pub fn tell(text: &str) {
 ///
 /// # Errors
 /// Those of write(2); EPIPE: the reader has left.
-pub fn say(mut bytes: &[u8]) -> Result<()> {
+pub fn say(bytes: &[u8]) -> Result<()> {
+    say_to(1, bytes)
+}
+
+/// The same to descriptor `number`, known to be open.
+///
+/// # Errors
+/// As `say`.
+pub fn say_to(number: RawFd, mut bytes: &[u8]) -> Result<()> {
     while !bytes.is_empty() {
-        match write(sys::lend(1), bytes) {
+        match write(sys::lend(number), bytes) {
             Ok(n) => bytes = &bytes[n..],
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e),
@@ -79,26 +88,27 @@ pub fn terminal_width() -> Option<usize> {
     sys::columns(1).ok().map(|n| if n == 0 { 80 } else { usize::from(n) })
 }
 
-/// The signals that the parent of a program takes in its loop.
-const MINDED: [Signal; 13] = [
-    Signal::SIGCHLD,
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGTERM,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGALRM,
-    Signal::SIGWINCH,
-    Signal::SIGCONT,
-    Signal::SIGTSTP,
-    Signal::SIGTTIN,
-    Signal::SIGTTOU,
-];
-
-/// Those as a set.
+/// The signals that the parent of a program takes in its loop: all, so that none
+/// can end it and leave the program behind. (A fault of our own ends us all the
+/// same: signal(7).)
 pub fn minded() -> SigSet {
-    MINDED.into_iter().collect()
+    SigSet::all()
+}
+
+/// The number of the signal that is called `word`: TERM, SIGTERM, 15, RTMIN+3.
+pub fn signal_number(word: &str) -> Option<c_int> {
+    let known = |name: &str| name.parse::<Signal>().ok().map(|signal| signal as c_int);
+    let bare = word.strip_prefix("SIG").unwrap_or(word);
+    let real = |rest: &str| match rest {
+        "" => Some(0),
+        more => more.strip_prefix('+')?.parse().ok(),
+    };
+    // As shells count: musl leaves 35 and above to programs, glibc 34.
+    let number = match bare.strip_prefix("RTMIN") {
+        Some(rest) => real(rest).map(|n: c_int| 34 + n),
+        None => bare.parse().ok().or_else(|| known(&format!("SIG{bare}"))),
+    };
+    number.filter(|n| (1..=64).contains(n))
 }
 
 /// Blocks the signals that `tend` and `hold` read in their loops. A program to
@@ -235,6 +245,60 @@ pub fn reap(child: &Child) -> Option<i32> {
     }
 }
 
+/// How long something may be done after whoever was told of it has left.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Why waiting has ended.
+pub enum Waited {
+    /// What was waited for is there.
+    Done,
+    /// The child has ended.
+    Gone,
+    /// Nobody reads any more what was to be done.
+    Unread,
+    /// This signal has come.
+    Signal(c_int),
+}
+
+/// Waits for something that the kernel announces by no event: asks `done`
+/// again and again, at first every 2 and in the end every 50 milliseconds.
+/// `reader`: the end of a pipe whose reader is the one who does it.
+///
+/// # Errors
+/// Those of poll(2) and signalfd(2).
+pub fn wait_until(child: &Child, reader: Option<RawFd>, done: impl Fn() -> bool) -> Result<Waited> {
+    let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let mut pause = 2;
+    let mut unread: Option<Instant> = None;
+    loop {
+        if done() {
+            return Ok(Waited::Done);
+        }
+        let mut fds = vec![(signals.as_fd(), PollFlags::POLLIN), (child.fd.as_fd(), PollFlags::POLLIN)];
+        let watched = reader.filter(|_| unread.is_none());
+        fds.extend(watched.map(|number| (sys::lend(number), PollFlags::empty())));
+        let ready = wait_for(&fds, Some(pause))?;
+        pause = (pause * 2).min(50);
+        if ready[1] {
+            return Ok(Waited::Gone);
+        }
+        while let Some(info) = signals.read_signal()? {
+            let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
+            let fatal = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+            if fatal.iter().any(|signal| *signal as c_int == number) {
+                return Ok(Waited::Signal(number));
+            }
+        }
+        if ready.get(2) == Some(&true) {
+            unread = Some(Instant::now());
+        }
+        // It may be done by whoever left, or by another whom he has told.
+        if unread.is_some_and(|since| since.elapsed() > GRACE) && !done() {
+            return Ok(Waited::Unread);
+        }
+    }
+}
+
 // ---- the parent of the program ----
 
 /// How a program ended.
@@ -242,40 +306,103 @@ pub enum Ended {
     /// With this exit status.
     Status(u8),
     /// By this signal.
-    Signal(Signal),
+    Signal(c_int),
 }
 
-/// Minds the program `child` until it ends, and answers how. `holder` has to
-/// outlive the program, else the program is killed. `first`: it is the first
-/// process of a pid namespace.
+/// How a program is minded.
+#[derive(Default)]
+pub struct Manner<'a> {
+    /// Who has to outlive the program, else it is killed.
+    pub holder: Option<BorrowedFd<'a>>,
+    /// Whether it is the first process of a pid namespace.
+    pub first: bool,
+    /// What it gets in place of SIGTERM.
+    pub stop: Option<c_int>,
+    /// Where the init that the child is tells what its program does.
+    pub init: Option<BorrowedFd<'a>>,
+}
+
+/// What an init says on its line: its program has stopped; any other byte is
+/// the signal that it died of.
+const STOPPED: u8 = 0;
+
+/// Minds the program `child` until it ends, and answers how.
 ///
 /// # Errors
 /// Those of poll(2) and signalfd(2).
-pub fn tend(child: &Child, holder: Option<BorrowedFd<'_>>, first: bool, proc: &Proc) -> Result<Ended> {
+pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
     let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-    let mut killed_for = None;
-    let mut holder = holder;
+    let (mut killed_for, mut said) = (None, None);
+    let (mut holder, mut init) = (manner.holder, manner.init);
     loop {
         let mut fds = vec![(signals.as_fd(), PollFlags::POLLIN)];
-        fds.extend(holder.map(|fd| (fd, PollFlags::POLLIN)));
+        fds.extend(holder.or(init).map(|fd| (fd, PollFlags::POLLIN)));
         let ready = wait_for(&fds, None)?;
-        if ready.get(1) == Some(&true) {
+        if ready.get(1) == Some(&true) && holder.take().is_some() {
             let _ = sys::pidfd_signal(child.fd.as_fd(), Signal::SIGKILL as c_int);
-            holder = None;
         }
-        while let Some(info) = signals.read_signal()? {
-            let Ok(signal) = Signal::try_from(c_int::try_from(info.ssi_signo).unwrap_or(0)) else { continue };
-            if signal != Signal::SIGCHLD {
-                killed_for = pass_on(child, signal, info.ssi_code, first, proc).or(killed_for);
+        while let Some(fd) = init.filter(|fd| ready_within(*fd, 0) == Ok(true)) {
+            match heard(fd) {
+                None => init = None,
+                Some(STOPPED) => stop_with_it()?,
+                Some(signal) => said = Some(c_int::from(signal)),
             }
         }
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
-        match waitid(Id::PIDFd(child.fd.as_fd()), flags) {
-            Ok(WaitStatus::Exited(_, status)) => return Ok(Ended::Status(u8::try_from(status & 0xff).unwrap_or(1))),
-            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Ended::Signal(killed_for.unwrap_or(signal))),
-            Ok(WaitStatus::Stopped(..)) => stop_with_it()?,
-            Ok(_) | Err(Errno::EINTR) => {}
+        while let Some(info) = signals.read_signal()? {
+            let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
+            // One of our own making is not for the program: SIGCHLD, SIGPIPE.
+            let own = number == Signal::SIGCHLD as c_int || info.ssi_pid == std::process::id();
+            if !own {
+                killed_for = pass_on(child, number, info.ssi_code, manner, proc).or(killed_for);
+            }
+        }
+        match sys::child_change(Some(child.fd.as_fd())) {
+            Ok(Some((_, sys::Change::Exited(status)))) => {
+                let status = u8::try_from(status & 0xff).unwrap_or(1);
+                return Ok(said.map_or(Ended::Status(status), Ended::Signal));
+            }
+            Ok(Some((_, sys::Change::Killed(signal)))) => return Ok(Ended::Signal(killed_for.unwrap_or(signal))),
+            Ok(Some((_, sys::Change::Stopped))) => stop_with_it()?,
+            Ok(None) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The next byte of an init; None: it has gone.
+fn heard(init: BorrowedFd<'_>) -> Option<u8> {
+    let mut byte = [0; 1];
+    (nix::unistd::read(init, &mut byte) == Ok(1)).then_some(byte[0])
+}
+
+/// Is the init of a pid namespace: reaps what is left to it, hands every signal
+/// to `program`, says on `line` what becomes of that, and answers its exit
+/// status once it has ended.
+///
+/// # Errors
+/// Those of poll(2) and signalfd(2).
+pub fn be_init(program: &Child, line: BorrowedFd<'_>) -> Result<u8> {
+    const SI_KERNEL: i32 = 0x80;
+    let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_CLOEXEC)?;
+    send(line, b"R", &[])?;
+    loop {
+        while let Some((pid, change)) = sys::child_change(None)? {
+            let byte = match change {
+                _ if pid != program.pid => continue,
+                sys::Change::Exited(status) => return Ok(u8::try_from(status & 0xff).unwrap_or(1)),
+                sys::Change::Killed(signal) => u8::try_from(signal).unwrap_or(0),
+                sys::Change::Stopped => STOPPED,
+            };
+            let _ = send(line, &[byte], &[]);
+            if byte != STOPPED {
+                return Ok(128 + byte);
+            }
+        }
+        let Some(info) = signals.read_signal()? else { continue };
+        let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
+        // The terminal has signalled the program as well.
+        if number != Signal::SIGCHLD as c_int && info.ssi_code != SI_KERNEL {
+            let _ = sys::pidfd_signal(program.fd.as_fd(), number);
         }
     }
 }
@@ -294,34 +421,53 @@ fn stop_with_it() -> Result<()> {
 /// signals the whole foreground group. The kernel drops for a first process
 /// what it neither catches nor ignores (pid_namespaces(7)), so it gets
 /// SIGKILL in place of that; answers the signal that was meant then.
-fn pass_on(child: &Child, signal: Signal, code: i32, first: bool, proc: &Proc) -> Option<Signal> {
+fn pass_on(child: &Child, number: c_int, code: i32, manner: &Manner<'_>, proc: &Proc) -> Option<c_int> {
     const SI_KERNEL: i32 = 0x80;
     // That it has ended meanwhile is what the loop will see next.
-    let send = |signal: Signal| sys::pidfd_signal(child.fd.as_fd(), signal as c_int).unwrap_or_default();
-    let stops = matches!(signal, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU);
-    let harmless = matches!(signal, Signal::SIGCONT | Signal::SIGWINCH);
-    if first && !harmless {
+    let send = |number: c_int| sys::pidfd_signal(child.fd.as_fd(), number).unwrap_or_default();
+    let is = |signals: &[Signal]| signals.iter().any(|signal| *signal as c_int == number);
+    let number = if is(&[Signal::SIGTERM]) { manner.stop.unwrap_or(number) } else { number };
+    let stops = is(&[Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU]);
+    // The default action of these is none.
+    let harmless = is(&[Signal::SIGCONT, Signal::SIGWINCH, Signal::SIGURG]);
+    if manner.first && !harmless {
         let handled = proc.status(&child.who(proc)).map_or(0, |s| s.handled);
-        if handled >> (signal as c_int - 1) & 1 == 0 {
-            send(if stops { Signal::SIGSTOP } else { Signal::SIGKILL });
-            return (!stops).then_some(signal);
+        if handled >> (number - 1) & 1 == 0 {
+            send(if stops { Signal::SIGSTOP as c_int } else { Signal::SIGKILL as c_int });
+            return (!stops).then_some(number);
         }
     }
     if code != SI_KERNEL {
-        send(signal);
+        send(number);
     }
     None
 }
 
-/// Dies of `signal`, as the program did, so that the shell sees it; answers
-/// 128+N where that cannot be (a first process does not die of its own).
-pub fn die_of(signal: Signal, mask: &SigSet) -> u8 {
+/// Dies of signal `number`, as the program did, so that the shell sees it;
+/// answers 128+N where that cannot be (a first process does not die of its own).
+pub fn die_of(number: c_int, mask: &SigSet) -> u8 {
     // The core, if any, has been dumped by the program.
     let _ = nix::sys::prctl::set_dumpable(false);
-    sys::default_signal(signal as c_int);
+    sys::default_signal(number);
     let mut open = *mask;
-    open.remove(signal);
+    match Signal::try_from(number) {
+        Ok(signal) => open.remove(signal),
+        Err(_) => open = SigSet::empty(),
+    }
     let _ = open.thread_set_mask();
-    let _ = kill(getpid(), signal);
-    u8::try_from(128 + signal as c_int).unwrap_or(255)
+    sys::raise(number);
+    u8::try_from(128 + number).unwrap_or(255)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_name() {
+        let words = ["TERM", "SIGTERM", "15", "SIGRTMIN+3", "RTMIN", "64", "65", "0", "-1", "sigterm", "RTMIN+31", ""];
+        let numbers = words.map(signal_number);
+        let some = [Some(15), Some(15), Some(15), Some(37), Some(34), Some(64)];
+        assert_eq!((&numbers[..6], &numbers[6..]), (&some[..], &[None; 6][..]));
+    }
 }

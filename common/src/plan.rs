@@ -16,7 +16,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::stat::Mode;
 use nix::unistd::read;
 
-use crate::fail::{Errno, Failure, Result};
+use crate::fail::{Errno, Exit, Failure, Result};
 use crate::mind::{self, Child};
 use crate::ns::{Kind, flag_names, flags};
 use crate::proc::Proc;
@@ -180,13 +180,25 @@ pub fn clone(kinds: Vec<Kind>, why: &'static str, inner: Plan, proc: &Rc<Proc>) 
     Step { inner: Some(inner), ..step }
 }
 
+/// The step that lets the child of `first`, which has come to a step that
+/// waits for a word, go on.
+pub fn go(first: &Step, proc: &Rc<Proc>) -> Step {
+    let (proc, steps) = (proc.clone(), first.inner.clone().unwrap_or_default());
+    let why = "the first exec comes only when everything is in place: an id without a map loses every capability there";
+    Step::new("let CHILD go on".to_owned(), String::new(), why, move |hands| {
+        let line = hands.line.take().ok_or(Errno::ECHILD)?;
+        mind::send(line.as_fd(), b"G", &[])?;
+        watch_child(&steps, hands, line, &proc)
+    })
+}
+
 fn be_child(steps: &[Step], hands: &mut Hands) -> Done {
     let status = match run(steps, hands) {
         Ok(()) => hands.status,
         Err((at, refusal)) => {
             let message = match refusal {
                 Refusal::Os(errno, text) => format!("F {at} {} {text}", errno as i32),
-                Refusal::Whole(failure) => format!("W {at} 0 {failure}"),
+                Refusal::Whole(failure) => format!("W {at} {} {failure}", failure.kind() as i32),
             };
             if let Some(report) = &hands.report {
                 let places = own_places();
@@ -215,6 +227,11 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc) ->
         let mut words = text.splitn(4, ' ');
         let what = words.next().unwrap_or_default();
         let number = words.next().and_then(|w| w.parse::<i32>().ok()).unwrap_or(-1);
+        if what == "R" {
+            // It waits for a word: there is something to be done from here.
+            hands.line = Some(ours);
+            return Ok(());
+        }
         if what == "P" {
             // The child has forked on our behalf (CLONE_PARENT): its number is
             // that of an unreaped child of ours, so it cannot be another's.
@@ -224,9 +241,15 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc) ->
             }
             continue;
         }
-        let errno = Errno::from_raw(words.next().and_then(|w| w.parse().ok()).unwrap_or(0));
+        let second: i32 = words.next().and_then(|w| w.parse().ok()).unwrap_or(0);
         let rest = words.next().unwrap_or_default().to_owned();
-        let refusal = if what == "F" { Refusal::Os(errno, rest) } else { Failure::refused(rest).into() };
+        let refusal = if what == "F" {
+            Refusal::Os(Errno::from_raw(second), rest)
+        } else {
+            let exits = [Exit::Refused, Exit::Usage, Exit::NotExecutable, Exit::NotFound];
+            let exit = exits.into_iter().find(|exit| *exit as i32 == second).unwrap_or(Exit::Refused);
+            Failure::refused(rest).exit(exit).into()
+        };
         let who = hands.child.as_ref().map_or_else(|| "self".to_owned(), |c| c.who(proc));
         let seen = Seen { proc, who: &who, child: None, places: &places };
         let failure = failure(steps, usize::try_from(number).unwrap_or(usize::MAX), refusal, &seen);

@@ -59,6 +59,8 @@ pub struct Hands {
     pub made: Vec<(&'static str, OwnedFd)>,
     /// The process made by the last fork.
     pub child: Option<Child>,
+    /// The other end of what that child reports on, while it waits for a word.
+    pub line: Option<OwnedFd>,
     /// In a child: where failures go, to the process that can see.
     pub report: Option<OwnedFd>,
     /// The signal mask that this program was started with.
@@ -77,7 +79,7 @@ pub const TREE: &str = "tree";
 impl Hands {
     /// Empty hands.
     pub fn new(mask: SigSet) -> Hands {
-        Hands { made: Vec::new(), child: None, report: None, mask, explain: false, status: 0 }
+        Hands { made: Vec::new(), child: None, line: None, report: None, mask, explain: false, status: 0 }
     }
 
     /// The descriptor made under `name`.

@@ -307,6 +307,64 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, number: c_int) -> Result<()> {
     answer(n).map(drop)
 }
 
+/// What has become of a child (waitid(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It has ended, with this exit status.
+    Exited(c_int),
+    /// This signal has ended it.
+    Killed(c_int),
+    /// It has stopped.
+    Stopped,
+}
+
+/// The next child that has ended or stopped, or that of `pidfd`, with its
+/// number; None while there is no news. Knows real-time signals, which nix
+/// does not.
+///
+/// # Errors
+/// ECHILD: there are no children, or it is none.
+pub fn child_change(pidfd: Option<BorrowedFd<'_>>) -> Result<Option<(i32, Change)>> {
+    let (kind, id) = match pidfd {
+        Some(fd) => (libc::P_PIDFD, fd.as_raw_fd()),
+        None => (libc::P_ALL, 0),
+    };
+    // SAFETY: an all-zero siginfo is a valid value of this C struct.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG;
+    // SAFETY: `info` is ours and large enough.
+    let n = unsafe { libc::waitid(kind, libc::id_t::try_from(id).unwrap_or(0), from_mut(&mut info), flags) };
+    answer(c_long::from(n))?;
+    // SAFETY: waitid has filled in the fields of a SIGCHLD, or left zeros.
+    let pid = unsafe { info.si_pid() };
+    // SAFETY: as above.
+    let status = unsafe { info.si_status() };
+    Ok(match (pid, info.si_code) {
+        (0, _) => None,
+        (_, libc::CLD_EXITED) => Some((pid, Change::Exited(status))),
+        (_, libc::CLD_KILLED | libc::CLD_DUMPED) => Some((pid, Change::Killed(status))),
+        (_, _) => Some((pid, Change::Stopped)),
+    })
+}
+
+/// Lets this process get signal `number` when the parent dies (prctl(2),
+/// PR_SET_PDEATHSIG).
+///
+/// # Errors
+/// EINVAL: there is no such signal.
+pub fn follow_parent(number: c_int) -> Result<()> {
+    // SAFETY: no memory is passed.
+    answer(c_long::from(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::c_ulong::try_from(number).unwrap_or(0)) }))
+        .map(drop)
+}
+
+/// Sends signal `number` to this process.
+pub fn raise(number: c_int) {
+    let me = nix::unistd::getpid().as_raw();
+    // SAFETY: no handler of ours exists; the default action or none follows.
+    unsafe { libc::kill(me, number) };
+}
+
 /// A duplicate of descriptor `number` of another process (pidfd_getfd(2),
 /// Linux 5.6; needs the right to ptrace it).
 ///
@@ -641,6 +699,29 @@ pub fn fsmount(context: BorrowedFd<'_>, attributes: u64) -> Result<OwnedFd> {
     answer(unsafe { libc::syscall(FSCONFIG, fd, FSCONFIG_CMD_CREATE, null::<u8>(), null::<u8>(), 0) })?;
     // SAFETY: no memory is passed; 1 is FSMOUNT_CLOEXEC.
     descriptor(unsafe { libc::syscall(FSMOUNT, fd, 1, attributes) })
+}
+
+// ---- network ----
+
+/// Sets the loopback interface of this network namespace up, with which it
+/// gets its addresses (netdevice(7)).
+///
+/// # Errors
+/// EPERM: no CAP_NET_ADMIN over the namespace.
+pub fn raise_loopback() -> Result<()> {
+    // SAFETY: no memory is passed.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    let socket = descriptor(c_long::from(socket))?;
+    // SAFETY: an all-zero ifreq is a valid value of this C struct.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = libc::c_char::try_from(*from).unwrap_or(0);
+    }
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+    // SAFETY: SIOCSIFFLAGS reads one struct ifreq.
+    let n = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, from_ref(&request)) };
+    answer(c_long::from(n)).map(drop)
 }
 
 // ---- capabilities, through capctl ----

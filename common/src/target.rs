@@ -296,7 +296,7 @@ pub fn farewell() {
 /// # Errors
 /// ESRCH: the holder has gone; ENOTSOCK: the process is no holder; EPERM.
 pub fn attach(target: &Target) -> std::result::Result<(), Errno> {
-    let done = holder::attach(target.fd.as_fd(), None);
+    let done = holder::attach(target.fd.as_fd());
     let barred = matches!(done, Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS));
     let is_ns_new = || Proc::open().is_ok_and(|proc| proc.name(&target.who()) == "ns-new");
     if barred && is_ns_new() { holder::knock(target.fd.as_fd()) } else { done }

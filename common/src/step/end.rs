@@ -1,7 +1,7 @@
 //! How a plan ends: with a program, or with waiting. execve(2).
 
 use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
@@ -13,7 +13,7 @@ use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Exit, Failure};
 use crate::holder::{self, Life};
 use crate::lease::Lease;
-use crate::mind::{self, Ended};
+use crate::mind::{self, Child, Ended, Manner};
 use crate::proc::{Proc, read_all};
 use crate::record::{Address, Record, Stream};
 use crate::sys;
@@ -34,6 +34,13 @@ pub enum Effect {
         /// Whether it is a record, with `hold`, or a bare address.
         record: bool,
     },
+    /// Write the record of the child just made to this descriptor.
+    SayChildTo(RawFd),
+    /// In a child: say that it is ready for what the parent does to it, and wait
+    /// for the parent's word.
+    Await,
+    /// Be the init of a pid namespace, for the child.
+    Init,
     /// Stay as long as the reader, or as the holder that the records name.
     Linger(Option<Rc<Target>>),
     /// Stay as long as the reader, then end the holder that is our child; the
@@ -57,6 +64,16 @@ pub enum Effect {
     /// Mind the child until it ends: which holder has to outlive it, and
     /// whether it is the first process of a pid namespace.
     Tend(Option<Rc<Target>>, bool),
+    /// The same for a child that is the first process of a pid namespace, or its
+    /// init, if these flags are set; in place of SIGTERM it gets this signal.
+    TendFirst {
+        /// It is the first process, and the program itself.
+        first: bool,
+        /// It is an init of ours.
+        init: bool,
+        /// A signal of any number.
+        stop: Option<i32>,
+    },
     /// Become a program.
     Exec(Vec<OsString>),
 }
@@ -90,6 +107,9 @@ impl Effect {
             Effect::Note(text) => format!("say {}", quote(text.trim_end())),
             Effect::SayChild { record: true } => "write the record of the holder to standard output".into(),
             Effect::SayChild { record: false } => "write the address of the holder to standard output".into(),
+            Effect::SayChildTo(number) => format!("write the record of CHILD to descriptor {number}"),
+            Effect::Await => "wait until the parent has done its part".into(),
+            Effect::Init => "reap, and hand signals to the program".into(),
             Effect::Linger(_) | Effect::LingerOverChild(..) => "stay as long as the reader of standard output".into(),
             Effect::Keep(..) => "hold the ids as long as the reader of standard output stays".into(),
             Effect::KeepWith(..) => "hold the ids as long as the process of --with lives".into(),
@@ -98,7 +118,7 @@ impl Effect {
             Effect::Wait => "wait to be ended".into(),
             Effect::Reap => "wait for the child".into(),
             Effect::Leave(status) => format!("leave with status {status}"),
-            Effect::Tend(..) => "wait for the program".into(),
+            Effect::Tend(..) | Effect::TendFirst { .. } => "wait for the program".into(),
             Effect::Exec(words) => format!("exec {}", quote_all(words)),
         }
     }
@@ -106,13 +126,18 @@ impl Effect {
     fn why(&self) -> &'static str {
         match self {
             Effect::Say(_) | Effect::SayChild { .. } => "the next stage reads it",
+            Effect::SayChildTo(_) => "whoever reads it writes the maps",
+            Effect::Await => "what takes privilege over the new namespaces from outside can only be done there",
+            Effect::Init => {
+                "the kernel drops signals to a first process that does not handle them; this one handles all"
+            }
             Effect::Linger(_) => "the stages before us live as long as we do",
             Effect::LingerOverChild(..) => "the holder lives as long as we do, and with it the namespaces",
             Effect::Keep(..) | Effect::KeepWith(..) => "the lock on them goes with this process, however it ends",
             Effect::Hold(_) => "namespaces are gone with their last process",
             Effect::First => "a pid namespace ends with its first process, to which all orphans in it fall",
             Effect::Wait => "a namespace is gone with its last process",
-            Effect::Tend(..) => "signals go in, the exit status comes out",
+            Effect::Tend(..) | Effect::TendFirst { .. } => "signals go in, the exit status comes out",
             Effect::Answer(_) | Effect::Note(_) | Effect::Reap | Effect::Leave(_) | Effect::Exec(_) => "",
         }
     }
@@ -124,6 +149,9 @@ impl Effect {
             Effect::SayChild { record: false } => b"?\n".to_vec(),
             Effect::Linger(_)
             | Effect::LingerOverChild(..)
+            | Effect::SayChildTo(_)
+            | Effect::Await
+            | Effect::Init
             | Effect::Keep(..)
             | Effect::KeepWith(..)
             | Effect::Hold(_)
@@ -132,6 +160,7 @@ impl Effect {
             | Effect::Reap
             | Effect::Leave(_)
             | Effect::Tend(..)
+            | Effect::TendFirst { .. }
             | Effect::Answer(_)
             | Effect::Note(_)
             | Effect::Exec(_) => Vec::new(),
@@ -151,6 +180,19 @@ impl Effect {
                 let at = Address { pid: child.pid, inode: pidfs_inode(child.fd.as_fd()) };
                 let stream = Stream { records: vec![Record::Pid(Some(at), true)] };
                 Ok(say(&if *record { stream.bytes() } else { format!("{at}\n").into_bytes() })?)
+            }
+            Effect::SayChildTo(number) => {
+                let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
+                let at = Address { pid: child.pid, inode: pidfs_inode(child.fd.as_fd()) };
+                let stream = Stream { records: vec![Record::Pid(Some(at), false)] };
+                Ok(mind::say_to(*number, &stream.bytes())?)
+            }
+            Effect::Await => await_word(hands),
+            Effect::Init => {
+                let program = hands.child.take().ok_or(Errno::ECHILD)?;
+                let line = hands.report.as_ref().ok_or(Errno::ECHILD)?;
+                hands.status = mind::be_init(&program, line.as_fd())?;
+                Ok(())
             }
             Effect::Linger(_) if !mind::is_pipe(1) => Ok(()),
             Effect::Linger(None) => Ok(()),
@@ -182,18 +224,14 @@ impl Effect {
             }
             Effect::Tend(holder, first) => {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
-                let proc = Proc::open()?;
                 let holder = holder.as_ref().map(|t| t.fd.as_fd());
-                hands.status = match mind::tend(&child, holder, *first, &proc)? {
-                    Ended::Status(status) => status,
-                    Ended::Signal(signal) => {
-                        if let Some(holder) = holder {
-                            holder::tell_death(holder, signal);
-                        }
-                        mind::die_of(signal, &hands.mask)
-                    }
-                };
-                Ok(())
+                tend(&child, &Manner { holder, first: *first, ..Manner::default() }, hands)
+            }
+            Effect::TendFirst { first, init, stop } => {
+                let child = hands.child.take().ok_or(Errno::ECHILD)?;
+                let line = hands.line.take();
+                let init = line.as_ref().filter(|_| *init).map(AsFd::as_fd);
+                tend(&child, &Manner { first: *first, stop: *stop, init, ..Manner::default() }, hands)
             }
             Effect::Exec(words) => Err(exec(words, hands).into()),
         }
@@ -206,6 +244,9 @@ impl Effect {
             | Effect::Answer(_)
             | Effect::Note(_)
             | Effect::SayChild { .. }
+            | Effect::SayChildTo(_)
+            | Effect::Await
+            | Effect::Init
             | Effect::Linger(_)
             | Effect::LingerOverChild(..)
             | Effect::Keep(..)
@@ -215,8 +256,34 @@ impl Effect {
             | Effect::Wait
             | Effect::Reap
             | Effect::Leave(_)
-            | Effect::Tend(..) => None,
+            | Effect::Tend(..)
+            | Effect::TendFirst { .. } => None,
         }
+    }
+}
+
+fn tend(child: &Child, manner: &Manner<'_>, hands: &mut Hands) -> Done {
+    hands.status = match mind::tend(child, manner, &Proc::open()?)? {
+        Ended::Status(status) => status,
+        Ended::Signal(signal) => {
+            if let Some(holder) = manner.holder {
+                holder::tell_death(holder, signal);
+            }
+            mind::die_of(signal, &hands.mask)
+        }
+    };
+    Ok(())
+}
+
+/// Says that it is ready, and waits for the word. A parent that has gone
+/// gives none, and everything ends here.
+fn await_word(hands: &Hands) -> Done {
+    let report = hands.report.as_ref().ok_or(Errno::ECHILD)?;
+    mind::send(report.as_fd(), b"R", &[])?;
+    let mut byte = [0; 1];
+    match nix::unistd::read(report, &mut byte) {
+        Ok(1) => Ok(()),
+        Ok(_) | Err(_) => sys::exit_now(125),
     }
 }
 

@@ -4,7 +4,7 @@
 //! comments are the kernel's checks in its own order.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use nix::fcntl::OFlag;
@@ -13,9 +13,10 @@ use super::newuidmap;
 use super::{Done, Facts, Hands, Refusal, Step};
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::id::{Extent, Kind, Map, Range, subject};
-use crate::mind;
+use crate::mind::{self, Waited};
 use crate::ns;
 use crate::proc::{self, CAP_DAC_OVERRIDE, CAP_SETFCAP, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Proc};
+use crate::record::Address;
 use crate::sys;
 use crate::target::{self, Target};
 
@@ -39,6 +40,11 @@ pub enum Effect {
     Write(Whose, Kind, Map),
     /// Have newuidmap(1) or newgidmap(1) write it; no target in a dry pipeline.
     Helper(Option<Rc<Target>>, Kind, Map),
+    /// The same for the child that an earlier step forks.
+    HelperOfChild(Kind, Map),
+    /// Wait until somebody has written both maps of the child; with it, as long
+    /// as this pipe has a reader.
+    Await(Option<RawFd>),
     /// Print the maps that a process has; on standard error if the flag is set.
     Show(Option<Rc<Target>>, bool),
 }
@@ -188,6 +194,10 @@ impl Effect {
                 let pid = target.as_ref().map_or_else(|| "?".to_owned(), |t| t.who());
                 format!("run {}", newuidmap::words(*kind, pid, map).join(" "))
             }
+            Effect::HelperOfChild(kind, map) => {
+                format!("run {}", newuidmap::words(*kind, "CHILD".to_owned(), map).join(" "))
+            }
+            Effect::Await(_) => "wait for the maps of CHILD".to_owned(),
             Effect::Show(..) => "print the maps".to_owned(),
         }
     }
@@ -196,7 +206,7 @@ impl Effect {
         match self {
             Effect::Setgroups(_, allow) => (if *allow { "allow" } else { "deny" }).to_owned(),
             Effect::Write(_, _, map) => format!("'{}'", map.text().trim_end().replace('\n', ", ")),
-            Effect::Helper(..) | Effect::Show(..) => String::new(),
+            Effect::Helper(..) | Effect::HelperOfChild(..) | Effect::Await(_) | Effect::Show(..) => String::new(),
         }
     }
 
@@ -209,7 +219,8 @@ impl Effect {
                 "without a map every id is the overflow id (65534) and owns nothing; it can be written once, in one write(2), from this or the parent user namespace"
             }
             Effect::Write(_, Kind::Gid, _) => "the same for groups",
-            Effect::Helper(..) => {
+            Effect::Await(_) => "a map is written from outside; the kernel announces it by no event",
+            Effect::Helper(..) | Effect::HelperOfChild(..) => {
                 "more than the own id needs CAP_SETUID or CAP_SETGID in the parent user namespace; this program has it and enforces /etc/subuid and /etc/subgid"
             }
             Effect::Show(..) => {
@@ -228,11 +239,13 @@ impl Effect {
                 let file = kind.map_file();
                 write_map(&*whose.file(file, hands)?, &format!("/proc/{}/{file}", whose.who()), map)
             }
-            Effect::Helper(target, kind, map) => {
-                let target = target.as_ref().ok_or(Errno::ESRCH)?;
-                let reason = |proc: &Proc| write_reason(proc, &target.who(), By::Privileged, *kind, map, Errno::EPERM);
-                Ok(newuidmap::run(target, *kind, map, reason)?)
+            Effect::Helper(target, kind, map) => by_helper(target.as_ref().ok_or(Errno::ESRCH)?, *kind, map),
+            Effect::HelperOfChild(kind, map) => {
+                let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
+                let at = Address { pid: child.pid, inode: target::pidfs_inode(child.fd.as_fd()) };
+                by_helper(&Target::open(&Proc::open()?, at)?, *kind, map)
             }
+            Effect::Await(reader) => await_maps(*reader, hands),
             Effect::Show(target, aside) => {
                 let text = shown(target.as_ref().ok_or(Errno::ESRCH)?)?;
                 if *aside {
@@ -257,9 +270,33 @@ impl Effect {
             Effect::Write(Whose::Promised(_), kind, map) => {
                 write_reason(facts.proc, facts.child?, By::Us, *kind, map, errno)
             }
-            Effect::Helper(..) | Effect::Show(..) => None,
+            Effect::Helper(..) | Effect::HelperOfChild(..) | Effect::Await(_) | Effect::Show(..) => None,
         }
     }
+}
+
+fn by_helper(target: &Target, kind: Kind, map: &Map) -> Done {
+    let reason = |proc: &Proc| write_reason(proc, &target.who(), By::Privileged, kind, map, Errno::EPERM);
+    Ok(newuidmap::run(target, kind, map, reason)?)
+}
+
+fn await_maps(reader: Option<RawFd>, hands: &Hands) -> Done {
+    let proc = Proc::open()?;
+    let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
+    let who = child.who(&proc);
+    let written = |kind| proc.map(&who, kind).is_some_and(|map| !map.is_empty());
+    let act = "wait for the maps of the child";
+    let failure = match mind::wait_until(child, reader, || Kind::BOTH.into_iter().all(written))? {
+        Waited::Done => return Ok(()),
+        Waited::Gone => Failure::refused(format!("{act}: it has ended")),
+        Waited::Unread => Failure::refused(act)
+            .because(Some(Because::new("nobody reads its record any more, and the maps are not written"))),
+        Waited::Signal(number) => {
+            mind::end(child);
+            sys::exit_now(mind::die_of(number, &hands.mask))
+        }
+    };
+    Err(failure.into())
 }
 
 /// The maps of `target` as a table, with what the outside ids are one step

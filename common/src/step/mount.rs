@@ -6,7 +6,7 @@
 //! root is looked up by openat2(2) with RESOLVE_IN_ROOT and mounted on as a
 //! descriptor, so that no symbolic link of the root leads out of it.
 
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
@@ -20,7 +20,7 @@ use super::tree;
 use super::{Done, Facts, Hands, Refusal, Step, TREE};
 use crate::fail::{Because, Errno, Failure};
 use crate::ns::Kind;
-use crate::path::Place;
+use crate::path::{Place, not_opened};
 use crate::proc::Mount;
 use crate::sys;
 use crate::word::quote;
@@ -29,6 +29,11 @@ use crate::word::quote;
 pub enum Effect {
     /// Let no mount of ours reach the namespaces that this one was copied from.
     Slave,
+    /// Let all mounts pass on what is mounted below them, both ways (`shared`), or
+    /// neither way (`private`).
+    Propagate(&'static str),
+    /// A new proc over a directory of the present root.
+    Proc(OsString),
     /// Make a directory a mount of its own: the new root.
     BindRoot(Place),
     /// A new file system that is attached nowhere: whether it can be made.
@@ -94,6 +99,9 @@ impl Layers {
     }
 }
 
+/// What a proc needs to be: nobody has programs or devices there.
+const HARMLESS: u64 = sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV | sys::MOUNT_ATTR_NOEXEC;
+
 /// The name under which the new root is handed on.
 pub(super) const ROOT: &str = "new root";
 
@@ -115,6 +123,8 @@ impl Effect {
     fn act(&self) -> String {
         match self {
             Effect::Slave => "mount / MS_REC|MS_SLAVE".into(),
+            Effect::Propagate(how) => format!("mount / MS_REC|MS_{}", how.to_uppercase()),
+            Effect::Proc(at) => format!("mount proc on {}", quote(at)),
             Effect::BindRoot(place) => format!("bind {} on itself", quote(&place.path)),
             Effect::Try(fstype, _) => format!("fsmount {fstype}"),
             Effect::Overlay(layers) => format!("mount overlay on {}", layers.root()),
@@ -127,12 +137,17 @@ impl Effect {
         match self {
             Effect::Overlay(layers) => layers.said(),
             Effect::Pivot => "and detach the old root".into(),
-            Effect::Slave | Effect::BindRoot(_) | Effect::Try(..) | Effect::ReadOnly => String::new(),
+            Effect::Proc(_) => tree::attribute_names(HARMLESS).collect::<Vec<_>>().join(","),
+            Effect::Slave | Effect::Propagate(_) | Effect::BindRoot(_) | Effect::Try(..) | Effect::ReadOnly => {
+                String::new()
+            }
         }
     }
 
     fn why(&self) -> &'static str {
         match self {
+            Effect::Propagate(_) => "it was asked for",
+            Effect::Proc(_) => "a proc shows the pid namespace of whoever mounts it",
             Effect::Slave => "a shared mount passes every mount and umount on to its peers, out of this namespace too",
             Effect::BindRoot(_) => {
                 "pivot_root(2) wants a mount, and a locked mount counts only as a copy; with its submounts, since those may be locked to it"
@@ -152,6 +167,16 @@ impl Effect {
         match self {
             Effect::Slave => {
                 Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?)
+            }
+            Effect::Propagate(how) => {
+                let how = if *how == "shared" { MsFlags::MS_SHARED } else { MsFlags::MS_PRIVATE };
+                Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | how, None::<&str>)?)
+            }
+            Effect::Proc(at) => {
+                let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+                let place = open(at.as_os_str(), flags, Mode::empty()).map_err(|e| not_opened(at, e))?;
+                let tree = new_mount(c"proc", &[], HARMLESS)?;
+                Ok(sys::move_mount(tree.as_fd(), place.as_fd(), false)?)
             }
             Effect::BindRoot(place) => {
                 let tree = tree::copy(place, true)?;
@@ -176,11 +201,17 @@ impl Effect {
 
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
-            Effect::Slave if errno == Errno::EINVAL && facts.proc.is_chrooted() => {
+            Effect::Slave | Effect::Propagate(_) if errno == Errno::EINVAL && facts.proc.is_chrooted() => {
                 Some(Because::new("this process is chrooted: its / is not a mount point"))
             }
             Effect::Try(fstype @ ("proc" | "sysfs"), _) if errno == Errno::EPERM => revealing(fstype, facts),
-            Effect::Slave | Effect::BindRoot(_) | Effect::Overlay(_) | Effect::ReadOnly | Effect::Pivot
+            Effect::Proc(_) if errno == Errno::EPERM => revealing("proc", facts),
+            Effect::Slave
+            | Effect::Propagate(_)
+            | Effect::BindRoot(_)
+            | Effect::Overlay(_)
+            | Effect::ReadOnly
+            | Effect::Pivot
                 if errno == Errno::EPERM =>
             {
                 facts.may_not_mount().or_else(|| forbidden(facts))
@@ -191,6 +222,8 @@ impl Effect {
             }
             Effect::Overlay(layers) if errno == Errno::EINVAL => layers.refused(),
             Effect::Slave
+            | Effect::Propagate(_)
+            | Effect::Proc(_)
             | Effect::BindRoot(_)
             | Effect::Try(..)
             | Effect::Overlay(_)

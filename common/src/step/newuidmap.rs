@@ -37,7 +37,7 @@ pub fn words(kind: Kind, pid: String, map: &Map) -> Vec<String> {
 ///
 /// # Errors
 /// So many extents are more than the kernel takes.
-pub fn own_apart(kind: Kind, map: &Map, own: u32) -> Result<Map> {
+fn own_apart(kind: Kind, map: &Map, own: u32) -> Result<Map> {
     let own = u64::from(own);
     let cuts =
         [Range::new(0, own), Range::new(own, 1), Range::new(own + 1, u64::from(u32::MAX).saturating_sub(own + 1))];
@@ -54,7 +54,7 @@ pub fn own_apart(kind: Kind, map: &Map, own: u32) -> Result<Map> {
 ///
 /// # Errors
 /// It is missing.
-pub fn check_there(target: Option<&Rc<Target>>, maps: &Both<Map>, kinds: &[Kind]) -> Result<()> {
+fn check_there(target: Option<&Rc<Target>>, maps: &Both<Map>, kinds: &[Kind]) -> Result<()> {
     for kind in kinds {
         let pid = target.map_or_else(|| "?".to_owned(), |t| t.who());
         if helper::find(name(*kind)).is_none() {
@@ -79,6 +79,47 @@ pub fn check_grants(target: Option<&Rc<Target>>, maps: &Both<Map>, kinds: &[Kind
         }
     }
     Ok(())
+}
+
+/// How maps are written, and what has to be written to setgroups.
+pub struct Ways {
+    /// The kinds of ids for which a helper is asked.
+    pub by_helper: Vec<Kind>,
+    /// Whether setgroups is allowed or denied; None: it stays.
+    pub setgroups: Option<bool>,
+}
+
+/// The ways by which this process gets `maps` written for `target` (None: a
+/// child yet to be made), which are cut where a helper wants them cut.
+/// `serves`: it has the capabilities for both, though not in effect.
+///
+/// # Errors
+/// A helper is missing; `setgroups` cannot be as wanted.
+pub fn ways(
+    proc: &Proc,
+    target: Option<&Rc<Target>>,
+    maps: &mut Both<Map>,
+    setgroups: Option<bool>,
+    serves: bool,
+) -> Result<Ways> {
+    let own = proc.own();
+    let me = Both { uid: own.uid[1], gid: own.gid[1] };
+    let is_own = |kind: Kind, map: &Map| matches!(map.extents(), [e] if e.count == 1 && e.outside == *me.of(kind));
+    let single = Both { uid: is_own(Kind::Uid, &maps.uid), gid: is_own(Kind::Gid, &maps.gid) };
+    let can = |kind: Kind| serves || own.can(capability(kind).0);
+    let by_helper: Vec<Kind> = Kind::BOTH.into_iter().filter(|k| !single.of(*k) && !can(*k)).collect();
+    for kind in &by_helper {
+        *maps.of_mut(*kind) = own_apart(*kind, maps.of(*kind), *me.of(*kind))?;
+    }
+    check_there(target, maps, &by_helper)?;
+    // Without a grant, dropping groups must not be possible: it would undo
+    // permissions that deny something to a group (CVE-2014-8989).
+    let alone = single.gid && !can(Kind::Gid);
+    if alone && setgroups == Some(true) {
+        let because = Because::new("setgroups is allowed there: without CAP_SETGID it has to be denied first");
+        return Err(Failure::refused("write gid_map").because(Some(because)));
+    }
+    Ok(Ways { by_helper, setgroups: setgroups.or(alone.then_some(false)) })
 }
 
 /// What a missing helper means.

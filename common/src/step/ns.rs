@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::{Done, Facts, Hands, Step, USERNS};
@@ -28,7 +29,7 @@ pub enum Effect {
     IntoPid,
     /// Tell a holder that it has to live at least as long as this process.
     Attach(Rc<Target>),
-    /// Tell it which program to end if this process goes first: the child.
+    /// Tell it, in the child, which program to end if the parent goes first.
     Entrust(Rc<Target>),
     /// Tell a holder to go.
     Release(Rc<Target>),
@@ -41,6 +42,40 @@ pub enum Effect {
     UseUser(Rc<OwnedFd>, String),
     /// Name the machine.
     Hostname(OsString),
+    /// Set the loopback interface up.
+    Loopback,
+    /// A new time namespace in which clocks are ahead by this much: MONOTONIC
+    /// and BOOTTIME.
+    Clocks(Ahead, Ahead),
+}
+
+/// Seconds and nanoseconds, as timens_offsets takes them: time_namespaces(7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// May be negative.
+    pub seconds: i64,
+    /// 0 to 999999999, always counted forward.
+    pub nanoseconds: u32,
+}
+
+impl Ahead {
+    /// Reads seconds, negative too, with a fraction of up to nine digits.
+    pub fn parse(word: &str) -> Option<Ahead> {
+        let (minus, digits) = word.strip_prefix('-').map_or((false, word), |rest| (true, rest));
+        let (whole, part) = digits.split_once('.').unwrap_or((digits, "0"));
+        if part.is_empty() || part.len() > 9 {
+            return None;
+        }
+        let seconds = i64::try_from(id::number(whole.as_bytes())?).ok()?;
+        let zeros = "0".repeat(9 - part.len());
+        let digits = part.bytes().all(|b| b.is_ascii_digit()).then(|| format!("{part}{zeros}"))?;
+        let nanoseconds: u32 = digits.parse().ok()?;
+        Some(match (minus, nanoseconds) {
+            (false, _) => Ahead { seconds, nanoseconds },
+            (true, 0) => Ahead { seconds: -seconds, nanoseconds },
+            (true, _) => Ahead { seconds: -seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds },
+        })
+    }
 }
 
 const CLONE_PARENT: u64 = 0x8000;
@@ -78,6 +113,12 @@ impl Effect {
             Effect::TakeUser => "open /proc/CHILD/ns/user".to_owned(),
             Effect::NewUser => "clone CLONE_NEWUSER|CLONE_VM".to_owned(),
             Effect::UseUser(_, name) => format!("open {name}"),
+            Effect::Loopback => "set lo up".to_owned(),
+            Effect::Clocks(monotonic, boottime) => {
+                let clock = |name: &str, ahead: &Ahead| format!("{name} {} {}", ahead.seconds, ahead.nanoseconds);
+                let both = [clock("monotonic", monotonic), clock("boottime", boottime)].join(", ");
+                format!("unshare CLONE_NEWTIME, write /proc/self/timens_offsets '{both}', enter")
+            }
             Effect::Hostname(name) => format!("sethostname {}", crate::word::quote(name)),
         }
     }
@@ -103,6 +144,8 @@ impl Effect {
             Effect::TakeUser | Effect::UseUser(..) => {
                 "the kernel takes the map of a mount from a user namespace; nobody has to live in it"
             }
+            Effect::Loopback => "in a new network namespace it is down, and nothing listens on 127.0.0.1",
+            Effect::Clocks(..) => "offsets can be written only while nobody is in the namespace",
             Effect::Hostname(_) => "a new uts namespace begins with a copy of the old name",
         }
     }
@@ -119,9 +162,12 @@ impl Effect {
                 Ok(()) | Err(_) => Ok(()),
             },
             Effect::Entrust(target) => {
-                let program = hands.child.as_ref().map(|c| c.fd.as_fd());
-                let _ = holder::attach(target.fd.as_fd(), program);
-                Ok(())
+                let parent = hands.report.as_ref().ok_or(Errno::ECHILD)?;
+                match holder::entrust(target.fd.as_fd(), parent.as_fd()) {
+                    Err(Errno::ESRCH) => sys::exit_now(125),
+                    // Whoever cannot say it has still the pipe to hold on to.
+                    Ok(()) | Err(_) => Ok(()),
+                }
             }
             Effect::Release(target) => Ok(holder::release(target.fd.as_fd())?),
             Effect::TakeUser => {
@@ -141,6 +187,8 @@ impl Effect {
                 Ok(())
             }
             Effect::Hostname(name) => Ok(nix::unistd::sethostname(name)?),
+            Effect::Loopback => Ok(sys::raise_loopback()?),
+            Effect::Clocks(monotonic, boottime) => clocks(*monotonic, *boottime),
         }
     }
 
@@ -150,6 +198,8 @@ impl Effect {
             Effect::NewUser => refused(&[Kind::User], errno, facts),
             Effect::Join(target, kinds) => join_refused(target, kinds, errno, facts),
             Effect::Hostname(_) => facts.foreign(Kind::Uts, "-u").filter(|_| errno == Errno::EPERM),
+            Effect::Loopback => facts.foreign(Kind::Net, "-n").filter(|_| errno == Errno::EPERM),
+            Effect::Clocks(..) => clocks_refused(errno, facts),
             Effect::JoinFile(fd, kind, _) => join_file_refused(fd, *kind, errno, facts),
             Effect::Attach(target) | Effect::Release(target) if errno == Errno::ENOTSOCK => {
                 Some(Because::new(format!("process {} is no holder of ns-new", target.pid)))
@@ -163,6 +213,17 @@ impl Effect {
             | Effect::UseUser(..) => None,
         }
     }
+}
+
+fn clocks(monotonic: Ahead, boottime: Ahead) -> Done {
+    unshare(bits(&[Kind::Time]))?;
+    let proc = Proc::open()?;
+    let line = |name: &str, ahead: Ahead| format!("{name} {} {}\n", ahead.seconds, ahead.nanoseconds);
+    let text = line("monotonic", monotonic) + &line("boottime", boottime);
+    sys::write_whole(&proc.open_at("self/timens_offsets", OFlag::O_WRONLY)?, text.as_bytes())?;
+    // Children would be born there; who is alone may also go by himself.
+    let made = proc.open_at("self/ns/time_for_children", OFlag::O_RDONLY)?;
+    Ok(setns(made, bits(&[Kind::Time]))?)
 }
 
 /// Forks so that the new process has the same parent as this one, tells that
@@ -180,6 +241,16 @@ fn into_pid(hands: &mut Hands) -> Done {
 }
 
 // ---- why not ----
+
+/// Why the clocks of a new time namespace could not be set.
+fn clocks_refused(errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    if errno != Errno::ERANGE {
+        return refused(&[Kind::Time], errno, facts);
+    }
+    let up = facts.proc.text("uptime")?;
+    let up = up.split('.').next()?;
+    Some(Because::new(format!("a clock would become negative: this system has been up for {up} seconds")))
+}
 
 /// Why namespaces of `kinds` were not created.
 pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
@@ -329,4 +400,22 @@ fn without_user(kinds: &[Kind], proc: &Proc) -> Option<Because> {
             "it also needs CAP_SYS_ADMIN in the user namespace that we are in: enter the target's as well (-U)",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_with_fractions() {
+        let at = |word| Ahead::parse(word).map(|a| (a.seconds, a.nanoseconds));
+        assert_eq!(at("86400"), Some((86400, 0)));
+        assert_eq!(at("0.5"), Some((0, 500_000_000)));
+        assert_eq!(at("-0.25"), Some((-1, 750_000_000)));
+        assert_eq!(at("-3"), Some((-3, 0)));
+        assert_eq!(at("1.000000001"), Some((1, 1)));
+        for bad in ["", "-", ".5", "1.", "1.0000000001", "1e3", "+1", "--1", "1.-5", "99999999999999999999"] {
+            assert_eq!(at(bad), None, "{bad}");
+        }
+    }
 }

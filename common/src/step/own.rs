@@ -12,7 +12,8 @@ use nix::unistd::{Gid, Uid, chdir, isatty, setgroups, setresgid, setresuid};
 
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Failure};
-use crate::id::Kind;
+use crate::id::{Both, Kind, Map};
+use crate::proc::Proc;
 use crate::sys;
 
 /// An effect on this process.
@@ -26,6 +27,9 @@ pub enum Effect {
         /// Whether setgroups(2) is allowed: then all other groups go.
         groups: bool,
     },
+    /// Be somebody who is mapped: this process itself, whose ids outside are
+    /// these, or else uid and gid 0.
+    Settle(Both<u32>),
     /// Keep capabilities over the next exec although the uid is not 0.
     RaiseAmbient,
     /// Give those up again.
@@ -36,8 +40,12 @@ pub enum Effect {
     Stdin(Option<RawFd>),
     /// Die when the parent does.
     DieWithParent,
+    /// Get this signal when the parent dies.
+    FollowParent(i32),
     /// Let nobody trace or read this process while it crosses.
     Undumpable,
+    /// Do not hand on this descriptor.
+    Hide(RawFd),
     /// Hand on no descriptor above 2 but these.
     Close(Vec<RawFd>),
 }
@@ -55,13 +63,16 @@ impl Effect {
     fn act(&self) -> String {
         match self {
             Effect::Become { uid, gid, .. } => format!("become uid {uid} gid {gid}"),
+            Effect::Settle(_) => "stay who we are, or become uid 0 gid 0 where that is not mapped".into(),
             Effect::RaiseAmbient => "raise ambient capabilities".into(),
             Effect::ClearAmbient => "clear ambient capabilities".into(),
             Effect::Chdir(path, _) => format!("chdir to {}", crate::word::quote(path)),
             Effect::Stdin(Some(n)) => format!("dup descriptor {n} to standard input"),
             Effect::Stdin(None) => "dup the terminal to standard input".into(),
             Effect::DieWithParent => "prctl PR_SET_PDEATHSIG SIGKILL".into(),
+            Effect::FollowParent(number) => format!("prctl PR_SET_PDEATHSIG {number}"),
             Effect::Undumpable => "prctl PR_SET_DUMPABLE 0".into(),
+            Effect::Hide(number) => format!("close_range {number} {number} CLOSE_RANGE_CLOEXEC"),
             Effect::Close(_) => "close_range 3 ~0 CLOSE_RANGE_CLOEXEC".into(),
         }
     }
@@ -76,30 +87,34 @@ impl Effect {
             }
             Effect::Stdin(None) => "or /dev/null".into(),
             Effect::RaiseAmbient
+            | Effect::Settle(_)
             | Effect::ClearAmbient
             | Effect::Chdir(..)
             | Effect::Stdin(_)
             | Effect::DieWithParent
+            | Effect::FollowParent(_)
             | Effect::Undumpable
+            | Effect::Hide(_)
             | Effect::Close(_) => String::new(),
         }
     }
 
     fn why(&self) -> &'static str {
         match self {
-            Effect::Become { .. } => {
+            Effect::Become { .. } | Effect::Settle(_) => {
                 "an id that is not mapped here owns nothing, and an exec by it drops every capability"
             }
             Effect::RaiseAmbient => "an exec by a uid other than 0 drops every capability that is not ambient",
             Effect::ClearAmbient => "what the chain needed on its way is not meant for the program",
             Effect::Chdir(..) => "entering a mount namespace leaves the working directory at its root",
             Effect::Stdin(_) => "standard input was the stream of records, not the program's",
-            Effect::DieWithParent => {
+            Effect::DieWithParent | Effect::FollowParent(_) => {
                 "set after the last change of credentials, which clears it; else SIGKILL to the parent would leave the program behind"
             }
             Effect::Undumpable => {
                 "whoever lives in the namespaces entered could trace us, with our descriptors, until the exec"
             }
+            Effect::Hide(_) => "its reader would wait for the end of the program",
             Effect::Close(_) => "an open directory of outside is a way out",
         }
     }
@@ -114,13 +129,15 @@ impl Effect {
                 setresgid(gid, gid, gid)?;
                 Ok(setresuid(uid, uid, uid)?)
             }
+            Effect::Settle(me) => settle(me, hands),
             Effect::RaiseAmbient => Ok(sys::raise_ambient()?),
             Effect::ClearAmbient => Ok(sys::clear_ambient()?),
             Effect::Chdir(path, same) => go(path, *same),
             Effect::Stdin(Some(n)) => Ok(sys::place(sys::lend(*n), 0)?),
             Effect::Stdin(None) => Ok(terminal()?),
-            Effect::DieWithParent => {
-                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            Effect::DieWithParent | Effect::FollowParent(_) => {
+                let number = if let Effect::FollowParent(number) = self { *number } else { Signal::SIGKILL as i32 };
+                sys::follow_parent(number)?;
                 // It may have died before that: then nobody reads any more.
                 match &hands.report {
                     Some(report) if crate::mind::has_hung_up(report)? => sys::exit_now(125),
@@ -128,6 +145,7 @@ impl Effect {
                 }
             }
             Effect::Undumpable => Ok(nix::sys::prctl::set_dumpable(false)?),
+            Effect::Hide(number) => Ok(sys::cloexec_range(*number, *number)?),
             Effect::Close(kept) => Ok(close(kept)?),
         }
     }
@@ -149,14 +167,35 @@ impl Effect {
                 unmapped(Kind::Gid, *gid).or_else(|| unmapped(Kind::Uid, *uid))
             }
             Effect::RaiseAmbient
+            | Effect::Settle(_)
             | Effect::ClearAmbient
             | Effect::Chdir(..)
             | Effect::Stdin(_)
             | Effect::DieWithParent
+            | Effect::FollowParent(_)
             | Effect::Undumpable
+            | Effect::Hide(_)
             | Effect::Close(_) => None,
         }
     }
+}
+
+/// `Become`, decided only now: the maps were not known before. Any uid but 0
+/// needs ambient capabilities for its first exec.
+fn settle(me: &Both<u32>, hands: &mut Hands) -> Done {
+    let proc = Proc::open()?;
+    let id = |kind: Kind| {
+        let map = Map::new(proc.map("self", kind).unwrap_or_default()).ok()?;
+        map.inside(*me.of(kind)).map(|id| (id, true)).or_else(|| map.outside(0).map(|_| (0, false)))
+    };
+    let (Some((uid, keeps_uid)), Some((gid, keeps_gid))) = (id(Kind::Uid), id(Kind::Gid)) else {
+        return Ok(sys::raise_ambient()?);
+    };
+    if !(keeps_uid && keeps_gid) {
+        let groups = proc.setgroups("self").unwrap_or(false);
+        Effect::Become { uid, gid, groups }.perform(hands)?;
+    }
+    if uid == 0 { Ok(()) } else { Ok(sys::raise_ambient()?) }
 }
 
 fn go(path: &std::path::Path, same: Option<(u64, u64)>) -> Done {

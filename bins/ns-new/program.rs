@@ -1,0 +1,274 @@
+//! A program in new namespaces: by this process itself, or by a child that
+//! waits, before its first exec, until everything is in place.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use common::cli::Args;
+use common::fail::{Errno, Failure, Result};
+use common::id::{Both, Kind as IdKind, Map};
+use common::mind::signal_number;
+use common::ns::Kind;
+use common::path::{Place, not_opened};
+use common::plan::{Plan, clone, go};
+use common::preset::{Me, from_words, lawful};
+use common::proc::Proc;
+use common::step;
+use common::step::newuidmap::{self, Ways};
+use common::step::{end, map, mount, own};
+use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
+use common::target;
+use common::tool::Outcome;
+use common::user;
+
+use crate::{CLI, setup};
+
+/// By whom the maps are written.
+enum Maps {
+    /// By nobody: there is no new user namespace, or it stays without.
+    None,
+    /// By the process itself: its own id.
+    Own(Both<Map>),
+    /// By us, from outside, or a helper.
+    Outside(Both<Map>, Ways),
+    /// By somebody who gets the address at this descriptor; whether he is
+    /// known to have left by that having no reader any more.
+    Awaited(i32, bool),
+}
+
+/// Runs a program in new namespaces of `kinds`.
+pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
+    let maps = maps(args, &kinds, proc)?;
+    let minding = Minding::read(args, &kinds)?;
+    let program = program(args)?;
+    let first = kinds.contains(&Kind::Pid);
+    let waits = matches!(maps, Maps::Outside(..) | Maps::Awaited(..));
+    let mut inside = Plan::default();
+    stdin(args, &mut inside)?;
+    setup::clocks(args, &mut kinds, &mut inside)?;
+    let forks = first || kinds.contains(&Kind::Time) || waits || minding.forks;
+    if waits {
+        inside.push(end::Effect::Await);
+    }
+    credentials(args, &maps, proc, &mut inside);
+    setup::inside(args, &kinds, &mut inside)?;
+    directories(args, &mut inside)?;
+    let mut plan = Plan::default();
+    if !forks {
+        plan.push(common::step::ns::Effect::Unshare(kinds));
+        plan.steps.append(&mut inside.steps);
+        plan.push(end::Effect::Exec(program));
+        return Ok(Outcome::Plan(plan));
+    }
+    if let Maps::Awaited(number, true) = maps {
+        inside.push(own::Effect::Hide(number));
+    }
+    inside.push(minding.follow.map_or(own::Effect::DieWithParent, own::Effect::FollowParent));
+    become_or_mind(program, minding.init, &mut inside, proc);
+    let why = if waits {
+        "what comes before the first exec is done from outside: a child waits for it"
+    } else {
+        "a process never changes its own pid namespace: a child is born in the new one, and has to be minded"
+    };
+    let child = clone(kinds, why, inside, proc);
+    let goes = waits.then(|| go(&child, proc));
+    plan.steps.push(child);
+    from_outside(maps, &mut plan);
+    plan.steps.extend(goes);
+    plan.push(end::Effect::TendFirst { first: first && !minding.init, init: minding.init, stop: minding.stop });
+    Ok(Outcome::Plan(plan))
+}
+
+/// How the program is minded.
+struct Minding {
+    forks: bool,
+    init: bool,
+    follow: Option<i32>,
+    stop: Option<i32>,
+}
+
+impl Minding {
+    fn read(args: &Args, kinds: &[Kind]) -> Result<Minding> {
+        let signal = |option: &str| match args.value(option) {
+            None => Ok(None),
+            Some(word) => match word.to_str().and_then(signal_number) {
+                Some(number) => Ok(Some(number)),
+                None => Err(CLI.usage(&format!("--{option}: a signal, as TERM, 15 or RTMIN+3"))),
+            },
+        };
+        let init = args.flag("init");
+        if init && !kinds.contains(&Kind::Pid) {
+            return Err(CLI.usage("--init is the first process of a pid namespace: -p"));
+        }
+        let (follow, stop) = (signal("kill-child")?, signal("stop-signal")?);
+        let forks = init || args.flag("fork") || args.flag("kill-child") || args.flag("stop-signal");
+        Ok(Minding { forks, init, follow, stop })
+    }
+}
+
+// ---- who writes the maps ----
+
+fn maps(args: &Args, kinds: &[Kind], proc: &Proc) -> Result<Maps> {
+    let mut words = args.values("map");
+    if args.flag("map-root-user") {
+        words.push("root".into());
+    }
+    let setgroups = match args.value("setgroups").as_ref().map(|word| word.to_str()) {
+        None => None,
+        Some(Some("allow")) => Some(true),
+        Some(Some("deny")) => Some(false),
+        Some(_) => return Err(CLI.usage("--setgroups: allow or deny")),
+    };
+    let record = args.value("record-fd");
+    if record.is_some() && !args.flag("wait-map") {
+        return Err(CLI.usage("--record-fd goes with --wait-map"));
+    }
+    if !kinds.contains(&Kind::User) && (!words.is_empty() || setgroups.is_some() || args.flag("wait-map")) {
+        return Err(CLI.usage("a map is for a user namespace: -U"));
+    }
+    if args.flag("wait-map") {
+        if !words.is_empty() || setgroups.is_some() {
+            return Err(CLI.usage("with --wait-map somebody else writes the maps and setgroups"));
+        }
+        let number = record.as_ref().map(|word| target::descriptor(word)).transpose()?;
+        return Ok(Maps::Awaited(number.unwrap_or(2), number.is_some()));
+    }
+    if words.is_empty() {
+        return if setgroups.is_some() { Err(CLI.usage("--setgroups goes with a map")) } else { Ok(Maps::None) };
+    }
+    let piped = words.iter().any(|word| word == "-");
+    let extents = if piped { from_stream(&words)? } else { from_words(&words, proc, args.flag("host-root"))? };
+    let me = Me::nameless(proc);
+    let own = |kind: IdKind| extents.of(kind).iter().all(|e| e.count == 1 && e.outside == *me.own.of(kind));
+    let alone = !piped && setgroups != Some(true) && IdKind::BOTH.into_iter().all(own);
+    let mut maps = lawful(extents, proc)?;
+    if alone {
+        return Ok(Maps::Own(maps));
+    }
+    let ways = newuidmap::ways(proc, None, &mut maps, setgroups, false)?;
+    newuidmap::check_grants(None, &maps, &ways.by_helper)?;
+    Ok(Maps::Outside(maps, ways))
+}
+
+/// The maps in the stream on standard input.
+fn from_stream(words: &[OsString]) -> Result<Both<Vec<common::id::Extent>>> {
+    if words.len() > 1 {
+        return Err(CLI.usage("--map -: the stream has the whole map"));
+    }
+    let stream = target::read_stream()?;
+    if stream.pid().is_some() {
+        return Err(Failure::refused("the stream has a pid record: uidmap-set maps that process"));
+    }
+    if !stream.has_extents() {
+        return Err(Failure::refused("the stream has no uid and gid records: subid-alloc --map writes them"));
+    }
+    Ok(Both { uid: stream.extents(IdKind::Uid), gid: stream.extents(IdKind::Gid) })
+}
+
+/// What this process does about the maps of its child.
+fn from_outside(maps: Maps, plan: &mut Plan) {
+    match maps {
+        Maps::None | Maps::Own(_) => {}
+        Maps::Awaited(number, reader) => {
+            plan.push(end::Effect::SayChildTo(number));
+            plan.push(map::Effect::Await(reader.then_some(number)));
+        }
+        Maps::Outside(maps, ways) => {
+            let child = map::Whose::Promised("CHILD");
+            if let Some(allow) = ways.setgroups {
+                plan.push(map::Effect::Setgroups(child.clone(), allow));
+            }
+            for (kind, map) in [(IdKind::Uid, maps.uid), (IdKind::Gid, maps.gid)] {
+                plan.push(if ways.by_helper.contains(&kind) {
+                    map::Effect::HelperOfChild(kind, map)
+                } else {
+                    map::Effect::Write(child.clone(), kind, map)
+                });
+            }
+        }
+    }
+}
+
+// ---- what the program begins with ----
+
+/// Any uid but 0 needs ambient capabilities for its first exec.
+fn credentials(args: &Args, maps: &Maps, proc: &Proc, inside: &mut Plan) {
+    match maps {
+        Maps::None => {}
+        Maps::Own(maps) => {
+            inside.push(map::Effect::Setgroups(map::Whose::Own, false));
+            inside.push(map::Effect::Write(map::Whose::Own, IdKind::Uid, maps.uid.clone()));
+            inside.push(map::Effect::Write(map::Whose::Own, IdKind::Gid, maps.gid.clone()));
+            if maps.uid.extents().iter().all(|e| e.inside != 0) {
+                inside.push(own::Effect::RaiseAmbient);
+            }
+        }
+        Maps::Outside(..) | Maps::Awaited(..) => inside.push(own::Effect::Settle(Me::nameless(proc).own)),
+    }
+    if args.flag("keep-caps") {
+        inside.push(own::Effect::RaiseAmbient);
+    }
+}
+
+/// With `--map -` standard input is the stream, which is not for the program.
+fn stdin(args: &Args, inside: &mut Plan) -> Result<()> {
+    match args.value("stdin") {
+        Some(word) => inside.push(own::Effect::Stdin(Some(target::descriptor(&word)?))),
+        None if args.values("map").iter().any(|word| word == "-") => inside.push(own::Effect::Stdin(None)),
+        None => {}
+    }
+    Ok(())
+}
+
+/// The root, /proc and the working directory.
+fn directories(args: &Args, inside: &mut Plan) -> Result<()> {
+    const HARMLESS: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+    let proc = args.flag("mount-proc").then(|| args.value("mount-proc").unwrap_or_else(|| "/proc".into()));
+    if let Some(root) = args.value("root") {
+        let place = Place::at(&root)?;
+        if !place.is_directory {
+            return Err(not_opened(&root, Errno::ENOTDIR));
+        }
+        inside.push(mount::Effect::BindRoot(place));
+        // Before the pivot: then another proc is still visible.
+        if let Some(at) = proc {
+            let (fstype, options) = ("proc".to_owned(), Vec::new());
+            inside.push(step::inside::Effect::New { fstype, options, attributes: HARMLESS, at });
+        }
+        inside.push(mount::Effect::Pivot);
+    } else if let Some(at) = proc {
+        inside.push(mount::Effect::Proc(at));
+    }
+    if let Some(directory) = args.value("wd") {
+        inside.push(own::Effect::Chdir(PathBuf::from(directory), None));
+    }
+    Ok(())
+}
+
+/// The end of what the child does: it becomes the program, or has a child of
+/// its own become that, and is its init.
+fn become_or_mind(program: Vec<OsString>, init: bool, inside: &mut Plan, proc: &Rc<Proc>) {
+    if !init {
+        inside.push(end::Effect::Exec(program));
+        return;
+    }
+    // Whoever traced it would reach through what it has open.
+    inside.push(own::Effect::Undumpable);
+    let mut second = Plan::default();
+    second.push(end::Effect::Exec(program));
+    inside.push(clone(Vec::new(), "the first process stays, and reaps", second, proc));
+    inside.push(end::Effect::Init);
+}
+
+/// The program that was asked for; on a terminal, without one, a shell.
+fn program(args: &Args) -> Result<Vec<OsString>> {
+    if !args.program.is_empty() {
+        return Ok(args.program.clone());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(CLI.usage("which program? (`-` makes a record for other tools)"));
+    }
+    Ok(vec![user::shell()])
+}
