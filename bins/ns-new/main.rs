@@ -15,7 +15,9 @@ use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::Result;
+use common::plan::Plan;
 use common::proc::Proc;
+use common::step::pin;
 use common::tool::{Outcome, run};
 
 const CLI: Cli = Cli {
@@ -26,16 +28,17 @@ const CLI: Cli = Cli {
         "KINDS [OPTION...] --detach --with PID|tty",
         "KINDS [OPTION...] [PROGRAM [ARGUMENT...]]",
         "--release TARGET",
+        "--unpin FILE",
     ],
     options: &[
-        Opt { short: "U", long: "user", value: "", help: "a user namespace" },
-        Opt { short: "m", long: "mount", value: "", help: "a mount namespace" },
-        Opt { short: "p", long: "pid", value: "", help: "a pid namespace" },
-        Opt { short: "n", long: "net", value: "", help: "a network namespace" },
-        Opt { short: "i", long: "ipc", value: "", help: "an ipc namespace" },
-        Opt { short: "u", long: "uts", value: "", help: "a uts namespace" },
-        Opt { short: "C", long: "cgroup", value: "", help: "a cgroup namespace" },
-        Opt { short: "T", long: "time", value: "", help: "a time namespace" },
+        Opt { short: "U", long: "user", value: "[=FILE]", help: "a user namespace" },
+        Opt { short: "m", long: "mount", value: "[=FILE]", help: "a mount namespace" },
+        Opt { short: "p", long: "pid", value: "[=FILE]", help: "a pid namespace" },
+        Opt { short: "n", long: "net", value: "[=FILE]", help: "a network namespace" },
+        Opt { short: "i", long: "ipc", value: "[=FILE]", help: "an ipc namespace" },
+        Opt { short: "u", long: "uts", value: "[=FILE]", help: "a uts namespace" },
+        Opt { short: "C", long: "cgroup", value: "[=FILE]", help: "a cgroup namespace" },
+        Opt { short: "T", long: "time", value: "[=FILE]", help: "a time namespace" },
         Opt { short: "a", long: "all", value: "", help: "all eight" },
         Opt { short: "r", long: "map-root-user", value: "", help: "with -U: map the own id to 0" },
         Opt {
@@ -53,6 +56,12 @@ const CLI: Cli = Cli {
             long: "keep-caps",
             value: "",
             help: "keep capabilities when the program becomes another user",
+        },
+        Opt {
+            short: "",
+            long: "as-owner",
+            value: "UID:GID",
+            help: "with -U: become these ids first, so that UID owns the namespaces",
         },
         Opt { short: "", long: "hostname", value: "NAME", help: "-u, with this host name" },
         Opt { short: "", long: "lo", value: "", help: "-n, with the loopback interface up" },
@@ -82,6 +91,7 @@ const CLI: Cli = Cli {
         Opt { short: "", long: "with", value: "PID|tty", help: "the process, or terminal session, that it ends with" },
         Opt { short: "", long: "name", value: "NAME", help: "call the holder so: then NAME is a TARGET" },
         Opt { short: "", long: "release", value: "TARGET", help: "end a holder" },
+        Opt { short: "", long: "unpin", value: "FILE", help: "let go of the namespace pinned to FILE" },
     ],
     operands: Operands::Program(0, ""),
     runs: true,
@@ -89,7 +99,8 @@ const CLI: Cli = Cli {
 };
 
 /// What a holder has no use for.
-const FOR_PROGRAMS: [&str; 13] = [
+const FOR_PROGRAMS: [&str; 14] = [
+    "as-owner",
     "setgroups",
     "wait-map",
     "record-fd",
@@ -114,6 +125,12 @@ fn decide(args: &Args) -> Result<Outcome> {
     if let Some(word) = args.value("release") {
         return hold::release(&word, &proc);
     }
+    let pinned = args.values("unpin");
+    if !pinned.is_empty() {
+        let mut plan = Plan::default();
+        pinned.into_iter().for_each(|file| plan.push(pin::Effect::Unpin(file)));
+        return Ok(Outcome::Plan(plan));
+    }
     let kinds = setup::kinds(args);
     let holds = args.piped() || args.flag("detach");
     if kinds.is_empty() {
@@ -133,6 +150,9 @@ fn decide(args: &Args) -> Result<Outcome> {
     }
     if let Some(option) = FOR_PROGRAMS.iter().find(|option| args.flag(option)) {
         return Err(CLI.usage(&format!("--{option} is for a program, and this makes a holder")));
+    }
+    if let Some(kind) = kinds.iter().find(|kind| args.value(kind.option()).is_some()) {
+        return Err(CLI.usage(&format!("--{}=FILE is for a program: a holder keeps what it holds", kind.option())));
     }
     hold::hold(args, kinds, &proc)
 }

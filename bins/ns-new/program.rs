@@ -8,20 +8,20 @@ use std::rc::Rc;
 
 use common::cli::Args;
 use common::fail::{Errno, Failure, Result};
-use common::id::{Both, Kind as IdKind, Map};
+use common::id::{Both, Kind as IdKind, Map, number};
 use common::mind::signal_number;
 use common::ns::Kind;
 use common::path::{Place, not_opened};
 use common::plan::{Plan, clone, go};
-use common::preset::{Me, from_words, lawful};
+use common::preset::{Me, from_words_of, lawful};
 use common::proc::Proc;
 use common::step;
 use common::step::newuidmap::{self, Ways};
-use common::step::{end, map, mount, own};
+use common::step::{end, map, mount, ns, own, pin};
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use common::target;
 use common::tool::Outcome;
-use common::user;
+use common::user::{self, User};
 
 use crate::{CLI, setup};
 
@@ -40,24 +40,32 @@ enum Maps {
 
 /// Runs a program in new namespaces of `kinds`.
 pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
-    let maps = maps(args, &kinds, proc)?;
+    let owner = owner(args, &kinds)?;
+    let maps = maps(args, &kinds, owner.as_ref(), proc)?;
     let minding = Minding::read(args, &kinds)?;
     let program = program(args)?;
     let first = kinds.contains(&Kind::Pid);
-    let waits = matches!(maps, Maps::Outside(..) | Maps::Awaited(..));
+    let pins = pins(args, &kinds)?;
+    let waits = matches!(maps, Maps::Outside(..) | Maps::Awaited(..)) || !pins.is_empty();
     let mut inside = Plan::default();
     stdin(args, &mut inside)?;
+    let forks = first || kinds.contains(&Kind::Time) || waits || minding.forks || owner.is_some();
+    if let Some(owner) = &owner {
+        become_owner(&owner.own, std::mem::take(&mut kinds), &mut inside);
+    }
     setup::clocks(args, &mut kinds, &mut inside)?;
-    let forks = first || kinds.contains(&Kind::Time) || waits || minding.forks;
+    if args.value(Kind::Mnt.option()).is_some() {
+        pin::own_number(proc).into_iter().for_each(|number| inside.push(pin::Effect::Newer(number)));
+    }
     if waits {
         inside.push(end::Effect::Await);
     }
-    credentials(args, &maps, proc, &mut inside);
-    setup::inside(args, &kinds, &mut inside)?;
+    credentials(args, &maps, owner.map_or_else(|| Me::nameless(proc).own, |owner| owner.own), &mut inside);
+    setup::inside(args, &setup::kinds(args), &mut inside)?;
     directories(args, &mut inside)?;
     let mut plan = Plan::default();
     if !forks {
-        plan.push(common::step::ns::Effect::Unshare(kinds));
+        plan.push(ns::Effect::Unshare(kinds));
         plan.steps.append(&mut inside.steps);
         plan.push(end::Effect::Exec(program));
         return Ok(Outcome::Plan(plan));
@@ -67,7 +75,9 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     }
     inside.push(minding.follow.map_or(own::Effect::DieWithParent, own::Effect::FollowParent));
     become_or_mind(program, minding.init, &mut inside, proc);
-    let why = if waits {
+    let why = if kinds.is_empty() {
+        "who makes a user namespace owns it: a child becomes him"
+    } else if waits {
         "what comes before the first exec is done from outside: a child waits for it"
     } else {
         "a process never changes its own pid namespace: a child is born in the new one, and has to be minded"
@@ -75,10 +85,41 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     let child = clone(kinds, why, inside, proc);
     let goes = waits.then(|| go(&child, proc));
     plan.steps.push(child);
+    pins.into_iter().for_each(|pin| plan.push(pin));
     from_outside(maps, &mut plan);
     plan.steps.extend(goes);
     plan.push(end::Effect::TendFirst { first: first && !minding.init, init: minding.init, stop: minding.stop });
     Ok(Outcome::Plan(plan))
+}
+
+/// Who is to own the new namespaces.
+fn owner(args: &Args, kinds: &[Kind]) -> Result<Option<Me>> {
+    let Some(word) = args.value("as-owner") else { return Ok(None) };
+    let ids = word.to_str().and_then(|w| w.split_once(':')).map(|(u, g)| (number(u.as_bytes()), number(g.as_bytes())));
+    let id = |n: Option<u64>| n.and_then(|n| u32::try_from(n).ok()).filter(|n| *n != u32::MAX);
+    let Some((Some(uid), Some(gid))) = ids.map(|(u, g)| (id(u), id(g))) else {
+        return Err(CLI.usage("--as-owner: UID:GID, both as numbers"));
+    };
+    if !kinds.contains(&Kind::User) {
+        return Err(CLI.usage("--as-owner is for a user namespace, and what it owns: -U"));
+    }
+    if args.flag("monotonic") || args.flag("boottime") {
+        // A process that has changed its ids is not dumpable.
+        return Err(CLI.usage("--as-owner: the clocks can only be set by who was its user from the beginning"));
+    }
+    let nobody = User { name: uid.to_string(), uid, gid, shell: String::new() };
+    let user = User { gid, ..user::by_uid(uid).unwrap_or(nobody) };
+    Ok(Some(Me::other(user)))
+}
+
+/// The child becomes the owner, and only then makes the namespaces.
+fn become_owner(own: &Both<u32>, kinds: Vec<Kind>, inside: &mut Plan) {
+    inside.push(own::Effect::Become { uid: own.uid, gid: own.gid, groups: true });
+    let forks = kinds.contains(&Kind::Pid) || kinds.contains(&Kind::Time);
+    inside.push(ns::Effect::Unshare(kinds));
+    if forks {
+        inside.push(ns::Effect::IntoPid);
+    }
 }
 
 /// How the program is minded.
@@ -108,9 +149,15 @@ impl Minding {
     }
 }
 
+/// The namespaces that are to be kept alive by files, before the program runs.
+fn pins(args: &Args, kinds: &[Kind]) -> Result<Vec<pin::Effect>> {
+    let wanted = kinds.iter().filter_map(|kind| Some((*kind, args.value(kind.option())?)));
+    wanted.map(|(kind, file)| pin::check(&file).map(|()| pin::Effect::Pin(kind, file))).collect()
+}
+
 // ---- who writes the maps ----
 
-fn maps(args: &Args, kinds: &[Kind], proc: &Proc) -> Result<Maps> {
+fn maps(args: &Args, kinds: &[Kind], owner: Option<&Me>, proc: &Proc) -> Result<Maps> {
     let mut words = args.values("map");
     if args.flag("map-root-user") {
         words.push("root".into());
@@ -139,10 +186,11 @@ fn maps(args: &Args, kinds: &[Kind], proc: &Proc) -> Result<Maps> {
         return if setgroups.is_some() { Err(CLI.usage("--setgroups goes with a map")) } else { Ok(Maps::None) };
     }
     let piped = words.iter().any(|word| word == "-");
-    let extents = if piped { from_stream(&words)? } else { from_words(&words, proc, args.flag("host-root"))? };
+    let extents =
+        if piped { from_stream(&words)? } else { from_words_of(owner, &words, proc, args.flag("host-root"))? };
     let me = Me::nameless(proc);
     let own = |kind: IdKind| extents.of(kind).iter().all(|e| e.count == 1 && e.outside == *me.own.of(kind));
-    let alone = !piped && setgroups != Some(true) && IdKind::BOTH.into_iter().all(own);
+    let alone = owner.is_none() && !piped && setgroups != Some(true) && IdKind::BOTH.into_iter().all(own);
     let mut maps = lawful(extents, proc)?;
     if alone {
         return Ok(Maps::Own(maps));
@@ -194,7 +242,7 @@ fn from_outside(maps: Maps, plan: &mut Plan) {
 // ---- what the program begins with ----
 
 /// Any uid but 0 needs ambient capabilities for its first exec.
-fn credentials(args: &Args, maps: &Maps, proc: &Proc, inside: &mut Plan) {
+fn credentials(args: &Args, maps: &Maps, me: Both<u32>, inside: &mut Plan) {
     match maps {
         Maps::None => {}
         Maps::Own(maps) => {
@@ -205,7 +253,7 @@ fn credentials(args: &Args, maps: &Maps, proc: &Proc, inside: &mut Plan) {
                 inside.push(own::Effect::RaiseAmbient);
             }
         }
-        Maps::Outside(..) | Maps::Awaited(..) => inside.push(own::Effect::Settle(Me::nameless(proc).own)),
+        Maps::Outside(..) | Maps::Awaited(..) => inside.push(own::Effect::Settle(me)),
     }
     if args.flag("keep-caps") {
         inside.push(own::Effect::RaiseAmbient);

@@ -69,6 +69,7 @@ impl Plan {
         if let Some(child) = hands.child.take() {
             mind::end(&child);
         }
+        hands.undo.drain(..).rev().for_each(|undo| undo());
         Err(failure)
     }
 
@@ -188,7 +189,9 @@ pub fn go(first: &Step, proc: &Rc<Proc>) -> Step {
     Step::new("let CHILD go on".to_owned(), String::new(), why, move |hands| {
         let line = hands.line.take().ok_or(Errno::ECHILD)?;
         mind::send(line.as_fd(), b"G", &[])?;
-        watch_child(&steps, hands, line, &proc)
+        watch_child(&steps, hands, line, &proc)?;
+        hands.undo.clear();
+        Ok(())
     })
 }
 

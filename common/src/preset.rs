@@ -180,11 +180,25 @@ pub fn granted(me: &Me) -> Result<Both<Vec<Range>>> {
 /// Wrong usage; there are no subordinate ids; the real root would be inside,
 /// and `host_root` is not said.
 pub fn from_words(words: &[OsString], proc: &Proc, host_root: bool) -> Result<Both<Vec<Extent>>> {
+    from_words_of(None, words, proc, host_root)
+}
+
+/// The same, with the ids of somebody else for the presets.
+///
+/// # Errors
+/// As `from_words`.
+pub fn from_words_of(
+    other: Option<&Me>,
+    words: &[OsString],
+    proc: &Proc,
+    host_root: bool,
+) -> Result<Both<Vec<Extent>>> {
     let mut all = Both::<Vec<Extent>>::default();
     for word in words {
         if let Some(preset) = word.to_str().and_then(Preset::named) {
             // Who has the own id is nobody's business where it is all there is.
-            let me = if preset.is_single() { Me::nameless(proc) } else { Me::now(proc) };
+            let me = || if preset.is_single() { Me::nameless(proc) } else { Me::now(proc) };
+            let me = other.cloned().unwrap_or_else(me);
             guard_root(preset, &me, proc, host_root)?;
             let made = maps(preset, &me)?;
             all.uid.extend(made.uid);

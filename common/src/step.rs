@@ -13,6 +13,7 @@ pub mod mount;
 pub mod newuidmap;
 pub mod ns;
 pub mod own;
+pub mod pin;
 pub mod program;
 pub mod tree;
 
@@ -61,6 +62,9 @@ pub struct Hands {
     pub child: Option<Child>,
     /// The other end of what that child reports on, while it waits for a word.
     pub line: Option<OwnedFd>,
+    /// What is to be undone where a later step fails, in the order in which it
+    /// was done.
+    pub undo: Vec<Box<dyn Fn()>>,
     /// In a child: where failures go, to the process that can see.
     pub report: Option<OwnedFd>,
     /// The signal mask that this program was started with.
@@ -79,7 +83,16 @@ pub const TREE: &str = "tree";
 impl Hands {
     /// Empty hands.
     pub fn new(mask: SigSet) -> Hands {
-        Hands { made: Vec::new(), child: None, line: None, report: None, mask, explain: false, status: 0 }
+        Hands {
+            made: Vec::new(),
+            child: None,
+            line: None,
+            undo: Vec::new(),
+            report: None,
+            mask,
+            explain: false,
+            status: 0,
+        }
     }
 
     /// The descriptor made under `name`.

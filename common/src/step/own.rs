@@ -13,7 +13,7 @@ use nix::unistd::{Gid, Uid, chdir, isatty, setgroups, setresgid, setresuid};
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Failure};
 use crate::id::{Both, Kind, Map};
-use crate::proc::Proc;
+use crate::proc::{CAP_SETGID, CAP_SETUID, Proc, Status};
 use crate::sys;
 
 /// An effect on this process.
@@ -155,6 +155,12 @@ impl Effect {
             Effect::Become { uid, gid, groups } => {
                 if errno == Errno::EPERM && *groups && facts.proc.setgroups(facts.who) == Some(false) {
                     return Some(Because::new("setgroups is denied in this user namespace"));
+                }
+                let able = |s: Status| s.can(CAP_SETUID) && s.can(CAP_SETGID);
+                if errno == Errno::EPERM && facts.proc.status(facts.who).is_some_and(|s| !able(s)) {
+                    return Some(Because::new(
+                        "to become somebody else takes CAP_SETUID and CAP_SETGID, and we do not have both",
+                    ));
                 }
                 if errno != Errno::EINVAL {
                     return None;

@@ -1,0 +1,192 @@
+//! Namespaces pinned to files: a bind mount of /proc/PID/ns/KIND keeps one
+//! alive without a process. namespaces(7), mount_namespaces(7).
+
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
+
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::{FsType, fstatfs};
+use nix::unistd::Pid;
+
+use super::{Done, Facts, Hands, Step};
+use crate::fail::{Because, Errno, Failure, Result};
+use crate::ns::Kind;
+use crate::proc::Proc;
+use crate::sys;
+use crate::word::quote;
+
+/// An effect on pins.
+pub enum Effect {
+    /// Pin the namespace of this kind that the child is in to this file.
+    Pin(Kind, OsString),
+    /// In the child: be in a mount namespace with a greater number than that of
+    /// the parent, which is this one.
+    Newer(u64),
+    /// Undo that.
+    Unpin(OsString),
+}
+
+impl From<Effect> for Step {
+    fn from(effect: Effect) -> Step {
+        let effect = Rc::new(effect);
+        let (doing, asking) = (effect.clone(), effect.clone());
+        let step = Step::new(effect.act(), String::new(), effect.why(), move |hands| doing.perform(hands));
+        step.because(move |errno, facts| asking.because(errno, facts))
+    }
+}
+
+/// Proves, while planning, that something can be pinned to `file`.
+///
+/// # Errors
+/// ENOENT, EBUSY, with what to do about them; EISDIR.
+pub fn check(file: &OsString) -> Result<()> {
+    let said = |errno| Failure::os(format!("open {}", quote(file)), errno);
+    match std::fs::metadata(file) {
+        Ok(is) if is.is_dir() => {
+            let because = Because::new("a namespace is pinned to a file, and this is a directory");
+            Err(said(Errno::EISDIR).because(Some(because)))
+        }
+        Ok(_) if look(file).is_ok_and(|fd| is_pin(&fd)) => {
+            let because =
+                Because::new("a namespace is pinned to it already").remedy(format!("ns-new --unpin {}", quote(file)));
+            Err(said(Errno::EBUSY).because(Some(because)))
+        }
+        Ok(_) => Ok(()),
+        Err(e) => {
+            let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
+            let parent = std::path::Path::new(file).parent();
+            let there = errno == Errno::ENOENT && parent.is_none_or(|p| p.as_os_str().is_empty() || p.is_dir());
+            let because = there.then(|| {
+                Because::new("a namespace is pinned over a file that is there already")
+                    .remedy(format!("touch {}", quote(file)))
+            });
+            Err(said(errno).because(because))
+        }
+    }
+}
+
+impl Effect {
+    fn act(&self) -> String {
+        match self {
+            Effect::Pin(kind, file) => format!("bind /proc/CHILD/ns/{} on {}", kind.link(), quote(file)),
+            Effect::Newer(_) => "unshare CLONE_NEWNS on another CPU, if this one's number is too low".to_owned(),
+            Effect::Unpin(file) => format!("umount {}", quote(file)),
+        }
+    }
+
+    fn why(&self) -> &'static str {
+        match self {
+            Effect::Pin(..) => {
+                "a namespace lives as long as a mount of its file; before the program runs, which may need it"
+            }
+            Effect::Newer(_) => {
+                "so that no two can pin each other, only a newer mount namespace is pinned (ELOOP); the numbers that tell are given out by each CPU from its own stock"
+            }
+            Effect::Unpin(_) => "what nobody lives in goes with the mount",
+        }
+    }
+
+    fn perform(&self, hands: &mut Hands) -> Done {
+        match self {
+            Effect::Pin(kind, file) => {
+                let proc = Proc::open()?;
+                let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
+                let namespace = proc.ns(&child.who(&proc), *kind)?;
+                let empty = sys::OPEN_TREE_CLONE | sys::AT_EMPTY_PATH;
+                let tree = sys::open_tree(namespace.as_fd(), c"", empty)?;
+                let private = keep_private(file, &proc)?;
+                let (made, place) = (private.is_some(), private.map_or_else(|| look(file), Ok)?);
+                if let Err(e) = sys::move_mount(tree.as_fd(), place.as_fd(), false) {
+                    let _ = if made { unpin(file) } else { Ok(()) };
+                    return Err(e.into());
+                }
+                let again = file.clone();
+                hands.undo.push(Box::new(move || unpin(&again).unwrap_or_default()));
+                Ok(())
+            }
+            Effect::Newer(parents) => Ok(be_newer(*parents)?),
+            Effect::Unpin(file) => {
+                if !is_pin(&look(file)?) {
+                    return Err(Failure::refused(format!("{}: no namespace is pinned here", self.act())).into());
+                }
+                Ok(unpin(file)?)
+            }
+        }
+    }
+
+    fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+        match self {
+            Effect::Pin(..) | Effect::Unpin(_) if errno == Errno::EPERM => facts.may_not_mount(),
+            Effect::Pin(..) | Effect::Newer(_) | Effect::Unpin(_) => None,
+        }
+    }
+}
+
+/// The number of our mount namespace (Linux 6.11; before, they only grow).
+pub fn own_number(proc: &Proc) -> Option<u64> {
+    sys::mount_namespace_id(proc.ns("self", Kind::Mnt).ok()?.as_fd()).ok()
+}
+
+fn be_newer(parents: u64) -> std::result::Result<(), Errno> {
+    let proc = Proc::open().map_err(|_| Errno::ENOENT)?;
+    let is_newer = || own_number(&proc).is_none_or(|number| number > parents);
+    if is_newer() {
+        return Ok(());
+    }
+    let me = Pid::from_raw(0);
+    let before = sched_getaffinity(me)?;
+    for cpu in (0..CpuSet::count()).filter(|cpu| before.is_set(*cpu).unwrap_or(false)) {
+        let mut only = CpuSet::new();
+        only.set(cpu)?;
+        sched_setaffinity(me, &only)?;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        if is_newer() {
+            break;
+        }
+    }
+    sched_setaffinity(me, &before)
+}
+
+fn look(file: &OsString) -> std::result::Result<OwnedFd, Errno> {
+    open(file.as_os_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// Where a mount passes on what is mounted on it, the file becomes a mount of
+/// its own which does not: the kernel refuses to pass a mount namespace on, and
+/// whoever got the others would keep them alive.
+fn keep_private(file: &OsString, proc: &Proc) -> std::result::Result<Option<OwnedFd>, Errno> {
+    let place = look(file)?;
+    let id = sys::mount_id(place.as_fd())?;
+    let shared = proc.mounts("self").iter().any(|m| m.id == id && m.propagation.contains("shared:"));
+    if !shared {
+        return Ok(None);
+    }
+    let own = sys::open_tree(place.as_fd(), c"", sys::OPEN_TREE_CLONE | sys::AT_EMPTY_PATH)?;
+    sys::move_mount(own.as_fd(), place.as_fd(), false)?;
+    let path = format!("/proc/self/fd/{}", own.as_raw_fd());
+    mount(None::<&str>, path.as_str(), None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)?;
+    Ok(Some(own))
+}
+
+fn is_pin(file: &OwnedFd) -> bool {
+    const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
+    fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == NSFS_MAGIC)
+}
+
+/// Takes a pin away, and the mount that was made below it: one of the file
+/// itself, as it has nobody else's.
+fn unpin(file: &OsString) -> std::result::Result<(), Errno> {
+    let path = CString::new(file.as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let gone = || umount2(path.as_c_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    if is_pin(&look(file)?) {
+        gone()?;
+    }
+    let below = look(file)?;
+    let is_file = std::fs::metadata(file).is_ok_and(|m| m.is_file());
+    if is_file && !is_pin(&below) && sys::is_mount_root(below.as_fd()) { gone() } else { Ok(()) }
+}
