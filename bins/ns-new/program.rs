@@ -49,11 +49,11 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     let waits = matches!(maps, Maps::Outside(..) | Maps::Awaited(..)) || !pins.is_empty();
     let mut inside = Plan::default();
     stdin(args, &mut inside)?;
-    let forks = first || kinds.contains(&Kind::Time) || waits || minding.forks || owner.is_some();
     if let Some(owner) = &owner {
         become_owner(&owner.own, std::mem::take(&mut kinds), &mut inside);
     }
     setup::clocks(args, &mut kinds, &mut inside)?;
+    let forks = first || kinds.contains(&Kind::Time) || waits || minding.forks || owner.is_some();
     if args.value(Kind::Mnt.option()).is_some() {
         pin::own_number(proc).into_iter().for_each(|number| inside.push(pin::Effect::Newer(number)));
     }

@@ -199,7 +199,9 @@ impl Effect {
             Effect::Join(target, kinds) => join_refused(target, kinds, errno, facts),
             Effect::Hostname(_) => facts.foreign(Kind::Uts, "-u").filter(|_| errno == Errno::EPERM),
             Effect::Loopback => facts.foreign(Kind::Net, "-n").filter(|_| errno == Errno::EPERM),
-            Effect::Clocks(..) => clocks_refused(errno, facts),
+            Effect::Clocks(monotonic, boottime) => {
+                clocks_refused(monotonic.seconds.min(boottime.seconds), errno, facts)
+            }
             Effect::JoinFile(fd, kind, _) => join_file_refused(fd, *kind, errno, facts),
             Effect::Attach(target) | Effect::Release(target) if errno == Errno::ENOTSOCK => {
                 Some(Because::new(format!("process {} is no holder of ns-new", target.pid)))
@@ -243,13 +245,14 @@ fn into_pid(hands: &mut Hands) -> Done {
 // ---- why not ----
 
 /// Why the clocks of a new time namespace could not be set.
-fn clocks_refused(errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+fn clocks_refused(least: i64, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
     if errno != Errno::ERANGE {
         return refused(&[Kind::Time], errno, facts);
     }
     let up = facts.proc.text("uptime")?;
-    let up = up.split('.').next()?;
-    Some(Because::new(format!("a clock would become negative: this system has been up for {up} seconds")))
+    let up: i64 = up.split('.').next()?.parse().ok()?;
+    (least < -up)
+        .then(|| Because::new(format!("a clock would become negative: this system has been up for {up} seconds")))
 }
 
 /// Why namespaces of `kinds` were not created.
