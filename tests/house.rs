@@ -19,6 +19,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("cli", &["fail", "id", "word"]),
     ("proc", &["fail", "id", "ns", "sys", "word"]),
     ("path", &["fail", "id", "proc", "sys", "word"]),
+    ("cgroup", &["fail", "path", "proc", "sys", "word"]),
     ("mounted", &["fail", "id", "proc", "sys"]),
     ("owners", &["fail", "id", "path", "word"]),
     ("mind", &["proc", "sys"]),
@@ -47,7 +48,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("step/file", &["step", "etc", "fail", "word"]),
     ("step/end", &["step", "fail", "holder", "lease", "mind", "proc", "record", "sys", "target", "word"]),
     ("step/program", &["step", "step/end", "fail", "id", "ns", "proc", "sys", "word"]),
-    ("plan", &["step", "step/ns", "fail", "mind", "ns", "proc", "sys"]),
+    ("plan", &["cgroup", "step", "step/ns", "fail", "mind", "ns", "proc", "sys"]),
     ("idmap", &["fail", "id", "ns", "path", "plan", "proc", "step", "step/end", "step/map", "step/ns", "step/tree"]),
     (
         "idmap/judge",

@@ -63,6 +63,7 @@ const CLI: Cli = Cli {
             value: "UID:GID",
             help: "with -U: become these ids first, so that UID owns the namespaces",
         },
+        Opt { short: "", long: "into-cgroup", value: "DIR", help: "begin in this cgroup, a directory of cgroup2" },
         Opt { short: "", long: "hostname", value: "NAME", help: "-u, with this host name" },
         Opt { short: "", long: "lo", value: "", help: "-n, with the loopback interface up" },
         Opt { short: "", long: "monotonic", value: "SECONDS", help: "-T, with CLOCK_MONOTONIC ahead by this much" },
@@ -99,8 +100,9 @@ const CLI: Cli = Cli {
 };
 
 /// What a holder has no use for.
-const FOR_PROGRAMS: [&str; 14] = [
+const FOR_PROGRAMS: [&str; 15] = [
     "as-owner",
+    "into-cgroup",
     "setgroups",
     "wait-map",
     "record-fd",

@@ -6,13 +6,14 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use common::cgroup::Cgroup;
 use common::cli::Args;
 use common::fail::{Errno, Failure, Result};
 use common::id::{Both, Kind as IdKind, Map, number};
 use common::mind::signal_number;
 use common::ns::Kind;
 use common::path::{Place, not_opened};
-use common::plan::{Plan, clone, go};
+use common::plan::{Plan, clone, clone_into, go};
 use common::preset::{Me, from_words_of, lawful};
 use common::proc::Proc;
 use common::step;
@@ -45,6 +46,7 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     let minding = Minding::read(args, &kinds)?;
     let program = program(args)?;
     let first = kinds.contains(&Kind::Pid);
+    let cgroup = args.value("into-cgroup").map(|dir| Cgroup::at(&dir)).transpose()?.map(Rc::new);
     let pins = pins(args, &kinds)?;
     let waits = matches!(maps, Maps::Outside(..) | Maps::Awaited(..)) || !pins.is_empty();
     let mut inside = Plan::default();
@@ -53,7 +55,12 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
         become_owner(&owner.own, std::mem::take(&mut kinds), &mut inside);
     }
     setup::clocks(args, &mut kinds, &mut inside)?;
-    let forks = first || kinds.contains(&Kind::Time) || waits || minding.forks || owner.is_some();
+    let forks = first || kinds.contains(&Kind::Time) || waits || minding.forks || owner.is_some() || cgroup.is_some();
+    if cgroup.is_some() && kinds.contains(&Kind::Cgroup) {
+        // In one call, the root of the namespace would be our own cgroup.
+        kinds.retain(|kind| *kind != Kind::Cgroup);
+        inside.push(ns::Effect::Unshare(vec![Kind::Cgroup]));
+    }
     if args.value(Kind::Mnt.option()).is_some() {
         pin::own_number(proc).into_iter().for_each(|number| inside.push(pin::Effect::Newer(number)));
     }
@@ -82,7 +89,7 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     } else {
         "a process never changes its own pid namespace: a child is born in the new one, and has to be minded"
     };
-    let child = clone(kinds, why, inside, proc);
+    let child = clone_into(cgroup, kinds, why, inside, proc);
     let goes = waits.then(|| go(&child, proc));
     plan.steps.push(child);
     pins.into_iter().for_each(|pin| plan.push(pin));

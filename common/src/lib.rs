@@ -8,6 +8,7 @@
 //! * [`cli`]     options as data
 //! * [`proc`]    facts out of /proc
 //! * [`path`]    why a path could not be opened
+//! * [`cgroup`]  a cgroup to be born into
 //! * [`mounted`] mounts and their maps, by statmount(2)
 //! * [`look`]    what every process is in
 //! * [`scan`]    all namespaces, and what keeps them
@@ -30,6 +31,7 @@
 //! * [`tool`]    what every tool does around its own decision
 //! * [`sys`]     the calls that nix lacks; all unsafe code
 
+pub mod cgroup;
 pub mod cli;
 pub mod etc;
 pub mod fail;

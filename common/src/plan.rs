@@ -16,6 +16,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::stat::Mode;
 use nix::unistd::read;
 
+use crate::cgroup::Cgroup;
 use crate::fail::{Errno, Exit, Failure, Result};
 use crate::mind::{self, Child};
 use crate::ns::{Kind, flag_names, flags};
@@ -156,7 +157,20 @@ fn own_places() -> Vec<OwnedFd> {
 /// performs `inner`, and the parent goes on once the child has executed a
 /// program, said that it is ready (by closing its end), or failed.
 pub fn clone(kinds: Vec<Kind>, why: &'static str, inner: Plan, proc: &Rc<Proc>) -> Step {
+    clone_into(None, kinds, why, inner, proc)
+}
+
+/// The same, with the child born into a cgroup.
+pub fn clone_into(
+    cgroup: Option<Rc<Cgroup>>,
+    kinds: Vec<Kind>,
+    why: &'static str,
+    inner: Plan,
+    proc: &Rc<Proc>,
+) -> Step {
     let said = if kinds.is_empty() { "fork".to_owned() } else { format!("clone {}", flag_names(&kinds)) };
+    let said = cgroup.as_ref().map_or_else(|| said.clone(), |c| format!("{said} into {}", c.name()));
+    let asked = cgroup.clone();
     let inner = Rc::new(inner.steps);
     let (proc, steps, bits) = (proc.clone(), inner.clone(), flags(&kinds));
     let perform = move |hands: &mut Hands| {
@@ -164,7 +178,7 @@ pub fn clone(kinds: Vec<Kind>, why: &'static str, inner: Plan, proc: &Rc<Proc>) 
         // fork and the loop that minds the child.
         mind::block_signals()?;
         let (ours, theirs) = mind::pair()?;
-        match sys::fork(bits)? {
+        match sys::fork_into(bits, cgroup.as_ref().map(|c| c.fd()))? {
             sys::Fork::Child => {
                 drop(ours);
                 hands.report = Some(theirs);
@@ -177,7 +191,10 @@ pub fn clone(kinds: Vec<Kind>, why: &'static str, inner: Plan, proc: &Rc<Proc>) 
             }
         }
     };
-    let step = Step::new(said, String::new(), why, perform).because(move |errno, facts| refused(&kinds, errno, facts));
+    let step = Step::new(said, String::new(), why, perform).because(move |errno, facts| {
+        let closed = asked.as_ref().and_then(|cgroup| cgroup.refused(errno));
+        closed.or_else(|| refused(&kinds, errno, facts))
+    });
     Step { inner: Some(inner), ..step }
 }
 

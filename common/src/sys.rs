@@ -210,6 +210,9 @@ struct CloneArgs {
     stack: u64,
     stack_size: u64,
     tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
 }
 
 /// Forks with the CLONE_NEW* and CLONE_PARENT `flags` of clone3(2) (Linux 5.3;
@@ -219,11 +222,23 @@ struct CloneArgs {
 /// Those of clone(2): EPERM, ENOSPC (a limit of user namespaces or nesting),
 /// ENOMEM (also: the pid namespace has lost its first process), EINVAL.
 pub fn fork(flags: u64) -> Result<Fork> {
+    fork_into(flags, None)
+}
+
+/// The same, with the child born into the cgroup of an open directory of cgroup2
+/// (CLONE_INTO_CGROUP, Linux 5.7).
+///
+/// # Errors
+/// Besides: EACCES: no right to its cgroup.procs; EBUSY: it has controllers for
+/// its children; EOPNOTSUPP: it is domain invalid; ENODEV: it was removed.
+pub fn fork_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Fork> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     const CLONE_PIDFD: u64 = 0x1000;
     const CLONE_PARENT: u64 = 0x8000;
     let mut pidfd: RawFd = -1;
     let args = CloneArgs {
-        flags: flags | CLONE_PIDFD,
+        flags: flags | CLONE_PIDFD | if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 },
+        cgroup: cgroup.and_then(|fd| u64::try_from(fd.as_raw_fd()).ok()).unwrap_or(0),
         pidfd: from_mut(&mut pidfd) as u64,
         // With CLONE_PARENT the kernel takes the signal that we ourselves
         // were born with, and refuses another.
