@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use nix::fcntl::{OFlag, open, readlinkat};
@@ -22,6 +22,9 @@ use crate::proc::{PROC_SUPER_MAGIC, Proc, read_all, status_in};
 use crate::record::{Address, MAX_STREAM, Record, Stream};
 use crate::sys;
 use crate::word::quote;
+
+/// Where ip-netns(8) keeps network namespaces by name.
+const NETNS: &str = "/run/netns";
 
 /// What a TARGET operand says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,10 +59,16 @@ impl Operand {
         if let Some(name) = bytes.strip_prefix(b"name:") {
             return Operand::named(name).ok_or_else(|| bad("not a name"));
         }
+        if let Some(name) = bytes.strip_prefix(b"netns:") {
+            let Some(Operand::Name(name)) = Operand::named(name) else { return Err(bad("not a name")) };
+            let plain = !name.contains('/') && !name.starts_with('.');
+            return if plain { Ok(Operand::File(Path::new(NETNS).join(name))) } else { Err(bad("not a name")) };
+        }
         if bytes.contains(&b'/') {
             return Ok(Operand::File(word.into()));
         }
-        if bytes.first().is_some_and(u8::is_ascii_digit) {
+        // The ids of containers may begin with digits, and go on with letters.
+        if bytes.iter().all(|b| b.is_ascii_digit() || *b == b':') && bytes.first().is_some_and(u8::is_ascii_digit) {
             return Ok(Operand::Process(Address::parse(bytes).ok_or_else(|| bad("not PID or PID:INODE"))?));
         }
         Operand::named(bytes).ok_or_else(|| bad("not a target"))

@@ -4,6 +4,9 @@
 //! setns(2) call and becomes it. Nothing of outside goes along but what is
 //! named.
 
+mod container;
+mod notes;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -11,7 +14,6 @@ use std::rc::Rc;
 use common::cli::{Args, Cli, Operands, Opt};
 use common::fail::{Failure, Result};
 use common::id::{Kind as IdKind, Map};
-use common::name;
 use common::ns::Kind;
 use common::plan::{Plan, clone};
 use common::preset::Me;
@@ -53,18 +55,17 @@ fn decide(args: &Args) -> Result<Outcome> {
     let word =
         args.value("target").or_else(|| args.operands.first().cloned()).ok_or_else(|| CLI.usage("which target?"))?;
     let program = |default| if args.program.is_empty() { vec![default] } else { args.program.clone() };
-    let (address, holds) = match Operand::parse(&word)? {
-        Operand::Process(address) => (address, false),
+    let (target, holds) = match Operand::parse(&word)? {
+        Operand::Process(address) => (Rc::new(Target::open(&proc, address)?), false),
         Operand::Stream => match from_stream()? {
-            (Some(address), holds) => (address, holds),
+            (Some(address), holds) => (Rc::new(Target::open(&proc, address)?), holds),
             (None, _) => return Ok(Outcome::Plan(Plan { dry: true, ..enter_promised(program(user::shell())) })),
         },
         file @ (Operand::File(_) | Operand::Descriptor(_)) => {
             return enter_file(&file, program(user::shell()), args, &proc);
         }
-        Operand::Name(name) => (name::find(&proc, &name)?, false),
+        Operand::Name(name) => (container::find(&proc, &name)?.0, false),
     };
-    let target = Rc::new(Target::open(&proc, address)?);
     let kinds = wanted(args, &proc, &target)?;
     let home = target::same_root(&proc, &target);
     let shell = if home { user::shell() } else { "/bin/sh".into() };
