@@ -6,22 +6,26 @@
 
 mod container;
 mod notes;
+mod user;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Opt};
-use common::fail::{Failure, Result};
+use common::fail::{Errno, Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;
 use common::plan::{Plan, clone};
 use common::preset::Me;
 use common::proc::Proc;
-use common::step::{end, ns, own};
+use common::step::{Step, end, like, ns, own};
 use common::target::{self, Operand, Target};
 use common::tool::{Outcome, run};
-use common::user;
+use common::user::shell;
+
+use user::Somebody;
 
 const CLI: Cli = Cli {
     name: "ns-enter",
@@ -38,6 +42,9 @@ const CLI: Cli = Cli {
         Opt { short: "T", long: "time", value: "", help: "enter its time namespace" },
         Opt { short: "a", long: "all", value: "", help: "enter all that differ from ours (the default)" },
         Opt { short: "", long: "target", value: "TARGET", help: "the same as the operand" },
+        Opt { short: "", long: "user-parent", value: "", help: "enter the parent of its user namespace instead" },
+        Opt { short: "", long: "try", value: "", help: "leave out what cannot be entered" },
+        Opt { short: "", long: "as", value: "USER", help: "become this user of the target's" },
         Opt { short: "", long: "stdin", value: "N", help: "descriptor N is the program's standard input" },
         Opt { short: "", long: "keep-fd", value: "N", help: "hand descriptor N on to the program" },
     ],
@@ -59,43 +66,53 @@ fn decide(args: &Args) -> Result<Outcome> {
         Operand::Process(address) => (Rc::new(Target::open(&proc, address)?), false),
         Operand::Stream => match from_stream()? {
             (Some(address), holds) => (Rc::new(Target::open(&proc, address)?), holds),
-            (None, _) => return Ok(Outcome::Plan(Plan { dry: true, ..enter_promised(program(user::shell())) })),
+            (None, _) => return Ok(Outcome::Plan(Plan { dry: true, ..enter_promised(program(shell())) })),
         },
         file @ (Operand::File(_) | Operand::Descriptor(_)) => {
-            return enter_file(&file, program(user::shell()), args, &proc);
+            return enter_file(&file, program(shell()), args, &proc);
         }
         Operand::Name(name) => (container::find(&proc, &name)?.0, false),
     };
-    let kinds = wanted(args, &proc, &target)?;
+    let somebody = args.value("as").map(|who| named(&proc, &target, &who)).transpose()?;
+    let (kinds, left_out) = possible(wanted(args, &proc, &target)?, args, &proc, &target);
     let home = target::same_root(&proc, &target);
-    let shell = if home { user::shell() } else { "/bin/sh".into() };
     let mut inside = Plan::default();
-    let enters_mounts = kinds.contains(&Kind::Mnt);
     stdin(args, word == "-", &mut inside)?;
     inside.push(own::Effect::Undumpable);
-    // A holder is not in its pid namespace itself: then that is entered by file.
-    let apart = if kinds.contains(&Kind::Pid) { target::pid_namespace_apart(&target)? } else { None };
-    let at_once: Vec<Kind> = kinds.iter().copied().filter(|k| *k != Kind::Pid || apart.is_none()).collect();
-    if !at_once.is_empty() {
-        inside.push(ns::Effect::Join(target.clone(), at_once));
-    }
-    if let Some(file) = apart {
-        let name = format!("{} pid_for_children", target.address);
-        inside.push(ns::Effect::JoinFile(Rc::new(file), Kind::Pid, name));
-    }
-    if kinds.contains(&Kind::Pid) {
-        inside.push(ns::Effect::IntoPid);
-    }
-    if enters_mounts && home {
+    join(args, &proc, &target, &kinds, &mut inside)?;
+    if kinds.contains(&Kind::Mnt) && home {
         let (path, inode) = target::working_directory()?;
         inside.push(own::Effect::Chdir(path, Some(inode)));
     }
-    if kinds.contains(&Kind::User) {
-        credentials(&proc, &target, &mut inside);
+    let uid = match &somebody {
+        Some(somebody) => turn_into(somebody, &proc, &target, &kinds, &mut inside),
+        None if kinds.contains(&Kind::User) => credentials(&proc, &target, &mut inside),
+        None => Some(proc.own().uid[1]),
+    };
+    if args.flag("user-parent") && somebody.is_none() {
+        inside.push(own::Effect::RaiseAmbient);
     }
+    let shell = match somebody {
+        Some(_) => user::shell_of(&proc, &target, uid.unwrap_or(0)),
+        None if home => shell(),
+        None => user::shell_of(&proc, &target, uid.unwrap_or(0)),
+    };
     finish(args, program(shell), &mut inside)?;
+    Ok(Outcome::Plan(around(inside, holds.then(|| target.clone()), left_out, &proc)))
+}
+
+fn named(proc: &Proc, target: &Target, who: &OsStr) -> Result<Somebody> {
+    let who = who.to_str().ok_or_else(|| Failure::usage("--as: this is no name"))?;
+    user::named(proc, target, who)
+}
+
+/// What this process does, around what the child does inside.
+fn around(inside: Plan, holder: Option<Rc<Target>>, left_out: Vec<Failure>, proc: &Rc<Proc>) -> Plan {
     let mut plan = Plan::default();
-    let holder = holds.then(|| target.clone());
+    let partial = !left_out.is_empty();
+    for failure in left_out {
+        plan.push(end::Effect::Note(format!("{}: left out: {failure}\n", CLI.name)));
+    }
     if let Some(holder) = &holder {
         plan.push(ns::Effect::Attach(holder.clone()));
     }
@@ -103,13 +120,99 @@ fn decide(args: &Args) -> Result<Outcome> {
         Vec::new(),
         "this process stays outside: it can see why a step was refused, and keeps the pipe",
         inside,
-        &proc,
+        proc,
     ));
     if let Some(holder) = &holder {
         plan.push(ns::Effect::Entrust(holder.clone()));
     }
     plan.push(end::Effect::Tend(holder, false));
-    Ok(Outcome::Plan(plan))
+    if partial {
+        plan.push(like::Effect::Partial);
+    }
+    plan
+}
+
+/// With --try, those kinds that can be entered, and why each of the others
+/// cannot: found by a throw-away child for each.
+fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>) -> (Vec<Kind>, Vec<Failure>) {
+    if !args.flag("try") {
+        return (kinds, Vec::new());
+    }
+    let refused = |kinds: &[Kind]| {
+        let mut inside = Plan::default();
+        if let Err(failure) = join(args, proc, target, kinds, &mut inside) {
+            return Some(failure);
+        }
+        let mut plan = Plan::default();
+        plan.push(clone(Vec::new(), "", inside, proc));
+        plan.probe(proc)
+    };
+    let (mut possible, mut left_out) = (Vec::new(), Vec::new());
+    // The user namespace comes first: the others may need it.
+    let mut user = Vec::new();
+    for kind in kinds {
+        let with: Vec<Kind> = user.iter().copied().chain([kind]).collect();
+        match refused(&with) {
+            Some(failure) => left_out.push(failure),
+            None => {
+                possible.push(kind);
+                user.extend((kind == Kind::User).then_some(kind));
+            }
+        }
+    }
+    (possible, left_out)
+}
+
+/// The steps that enter `kinds`.
+fn join(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, kinds: &[Kind], inside: &mut Plan) -> Result<()> {
+    if args.flag("user-parent") {
+        let parent = target::user_parent(proc, target)?;
+        if !target::is_ours(proc, &parent, Kind::User) {
+            let name = format!("{} parent of user", target.address);
+            inside.push(ns::Effect::JoinFile(Rc::new(parent), Kind::User, name));
+        }
+    }
+    // A holder is not in its pid namespace itself: then that is entered by file.
+    let apart = if kinds.contains(&Kind::Pid) { target::pid_namespace_apart(target)? } else { None };
+    let at_once: Vec<Kind> = kinds.iter().copied().filter(|k| *k != Kind::Pid || apart.is_none()).collect();
+    if !at_once.is_empty() {
+        inside.push(ns::Effect::Join(target.clone(), at_once));
+    }
+    if let Some(file) = apart {
+        let file = Rc::new(file);
+        let name = format!("{} pid_for_children", target.address);
+        inside.push(ns::Effect::JoinFile(file.clone(), Kind::Pid, name));
+        inside.push(into_pid(file));
+    } else if kinds.contains(&Kind::Pid) {
+        inside.push(ns::Effect::IntoPid);
+    }
+    Ok(())
+}
+
+/// The fork into a pid namespace that has just been entered by its file, and
+/// may have outlived its first process.
+fn into_pid(ns: Rc<OwnedFd>) -> Step {
+    let is_dead = move |errno| target::is_dead(ns.as_fd()).filter(|_| errno == Errno::ENOMEM);
+    Step::from(ns::Effect::IntoPid).or_because(move |errno, _| is_dead(errno))
+}
+
+/// The steps by which the program becomes somebody of the target's.
+fn turn_into(somebody: &Somebody, proc: &Proc, target: &Target, kinds: &[Kind], inside: &mut Plan) -> Option<u32> {
+    let who = if kinds.contains(&Kind::User) { target.who() } else { "self".to_owned() };
+    let (uid, gid) = (somebody.user.uid, somebody.user.gid);
+    let groups = if proc.setgroups(&who) == Some(false) {
+        let text = "setgroups is denied in that user namespace: the program keeps the caller's groups";
+        inside.push(end::Effect::Note(format!("{}: {text}\n", CLI.name)));
+        None
+    } else {
+        Some(somebody.groups.clone())
+    };
+    inside.push(like::Effect::Ids { uid, gid, groups });
+    let name = || OsString::from(&somebody.user.name);
+    let variables = [("HOME", somebody.home.clone()), ("USER", name()), ("LOGNAME", name())];
+    let shell = ("SHELL", OsString::from(&somebody.user.shell));
+    inside.push(like::Effect::Environment(variables.into_iter().chain([shell]).collect()));
+    Some(uid)
 }
 
 /// The address in the stream, and whether it is a holder's.
@@ -139,6 +242,9 @@ fn wanted(args: &Args, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
     let asked = if asked.is_empty() || args.flag("all") { Kind::ALL.to_vec() } else { asked };
     let mut kinds = Vec::new();
     for kind in asked {
+        if kind == Kind::User && args.flag("user-parent") {
+            continue;
+        }
         let theirs = target::namespace_of(proc, target, kind)?;
         if theirs.is_some() && theirs != proc.ns_id("self", kind) {
             kinds.push(kind);
@@ -149,7 +255,8 @@ fn wanted(args: &Args, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
 
 /// Stay who we are if that id is mapped inside; else become 0, if that is.
 /// Any uid but 0 needs ambient capabilities for its first exec.
-fn credentials(proc: &Proc, target: &Target, inside: &mut Plan) {
+/// Answers the uid inside.
+fn credentials(proc: &Proc, target: &Target, inside: &mut Plan) -> Option<u32> {
     let me = Me::now(proc);
     let map = |kind| Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok();
     let id = |kind: IdKind| {
@@ -168,6 +275,7 @@ fn credentials(proc: &Proc, target: &Target, inside: &mut Plan) {
     if uid_inside != Some(0) {
         inside.push(own::Effect::RaiseAmbient);
     }
+    uid_inside
 }
 
 /// With `-` standard input is the stream, which is not for the program.
@@ -197,9 +305,13 @@ fn enter_file(file: &Operand, program: Vec<OsString>, args: &Args, proc: &Rc<Pro
         .ok_or_else(|| Failure::refused("an unknown kind of namespace"))?;
     let mut inside = Plan::default();
     inside.push(own::Effect::Undumpable);
-    inside.push(ns::Effect::JoinFile(Rc::new(fd), kind, file.to_string()));
+    if args.flag("user-parent") || args.value("as").is_some() {
+        return Err(CLI.usage("--user-parent and --as need a process for a target"));
+    }
+    let fd = Rc::new(fd);
+    inside.push(ns::Effect::JoinFile(fd.clone(), kind, file.to_string()));
     if kind == Kind::Pid {
-        inside.push(ns::Effect::IntoPid);
+        inside.push(into_pid(fd));
     }
     finish(args, program, &mut inside)?;
     let mut plan = Plan::default();

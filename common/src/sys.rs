@@ -93,6 +93,15 @@ fn set_disposition(number: c_int, to: libc::sighandler_t) {
     unsafe { libc::signal(number, to) };
 }
 
+/// Sets a variable of the environment, for the program to be executed.
+pub fn set_variable(name: &str, value: &std::ffi::OsStr) {
+    #[allow(clippy::disallowed_methods)] // nothing of ours depends on it
+    // SAFETY: nskit has no threads, so nobody reads the environment meanwhile.
+    unsafe {
+        std::env::set_var(name, value)
+    };
+}
+
 /// Whether the kernel started this program with more privilege than its
 /// caller has (AT_SECURE of getauxval(3): file capabilities, a set-id bit).
 pub fn is_secure() -> bool {
@@ -297,6 +306,15 @@ pub fn pidfd_open(pid: i32) -> Result<OwnedFd> {
     descriptor(unsafe { libc::syscall(PIDFD_OPEN, pid, 0) })
 }
 
+/// The same for a thread by its own number (PIDFD_THREAD, Linux 6.9).
+///
+/// # Errors
+/// ESRCH: there is none; EINVAL: an older kernel.
+pub fn pidfd_open_thread(tid: i32) -> Result<OwnedFd> {
+    // SAFETY: no memory is passed. PIDFD_THREAD is O_EXCL.
+    descriptor(unsafe { libc::syscall(PIDFD_OPEN, tid, libc::O_EXCL) })
+}
+
 /// Sends signal `number` through a pidfd (0 only asks whether it lives).
 ///
 /// # Errors
@@ -362,6 +380,18 @@ pub fn ns_owner(ns: BorrowedFd<'_>) -> Result<OwnedFd> {
 /// ENOTTY: it is no namespace file.
 pub fn ns_kind(ns: BorrowedFd<'_>) -> Result<u64> {
     Ok(u64::try_from(ioctl(ns, 0xb703)?).unwrap_or(0))
+}
+
+/// The number here of process 1 of a pid namespace (NS_GET_PID_FROM_PIDNS of
+/// ioctl_nsfs(2), Linux 6.11).
+///
+/// # Errors
+/// ESRCH: there is none (any more); ENOTTY: an older kernel.
+pub fn first_process(ns: BorrowedFd<'_>) -> Result<i32> {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+    // SAFETY: the argument is a number.
+    let n = unsafe { libc::ioctl(ns.as_raw_fd(), 0x8004_b706_u32 as _, 1) };
+    answer(c_long::from(n)).map(|n| i32::try_from(n).unwrap_or(0))
 }
 
 /// The uid that owns a user namespace, as the caller sees it.
