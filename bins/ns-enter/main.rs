@@ -20,7 +20,8 @@ use common::ns::Kind;
 use common::plan::{Plan, clone};
 use common::preset::Me;
 use common::proc::Proc;
-use common::step::{Step, end, like, ns, own};
+use common::pty;
+use common::step::{Step, end, like, ns, own, terminal};
 use common::target::{self, Operand, Target};
 use common::tool::{Outcome, run};
 use common::user::shell;
@@ -45,6 +46,7 @@ const CLI: Cli = Cli {
         Opt { short: "", long: "user-parent", value: "", help: "enter the parent of its user namespace instead" },
         Opt { short: "", long: "try", value: "", help: "leave out what cannot be entered" },
         Opt { short: "", long: "as", value: "USER", help: "become this user of the target's" },
+        Opt { short: "", long: "pty", value: "", help: "give the program a terminal of its own" },
         Opt { short: "", long: "stdin", value: "N", help: "descriptor N is the program's standard input" },
         Opt { short: "", long: "keep-fd", value: "N", help: "hand descriptor N on to the program" },
     ],
@@ -62,6 +64,7 @@ fn decide(args: &Args) -> Result<Outcome> {
     let word =
         args.value("target").or_else(|| args.operands.first().cloned()).ok_or_else(|| CLI.usage("which target?"))?;
     let program = |default| if args.program.is_empty() { vec![default] } else { args.program.clone() };
+    let mut is_container = false;
     let (target, holds) = match Operand::parse(&word)? {
         Operand::Process(address) => (Rc::new(Target::open(&proc, address)?), false),
         Operand::Stream => match from_stream()? {
@@ -71,8 +74,13 @@ fn decide(args: &Args) -> Result<Outcome> {
         file @ (Operand::File(_) | Operand::Descriptor(_)) => {
             return enter_file(&file, program(shell()), args, &proc);
         }
-        Operand::Name(name) => (container::find(&proc, &name)?.0, false),
+        Operand::Name(name) => {
+            let found = container::find(&proc, &name)?;
+            is_container = found.1;
+            (found.0, false)
+        }
     };
+    let terminal = own_terminal(args, word == "-", is_container)?;
     let somebody = args.value("as").map(|who| named(&proc, &target, &who)).transpose()?;
     let (kinds, left_out) = possible(wanted(args, &proc, &target)?, args, &proc, &target);
     let home = target::same_root(&proc, &target);
@@ -97,8 +105,15 @@ fn decide(args: &Args) -> Result<Outcome> {
         None if home => shell(),
         None => user::shell_of(&proc, &target, uid.unwrap_or(0)),
     };
+    let open = match terminal {
+        Some(all) => {
+            inside.push(terminal::Effect::Take(all));
+            Some((all, open_terminal(&proc, &target, &kinds, uid)?))
+        }
+        None => None,
+    };
     finish(args, program(shell), &mut inside)?;
-    Ok(Outcome::Plan(around(inside, holds.then(|| target.clone()), left_out, &proc)))
+    Ok(Outcome::Plan(around(inside, open, holds.then(|| target.clone()), left_out, &proc)))
 }
 
 fn named(proc: &Proc, target: &Target, who: &OsStr) -> Result<Somebody> {
@@ -106,8 +121,39 @@ fn named(proc: &Proc, target: &Target, who: &OsStr) -> Result<Somebody> {
     user::named(proc, target, who)
 }
 
+/// Whether the program gets a terminal of its own, and if so, whether in place of
+/// all three standard descriptors or only of those that are a terminal. Who is
+/// found by the name of a container has not been asked whether he is trusted.
+fn own_terminal(args: &Args, stream: bool, is_container: bool) -> Result<Option<bool>> {
+    if !args.flag("pty") {
+        return Ok((is_container && pty::has_terminal()).then_some(false));
+    }
+    if stream || args.value("stdin").is_some() {
+        return Err(CLI.usage("--pty takes standard input, which `-` and --stdin use for something else"));
+    }
+    Ok(Some(true))
+}
+
+/// The step that opens it, where the program can find it by name, and for him
+/// who the program will be, by his ids outside.
+fn open_terminal(proc: &Proc, target: &Target, kinds: &[Kind], uid: Option<u32>) -> Result<terminal::Effect> {
+    let root = if kinds.contains(&Kind::Mnt) { Some(Rc::new(target::root(proc, target)?)) } else { None };
+    let outside = |kind, id| Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok()?.outside(id);
+    let owner = match uid {
+        Some(uid) if kinds.contains(&Kind::User) => outside(IdKind::Uid, uid).zip(outside(IdKind::Gid, 0)),
+        Some(_) | None => None,
+    };
+    Ok(terminal::Effect::Open(root, owner))
+}
+
 /// What this process does, around what the child does inside.
-fn around(inside: Plan, holder: Option<Rc<Target>>, left_out: Vec<Failure>, proc: &Rc<Proc>) -> Plan {
+fn around(
+    inside: Plan,
+    terminal: Option<(bool, terminal::Effect)>,
+    holder: Option<Rc<Target>>,
+    left_out: Vec<Failure>,
+    proc: &Rc<Proc>,
+) -> Plan {
     let mut plan = Plan::default();
     let partial = !left_out.is_empty();
     for failure in left_out {
@@ -115,6 +161,10 @@ fn around(inside: Plan, holder: Option<Rc<Target>>, left_out: Vec<Failure>, proc
     }
     if let Some(holder) = &holder {
         plan.push(ns::Effect::Attach(holder.clone()));
+    }
+    let all = terminal.as_ref().map(|(all, _)| *all);
+    if let Some((_, open)) = terminal {
+        plan.push(open);
     }
     plan.push(clone(
         Vec::new(),
@@ -125,7 +175,10 @@ fn around(inside: Plan, holder: Option<Rc<Target>>, left_out: Vec<Failure>, proc
     if let Some(holder) = &holder {
         plan.push(ns::Effect::Entrust(holder.clone()));
     }
-    plan.push(end::Effect::Tend(holder, false));
+    match all {
+        Some(all) => plan.push(terminal::Effect::Proxy(holder, all)),
+        None => plan.push(end::Effect::Tend(holder, false)),
+    }
     if partial {
         plan.push(like::Effect::Partial);
     }
@@ -305,8 +358,8 @@ fn enter_file(file: &Operand, program: Vec<OsString>, args: &Args, proc: &Rc<Pro
         .ok_or_else(|| Failure::refused("an unknown kind of namespace"))?;
     let mut inside = Plan::default();
     inside.push(own::Effect::Undumpable);
-    if args.flag("user-parent") || args.value("as").is_some() {
-        return Err(CLI.usage("--user-parent and --as need a process for a target"));
+    if args.flag("user-parent") || args.flag("pty") || args.value("as").is_some() {
+        return Err(CLI.usage("--user-parent, --as and --pty need a process for a target"));
     }
     let fd = Rc::new(fd);
     inside.push(ns::Effect::JoinFile(fd.clone(), kind, file.to_string()));

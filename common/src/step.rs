@@ -15,6 +15,7 @@ pub mod newuidmap;
 pub mod ns;
 pub mod own;
 pub mod program;
+pub mod terminal;
 pub mod tree;
 
 use std::fmt;
