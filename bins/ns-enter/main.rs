@@ -42,7 +42,7 @@ const CLI: Cli = Cli {
         Opt { short: "C", long: "cgroup", value: "", help: "enter its cgroup namespace" },
         Opt { short: "T", long: "time", value: "", help: "enter its time namespace" },
         Opt { short: "a", long: "all", value: "", help: "enter all that differ from ours (the default)" },
-        Opt { short: "", long: "target", value: "TARGET", help: "the same as the operand" },
+        Opt { short: "t", long: "target", value: "TARGET", help: "the same as the operand" },
         Opt { short: "", long: "user-parent", value: "", help: "enter the parent of its user namespace instead" },
         Opt { short: "", long: "try", value: "", help: "leave out what cannot be entered" },
         Opt { short: "", long: "as", value: "USER", help: "become this user of the target's" },
