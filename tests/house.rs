@@ -44,7 +44,6 @@ const MODULES: &[(&str, &[&str])] = &[
     ("step/mount", &["step", "step/tree", "fail", "ns", "path", "proc", "sys", "word"]),
     ("step/inside", &["step", "step/mount", "step/tree", "fail", "ns", "sys", "word"]),
     ("step/own", &["step", "fail", "id", "mind", "sys", "word"]),
-    ("step/like", &["step", "fail", "id", "proc", "sys", "word"]),
     ("step/terminal", &["step", "fail", "holder", "mind", "proc", "pty", "target"]),
     ("step/file", &["step", "etc", "fail", "word"]),
     ("step/end", &["step", "fail", "holder", "lease", "mind", "proc", "record", "sys", "target", "word"]),

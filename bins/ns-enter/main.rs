@@ -21,7 +21,7 @@ use common::plan::{Plan, clone};
 use common::preset::Me;
 use common::proc::Proc;
 use common::pty;
-use common::step::{Step, end, like, ns, own, terminal};
+use common::step::{Step, end, ns, own, program, terminal};
 use common::target::{self, Operand, Target};
 use common::tool::{Outcome, run};
 use common::user::shell;
@@ -180,9 +180,18 @@ fn around(
         None => plan.push(end::Effect::Tend(holder, false)),
     }
     if partial {
-        plan.push(like::Effect::Partial);
+        plan.push(partial_step());
     }
     plan
+}
+
+/// Success that is not whole is 3.
+fn partial_step() -> Step {
+    let why = "something was left out";
+    Step::new("leave with status 3 in place of 0".into(), String::new(), why, |hands| {
+        hands.status = if hands.status == 0 { 3 } else { hands.status };
+        Ok(())
+    })
 }
 
 /// With --try, those kinds that can be entered, and why each of the others
@@ -253,18 +262,19 @@ fn into_pid(ns: Rc<OwnedFd>) -> Step {
 fn turn_into(somebody: &Somebody, proc: &Proc, target: &Target, kinds: &[Kind], inside: &mut Plan) -> Option<u32> {
     let who = if kinds.contains(&Kind::User) { target.who() } else { "self".to_owned() };
     let (uid, gid) = (somebody.user.uid, somebody.user.gid);
-    let groups = if proc.setgroups(&who) == Some(false) {
+    if proc.setgroups(&who) == Some(false) {
         let text = "setgroups is denied in that user namespace: the program keeps the caller's groups";
         inside.push(end::Effect::Note(format!("{}: {text}\n", CLI.name)));
-        None
     } else {
-        Some(somebody.groups.clone())
-    };
-    inside.push(like::Effect::Ids { uid, gid, groups });
-    let name = || OsString::from(&somebody.user.name);
-    let variables = [("HOME", somebody.home.clone()), ("USER", name()), ("LOGNAME", name())];
-    let shell = ("SHELL", OsString::from(&somebody.user.shell));
-    inside.push(like::Effect::Environment(variables.into_iter().chain([shell]).collect()));
+        inside.push(program::Effect::Groups(somebody.groups.clone()));
+    }
+    inside.push(program::Effect::Gid(gid));
+    inside.push(program::Effect::Uid(uid, false));
+    let name = &somebody.user.name;
+    for (variable, value) in [("USER", name), ("LOGNAME", name), ("SHELL", &somebody.user.shell)] {
+        inside.push(program::Effect::Variable(variable.into(), value.into()));
+    }
+    inside.push(program::Effect::Variable("HOME".into(), somebody.home.clone()));
     Some(uid)
 }
 

@@ -8,7 +8,6 @@
 pub mod end;
 pub mod file;
 pub mod inside;
-pub mod like;
 pub mod map;
 pub mod mount;
 pub mod newuidmap;

@@ -93,15 +93,6 @@ fn set_disposition(number: c_int, to: libc::sighandler_t) {
     unsafe { libc::signal(number, to) };
 }
 
-/// Sets a variable of the environment, for the program to be executed.
-pub fn set_variable(name: &str, value: &std::ffi::OsStr) {
-    #[allow(clippy::disallowed_methods)] // nothing of ours depends on it
-    // SAFETY: nskit has no threads, so nobody reads the environment meanwhile.
-    unsafe {
-        std::env::set_var(name, value)
-    };
-}
-
 /// Whether the kernel started this program with more privilege than its
 /// caller has (AT_SECURE of getauxval(3): file capabilities, a set-id bit).
 pub fn is_secure() -> bool {
