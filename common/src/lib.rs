@@ -27,6 +27,7 @@
 //! * [`plan`]    a list of steps: printed, performed, tried
 //! * [`idmap`]   a tree with its owners shifted
 //! * [`mind`]    the only poll loop
+//! * [`pty`]     a terminal between the program and ours
 //! * [`holder`]  who keeps namespaces that nobody lives in yet
 //! * [`tool`]    what every tool does around its own decision
 //! * [`sys`]     the calls that nix lacks; all unsafe code
@@ -51,6 +52,7 @@ pub mod path;
 pub mod plan;
 pub mod preset;
 pub mod proc;
+pub mod pty;
 pub mod record;
 pub mod scan;
 pub mod step;

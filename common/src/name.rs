@@ -1,14 +1,18 @@
-//! Targets by name: holders that were started with `ns-new --name`.
+//! Targets by name: holders that were started with `ns-new --name`, and what
+//! container runtimes note down about theirs.
 //!
 //! There is no registry. A holder is found where it is, among the processes:
 //! by what it runs, by leading a session, by its door; its name is on its
 //! command line.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{Mode, SFlag, fstat};
 
 use crate::fail::{Failure, Result};
 use crate::holder::is_holder;
-use crate::proc::Proc;
+use crate::proc::{Proc, read_all};
 use crate::record::Address;
 use crate::target::{Operand, Target};
 
@@ -65,4 +69,73 @@ pub fn find(proc: &Proc, name: &str) -> Result<Address> {
             Err(Failure::refused(format!("several holders are called {name}: {both}")))
         }
     }
+}
+
+// ---- what others have noted down ----
+
+/// No runtime's file is longer, and no directory of theirs has more entries.
+const MOST_BYTES: usize = 4 << 20;
+const MOST_ENTRIES: usize = 10_000;
+
+/// A file in which a program has noted something down.
+pub struct Note {
+    /// What it says.
+    pub bytes: Vec<u8>,
+    /// Whose it is: the caller's or root's.
+    pub uid: u32,
+    /// When it was written, in seconds since 1970.
+    pub written: i64,
+}
+
+/// Whether what is open here could be written by nobody but root and the
+/// caller: then it is to be believed.
+fn is_believed(fd: &OwnedFd, kind: SFlag) -> Option<(u32, i64)> {
+    let stat = fstat(fd).ok()?;
+    let (own, group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let is_kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == kind;
+    let others = if [0, group].contains(&stat.st_gid) { 0o002 } else { 0o022 };
+    (is_kind && [0, own].contains(&stat.st_uid) && stat.st_mode & others == 0).then_some((stat.st_uid, stat.st_mtime))
+}
+
+/// Opens directory `base`, which is believed, and `below` it step by step: no
+/// link is followed, and each step is somebody's who is believed.
+fn directory(base: &str, below: &[&str]) -> Option<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut at = open(base, flags, Mode::empty()).ok()?;
+    is_believed(&at, SFlag::S_IFDIR)?;
+    for step in below {
+        at = openat(&at, *step, flags | OFlag::O_NOFOLLOW, Mode::empty()).ok()?;
+        is_believed(&at, SFlag::S_IFDIR)?;
+    }
+    Some(at)
+}
+
+/// The entries of a directory of notes whose names can be names of targets;
+/// none if it is not to be believed.
+pub fn noted_in(base: &str, below: &[&str]) -> Vec<String> {
+    let Some(dir) = directory(base, below).and_then(|fd| nix::dir::Dir::from_fd(fd).ok()) else { return Vec::new() };
+    let name = |entry: nix::Result<nix::dir::Entry>| {
+        let name = entry.ok()?.file_name().to_str().ok()?.to_owned();
+        let plain = name.len() <= 255 && !name.starts_with('.') && !name.chars().any(|c| c.is_control());
+        plain.then_some(name)
+    };
+    dir.into_iter().take(MOST_ENTRIES).filter_map(name).collect()
+}
+
+/// The note `file` in directory `below` of `base`.
+pub fn note(base: &str, below: &[&str], file: &str) -> Option<Note> {
+    let dir = directory(base, below)?;
+    // A fifo in its place would keep us waiting.
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let fd = openat(&dir, file, flags, Mode::empty()).ok()?;
+    let (uid, written) = is_believed(&fd, SFlag::S_IFREG)?;
+    Some(Note { bytes: read_all(fd, MOST_BYTES).ok()?, uid, written })
+}
+
+/// Whether directory `path` is there and in a directory of somebody's who is
+/// believed: only he can have made it.
+pub fn is_made_by_believed(path: &str) -> bool {
+    let Some((above, last)) = path.trim_end_matches('/').rsplit_once('/') else { return false };
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    directory(above, &[]).is_some_and(|dir| openat(&dir, last, flags, Mode::empty()).is_ok())
 }

@@ -238,6 +238,22 @@ impl Proc {
         stat.rsplit(')').next()?.split_whitespace().nth(3)?.parse().ok()
     }
 
+    /// When `who` began, in clock ticks since boot (proc_pid_stat(5)): of all
+    /// processes that ever had its number only one began then.
+    pub fn started(&self, who: &str) -> Option<u64> {
+        let stat = self.text(&format!("{who}/stat"))?;
+        number(stat.rsplit(')').next()?.split_whitespace().nth(19)?.as_bytes())
+    }
+
+    /// When `who` began, in seconds since 1970.
+    pub fn began(&self, who: &str) -> Option<i64> {
+        // The kernel counts 100 ticks a second towards user space (USER_HZ).
+        let since_boot = i64::try_from(self.started(who)? / 100).ok()?;
+        let stat = self.text("stat")?;
+        let boot: i64 = stat.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()?;
+        boot.checked_add(since_boot)
+    }
+
     /// The number in this proc of the process behind a pidfd of ours.
     pub fn number_of(&self, pidfd: BorrowedFd<'_>) -> Option<i32> {
         let info = self.text(&format!("self/fdinfo/{}", pidfd.as_raw_fd()))?;

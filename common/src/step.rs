@@ -15,6 +15,7 @@ pub mod ns;
 pub mod own;
 pub mod pin;
 pub mod program;
+pub mod terminal;
 pub mod tree;
 
 use std::fmt;

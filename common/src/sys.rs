@@ -312,6 +312,15 @@ pub fn pidfd_open(pid: i32) -> Result<OwnedFd> {
     descriptor(unsafe { libc::syscall(PIDFD_OPEN, pid, 0) })
 }
 
+/// The same for a thread by its own number (PIDFD_THREAD, Linux 6.9).
+///
+/// # Errors
+/// ESRCH: there is none; EINVAL: an older kernel.
+pub fn pidfd_open_thread(tid: i32) -> Result<OwnedFd> {
+    // SAFETY: no memory is passed. PIDFD_THREAD is O_EXCL.
+    descriptor(unsafe { libc::syscall(PIDFD_OPEN, tid, libc::O_EXCL) })
+}
+
 /// Sends signal `number` through a pidfd (0 only asks whether it lives).
 ///
 /// # Errors
@@ -410,6 +419,50 @@ pub fn pidfd_by_inode(inode: u64) -> Result<OwnedFd> {
     descriptor(c_long::from(unsafe { libc::open_by_handle_at(FD_PIDFS_ROOT, at, libc::O_CLOEXEC) }))
 }
 
+// ---- pseudo-terminals: ioctl_tty(2) ----
+
+/// Lets the other side of a pseudo-terminal be opened.
+///
+/// # Errors
+/// ENOTTY: `master` is no such thing.
+pub fn unlock_terminal(master: BorrowedFd<'_>) -> Result<()> {
+    let unlocked: c_int = 0;
+    // SAFETY: TIOCSPTLCK reads one int.
+    answer(c_long::from(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, from_ref(&unlocked)) }))
+        .map(drop)
+}
+
+/// The other side of a pseudo-terminal, by no path (TIOCGPTPEER, Linux 4.13).
+///
+/// # Errors
+/// EIO: it is locked.
+pub fn peer_terminal(master: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the argument is a number.
+    descriptor(c_long::from(unsafe { libc::ioctl(master.as_raw_fd(), 0x5441 as _, flags) }))
+}
+
+/// Makes a terminal the controlling one of the session that this process leads.
+///
+/// # Errors
+/// EPERM: it is another session's, or this process leads none.
+pub fn control_terminal(terminal: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: the argument is a number.
+    answer(c_long::from(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, 0) })).map(drop)
+}
+
+/// Gives one terminal the size of another, which tells those who use it.
+///
+/// # Errors
+/// ENOTTY: one is none.
+pub fn copy_window_size(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ stores one struct winsize.
+    answer(c_long::from(unsafe { libc::ioctl(from.as_raw_fd(), libc::TIOCGWINSZ as _, from_mut(&mut size)) }))?;
+    // SAFETY: TIOCSWINSZ reads one struct winsize.
+    answer(c_long::from(unsafe { libc::ioctl(to.as_raw_fd(), libc::TIOCSWINSZ as _, from_ref(&size)) })).map(drop)
+}
+
 // ---- namespaces: ioctl_nsfs(2), and PIDFD_GET_*_NAMESPACE ----
 
 fn ioctl(fd: BorrowedFd<'_>, request: u64) -> Result<c_long> {
@@ -435,6 +488,18 @@ pub fn ns_owner(ns: BorrowedFd<'_>) -> Result<OwnedFd> {
 /// ENOTTY: it is no namespace file.
 pub fn ns_kind(ns: BorrowedFd<'_>) -> Result<u64> {
     Ok(u64::try_from(ioctl(ns, 0xb703)?).unwrap_or(0))
+}
+
+/// The number here of process 1 of a pid namespace (NS_GET_PID_FROM_PIDNS of
+/// ioctl_nsfs(2), Linux 6.11).
+///
+/// # Errors
+/// ESRCH: there is none (any more); ENOTTY: an older kernel.
+pub fn first_process(ns: BorrowedFd<'_>) -> Result<i32> {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+    // SAFETY: the argument is a number.
+    let n = unsafe { libc::ioctl(ns.as_raw_fd(), 0x8004_b706_u32 as _, 1) };
+    answer(c_long::from(n)).map(|n| i32::try_from(n).unwrap_or(0))
 }
 
 /// The uid that owns a user namespace, as the caller sees it.

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use nix::fcntl::{OFlag, open, readlinkat};
@@ -22,6 +22,9 @@ use crate::proc::{PROC_SUPER_MAGIC, Proc, read_all, status_in};
 use crate::record::{Address, MAX_STREAM, Record, Stream};
 use crate::sys;
 use crate::word::quote;
+
+/// Where ip-netns(8) keeps network namespaces by name.
+const NETNS: &str = "/run/netns";
 
 /// What a TARGET operand says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,10 +59,16 @@ impl Operand {
         if let Some(name) = bytes.strip_prefix(b"name:") {
             return Operand::named(name).ok_or_else(|| bad("not a name"));
         }
+        if let Some(name) = bytes.strip_prefix(b"netns:") {
+            let Some(Operand::Name(name)) = Operand::named(name) else { return Err(bad("not a name")) };
+            let plain = !name.contains('/') && !name.starts_with('.');
+            return if plain { Ok(Operand::File(Path::new(NETNS).join(name))) } else { Err(bad("not a name")) };
+        }
         if bytes.contains(&b'/') {
             return Ok(Operand::File(word.into()));
         }
-        if bytes.first().is_some_and(u8::is_ascii_digit) {
+        // The ids of containers may begin with digits, and go on with letters.
+        if bytes.iter().all(|b| b.is_ascii_digit() || *b == b':') && bytes.first().is_some_and(u8::is_ascii_digit) {
             return Ok(Operand::Process(Address::parse(bytes).ok_or_else(|| bad("not PID or PID:INODE"))?));
         }
         Operand::named(bytes).ok_or_else(|| bad("not a target"))
@@ -115,9 +124,9 @@ impl Target {
                 Ok(fd) => fd,
                 Err(Errno::ESTALE) => return Err(said(Errno::ESRCH).because(another(proc, at))),
                 // Older than Linux 6.14: by number, then compared.
-                Err(_) => sys::pidfd_open(at.pid).map_err(|e| said(e).because(another(proc, at)))?,
+                Err(_) => by_number(at.pid).map_err(|e| said(e).because(another(proc, at)))?,
             },
-            None => sys::pidfd_open(at.pid).map_err(|e| said(e).because(another(proc, at)))?,
+            None => by_number(at.pid).map_err(|e| said(e).because(another(proc, at)))?,
         };
         let inode = pidfs_inode(fd.as_fd());
         if at.inode.is_some() && inode != at.inode {
@@ -183,6 +192,13 @@ impl Target {
         let gone = gone || status_in(&self.dir).is_some_and(|s| s.state == 'Z');
         gone.then(|| Because::new(format!("process {} has ended", self.pid)))
     }
+}
+
+/// A descriptor for a process or, where the number is that of a thread which is
+/// not the first (EINVAL before Linux 6.16, then ENOENT), for the thread.
+fn by_number(pid: i32) -> std::result::Result<OwnedFd, Errno> {
+    let is_thread = |e| e == Errno::EINVAL || e == Errno::ENOENT;
+    sys::pidfd_open(pid).or_else(|e| if is_thread(e) { sys::pidfd_open_thread(pid).map_err(|_| e) } else { Err(e) })
 }
 
 /// Whether the process behind a pidfd, or a directory of /proc, is there.
@@ -446,6 +462,54 @@ fn file_of(proc: &Proc, target: &Target, name: &str, flags: OFlag) -> Result<Own
 /// EACCES: it is another user's, or not dumpable; ENOENT: it is gone.
 pub fn root(proc: &Proc, target: &Target) -> Result<OwnedFd> {
     file_of(proc, target, "root", OFlag::O_PATH | OFlag::O_DIRECTORY)
+}
+
+/// No file that is read in the root of a target is longer.
+const MOST_BYTES: usize = 4 << 20;
+
+/// The file `path` in the root of a target: no link leads out of it.
+///
+/// # Errors
+/// Those of open(2) and read(2); EINVAL: it is no regular file.
+pub fn file_in(root: &OwnedFd, path: &str) -> std::result::Result<Vec<u8>, Errno> {
+    let path = std::ffi::CString::new(path).map_err(|_| Errno::EINVAL)?;
+    // A fifo in its place would keep us waiting; a device might do anything.
+    let kind = fstat(sys::open_in_root(root.as_fd(), &path, libc::O_PATH, 0)?)?.st_mode & libc::S_IFMT;
+    if kind != libc::S_IFREG {
+        return Err(Errno::EINVAL);
+    }
+    read_all(sys::open_in_root(root.as_fd(), &path, libc::O_RDONLY | libc::O_NONBLOCK, 0)?, MOST_BYTES)
+}
+
+/// Whether the root of a target has a file of this path.
+pub fn is_in(root: &OwnedFd, path: &str) -> bool {
+    let path = std::ffi::CString::new(path).unwrap_or_default();
+    path.to_bytes().starts_with(b"/") && sys::open_in_root(root.as_fd(), &path, libc::O_PATH, 0).is_ok()
+}
+
+/// Why nothing can be born in a pid namespace (ENOMEM): its first process has
+/// ended (pid_namespaces(7)).
+pub fn is_dead(ns: BorrowedFd<'_>) -> Option<Because> {
+    (sys::first_process(ns) == Err(Errno::ESRCH))
+        .then(|| Because::new("the first process of the pid namespace has ended: no other can begin there"))
+}
+
+/// The parent of a target's user namespace.
+///
+/// # Errors
+/// As `root`; EPERM: it is outside of ours.
+pub fn user_parent(proc: &Proc, target: &Target) -> Result<OwnedFd> {
+    let ns = user_namespace(proc, target)?;
+    sys::ns_owner(ns.as_fd()).map_err(|e| {
+        let because = Because::new("the parent of its user namespace is a user namespace outside of ours");
+        Failure::os(format!("open the parent of the user namespace of {}", target.pid), e)
+            .because((e == Errno::EPERM).then_some(because))
+    })
+}
+
+/// Whether an open namespace is the one of `kind` that we are in.
+pub fn is_ours(proc: &Proc, ns: &OwnedFd, kind: ns::Kind) -> bool {
+    fstat(ns).ok().map(|s| s.st_ino) == proc.ns_id("self", kind)
 }
 
 /// The user namespace of a target.

@@ -46,6 +46,23 @@ pub fn ids_in(text: &[u8]) -> impl Iterator<Item = (&[u8], u32)> {
     })
 }
 
+/// The home directory of `name` in the text of a passwd file.
+pub fn home_in(text: &[u8], name: &str) -> Option<String> {
+    let line = text.split(|b| *b == b'\n').find(|line| parse(line).is_some_and(|user| user.name == name))?;
+    let home = String::from_utf8_lossy(line.split(|b| *b == b':').nth(5)?).into_owned();
+    (!home.is_empty()).then_some(home)
+}
+
+/// The groups that have `name` for a member, in the text of a group file.
+pub fn groups_in<'a>(text: &'a [u8], name: &'a str) -> impl Iterator<Item = u32> + 'a {
+    text.split(|b| *b == b'\n').filter_map(move |line| {
+        let mut fields = line.split(|b| *b == b':').skip(2);
+        let (gid, members) = (fields.next()?, fields.next()?);
+        let is_member = members.split(|b| *b == b',').any(|member| member == name.as_bytes());
+        u32::try_from(number(gid)?).ok().filter(|_| is_member)
+    })
+}
+
 fn parse(line: &[u8]) -> Option<User> {
     let fields: Vec<&[u8]> = line.split(|b| *b == b':').collect();
     let [name, _, uid, gid, _, _, shell] = fields.as_slice() else { return None };
@@ -95,5 +112,9 @@ mod tests {
         let alice = in_passwd(text, |u| u.uid == 1501).unwrap();
         assert_eq!((alice.name.as_str(), alice.gid, alice.shell.as_str()), ("alice", 1502, "/bin/bash"));
         assert!(in_passwd(text, |u| u.name == "bad").is_none());
+        assert_eq!(home_in(text, "alice").as_deref(), Some("/"));
+        assert_eq!(home_in(text, "bad"), None);
+        let groups = b"a:x:1:alice\nb:x:2:bob,alice\nc:x:3:alices\nd:x:4294967296:alice\ne:x:5\nalice:x:6:\n";
+        assert_eq!(groups_in(groups, "alice").collect::<Vec<_>>(), [1, 2]);
     }
 }

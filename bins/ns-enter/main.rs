@@ -1,0 +1,384 @@
+//! ns-enter - run a program in a target's namespaces
+//!
+//! This process stays outside and minds the program: a child crosses in one
+//! setns(2) call and becomes it. Nothing of outside goes along but what is
+//! named.
+
+mod container;
+mod notes;
+mod user;
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use common::cli::{Args, Cli, Operands, Opt};
+use common::fail::{Errno, Failure, Result};
+use common::id::{Kind as IdKind, Map};
+use common::ns::Kind;
+use common::plan::{Plan, clone};
+use common::preset::Me;
+use common::proc::Proc;
+use common::pty;
+use common::step::{Step, end, ns, own, program, terminal};
+use common::target::{self, Operand, Target};
+use common::tool::{Outcome, run};
+use common::user::shell;
+
+use user::Somebody;
+
+const CLI: Cli = Cli {
+    name: "ns-enter",
+    purpose: "run a program in a target's namespaces",
+    usage: &["[KINDS] [OPTION...] TARGET [PROGRAM [ARGUMENT...]]", "[KINDS] [OPTION...] - [PROGRAM [ARGUMENT...]]"],
+    options: &[
+        Opt { short: "U", long: "user", value: "", help: "enter its user namespace" },
+        Opt { short: "m", long: "mount", value: "", help: "enter its mount namespace" },
+        Opt { short: "p", long: "pid", value: "", help: "enter its pid namespace" },
+        Opt { short: "n", long: "net", value: "", help: "enter its network namespace" },
+        Opt { short: "i", long: "ipc", value: "", help: "enter its ipc namespace" },
+        Opt { short: "u", long: "uts", value: "", help: "enter its uts namespace" },
+        Opt { short: "C", long: "cgroup", value: "", help: "enter its cgroup namespace" },
+        Opt { short: "T", long: "time", value: "", help: "enter its time namespace" },
+        Opt { short: "a", long: "all", value: "", help: "enter all that differ from ours (the default)" },
+        Opt { short: "t", long: "target", value: "TARGET", help: "the same as the operand" },
+        Opt { short: "", long: "user-parent", value: "", help: "enter the parent of its user namespace instead" },
+        Opt { short: "", long: "try", value: "", help: "leave out what cannot be entered" },
+        Opt { short: "", long: "as", value: "USER", help: "become this user of the target's" },
+        Opt { short: "", long: "pty", value: "", help: "give the program a terminal of its own" },
+        Opt { short: "", long: "stdin", value: "N", help: "descriptor N is the program's standard input" },
+        Opt { short: "", long: "keep-fd", value: "N", help: "hand descriptor N on to the program" },
+    ],
+    operands: Operands::Program(1, "target"),
+    runs: true,
+    stage: false,
+};
+
+fn main() -> ExitCode {
+    run(&CLI, decide)
+}
+
+fn decide(args: &Args) -> Result<Outcome> {
+    let proc = Rc::new(Proc::open()?);
+    let word =
+        args.value("target").or_else(|| args.operands.first().cloned()).ok_or_else(|| CLI.usage("which target?"))?;
+    let program = |default| if args.program.is_empty() { vec![default] } else { args.program.clone() };
+    let mut is_container = false;
+    let (target, holds) = match Operand::parse(&word)? {
+        Operand::Process(address) => (Rc::new(Target::open(&proc, address)?), false),
+        Operand::Stream => match from_stream()? {
+            (Some(address), holds) => (Rc::new(Target::open(&proc, address)?), holds),
+            (None, _) => return Ok(Outcome::Plan(Plan { dry: true, ..enter_promised(program(shell())) })),
+        },
+        file @ (Operand::File(_) | Operand::Descriptor(_)) => {
+            return enter_file(&file, program(shell()), args, &proc);
+        }
+        Operand::Name(name) => {
+            let found = container::find(&proc, &name)?;
+            is_container = found.1;
+            (found.0, false)
+        }
+    };
+    let terminal = own_terminal(args, word == "-", is_container)?;
+    let somebody = args.value("as").map(|who| named(&proc, &target, &who)).transpose()?;
+    let (kinds, left_out) = possible(wanted(args, &proc, &target)?, args, &proc, &target);
+    let home = target::same_root(&proc, &target);
+    let mut inside = Plan::default();
+    if holds {
+        inside.push(ns::Effect::Entrust(target.clone()));
+    }
+    stdin(args, word == "-", &mut inside)?;
+    inside.push(own::Effect::Undumpable);
+    join(args, &proc, &target, &kinds, &mut inside)?;
+    if kinds.contains(&Kind::Mnt) && home {
+        let (path, inode) = target::working_directory()?;
+        inside.push(own::Effect::Chdir(path, Some(inode)));
+    }
+    let uid = match &somebody {
+        Some(somebody) => turn_into(somebody, &proc, &target, &kinds, &mut inside),
+        None if kinds.contains(&Kind::User) => credentials(&proc, &target, &mut inside),
+        None => Some(proc.own().uid[1]),
+    };
+    if args.flag("user-parent") && somebody.is_none() {
+        inside.push(own::Effect::RaiseAmbient);
+    }
+    let shell = match somebody {
+        Some(_) => user::shell_of(&proc, &target, uid.unwrap_or(0)),
+        None if home => shell(),
+        None => user::shell_of(&proc, &target, uid.unwrap_or(0)),
+    };
+    let open = match terminal {
+        Some(all) => {
+            inside.push(terminal::Effect::Take(all));
+            Some((all, open_terminal(&proc, &target, &kinds, uid)?))
+        }
+        None => None,
+    };
+    finish(args, program(shell), &mut inside)?;
+    Ok(Outcome::Plan(around(inside, open, holds.then(|| target.clone()), left_out, &proc)))
+}
+
+fn named(proc: &Proc, target: &Target, who: &OsStr) -> Result<Somebody> {
+    let who = who.to_str().ok_or_else(|| Failure::usage("--as: this is no name"))?;
+    user::named(proc, target, who)
+}
+
+/// Whether the program gets a terminal of its own, and if so, whether in place of
+/// all three standard descriptors or only of those that are a terminal. Who is
+/// found by the name of a container has not been asked whether he is trusted.
+fn own_terminal(args: &Args, stream: bool, is_container: bool) -> Result<Option<bool>> {
+    if !args.flag("pty") {
+        return Ok((is_container && pty::has_terminal()).then_some(false));
+    }
+    if stream || args.value("stdin").is_some() {
+        return Err(CLI.usage("--pty takes standard input, which `-` and --stdin use for something else"));
+    }
+    Ok(Some(true))
+}
+
+/// The step that opens it, where the program can find it by name, and for him
+/// who the program will be, by his ids outside.
+fn open_terminal(proc: &Proc, target: &Target, kinds: &[Kind], uid: Option<u32>) -> Result<terminal::Effect> {
+    let root = if kinds.contains(&Kind::Mnt) { Some(Rc::new(target::root(proc, target)?)) } else { None };
+    let outside = |kind, id| Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok()?.outside(id);
+    let owner = match uid {
+        Some(uid) if kinds.contains(&Kind::User) => outside(IdKind::Uid, uid).zip(outside(IdKind::Gid, 0)),
+        Some(_) | None => None,
+    };
+    Ok(terminal::Effect::Open(root, owner))
+}
+
+/// What this process does, around what the child does inside.
+fn around(
+    inside: Plan,
+    terminal: Option<(bool, terminal::Effect)>,
+    holder: Option<Rc<Target>>,
+    left_out: Vec<Failure>,
+    proc: &Rc<Proc>,
+) -> Plan {
+    let mut plan = Plan::default();
+    let partial = !left_out.is_empty();
+    for failure in left_out {
+        plan.push(end::Effect::Note(format!("{}: left out: {failure}\n", CLI.name)));
+    }
+    if let Some(holder) = &holder {
+        plan.push(ns::Effect::Attach(holder.clone()));
+    }
+    let all = terminal.as_ref().map(|(all, _)| *all);
+    if let Some((_, open)) = terminal {
+        plan.push(open);
+    }
+    plan.push(clone(
+        Vec::new(),
+        "this process stays outside: it can see why a step was refused, and keeps the pipe",
+        inside,
+        proc,
+    ));
+    match all {
+        Some(all) => plan.push(terminal::Effect::Proxy(holder, all)),
+        None => plan.push(end::Effect::Tend(holder, false)),
+    }
+    if partial {
+        plan.push(partial_step());
+    }
+    plan
+}
+
+/// Success that is not whole is 3.
+fn partial_step() -> Step {
+    let why = "something was left out";
+    Step::new("leave with status 3 in place of 0".into(), String::new(), why, |hands| {
+        hands.status = if hands.status == 0 { 3 } else { hands.status };
+        Ok(())
+    })
+}
+
+/// With --try, those kinds that can be entered, and why each of the others
+/// cannot: found by a throw-away child for each.
+fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>) -> (Vec<Kind>, Vec<Failure>) {
+    if !args.flag("try") {
+        return (kinds, Vec::new());
+    }
+    let refused = |kinds: &[Kind]| {
+        let mut inside = Plan::default();
+        if let Err(failure) = join(args, proc, target, kinds, &mut inside) {
+            return Some(failure);
+        }
+        let mut plan = Plan::default();
+        plan.push(clone(Vec::new(), "", inside, proc));
+        plan.probe(proc)
+    };
+    let (mut possible, mut left_out) = (Vec::new(), Vec::new());
+    // The user namespace comes first: the others may need it.
+    let mut user = Vec::new();
+    for kind in kinds {
+        let with: Vec<Kind> = user.iter().copied().chain([kind]).collect();
+        match refused(&with) {
+            Some(failure) => left_out.push(failure),
+            None => {
+                possible.push(kind);
+                user.extend((kind == Kind::User).then_some(kind));
+            }
+        }
+    }
+    (possible, left_out)
+}
+
+/// The steps that enter `kinds`.
+fn join(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, kinds: &[Kind], inside: &mut Plan) -> Result<()> {
+    if args.flag("user-parent") {
+        let parent = target::user_parent(proc, target)?;
+        if !target::is_ours(proc, &parent, Kind::User) {
+            let name = format!("{} parent of user", target.address);
+            inside.push(ns::Effect::JoinFile(Rc::new(parent), Kind::User, name));
+        }
+    }
+    // A holder is not in its pid namespace itself: then that is entered by file.
+    let apart = if kinds.contains(&Kind::Pid) { target::pid_namespace_apart(target)? } else { None };
+    let at_once: Vec<Kind> = kinds.iter().copied().filter(|k| *k != Kind::Pid || apart.is_none()).collect();
+    if !at_once.is_empty() {
+        inside.push(ns::Effect::Join(target.clone(), at_once));
+    }
+    if let Some(file) = apart {
+        let file = Rc::new(file);
+        let name = format!("{} pid_for_children", target.address);
+        inside.push(ns::Effect::JoinFile(file.clone(), Kind::Pid, name));
+        inside.push(into_pid(file));
+    } else if kinds.contains(&Kind::Pid) {
+        inside.push(ns::Effect::IntoPid);
+    }
+    Ok(())
+}
+
+/// The fork into a pid namespace that has just been entered by its file, and
+/// may have outlived its first process.
+fn into_pid(ns: Rc<OwnedFd>) -> Step {
+    let is_dead = move |errno| target::is_dead(ns.as_fd()).filter(|_| errno == Errno::ENOMEM);
+    Step::from(ns::Effect::IntoPid).or_because(move |errno, _| is_dead(errno))
+}
+
+/// The steps by which the program becomes somebody of the target's.
+fn turn_into(somebody: &Somebody, proc: &Proc, target: &Target, kinds: &[Kind], inside: &mut Plan) -> Option<u32> {
+    let who = if kinds.contains(&Kind::User) { target.who() } else { "self".to_owned() };
+    let (uid, gid) = (somebody.user.uid, somebody.user.gid);
+    if proc.setgroups(&who) == Some(false) {
+        let text = "setgroups is denied in that user namespace: the program keeps the caller's groups";
+        inside.push(end::Effect::Note(format!("{}: {text}\n", CLI.name)));
+    } else {
+        inside.push(program::Effect::Groups(somebody.groups.clone()));
+    }
+    inside.push(program::Effect::Gid(gid));
+    inside.push(program::Effect::Uid(uid, false));
+    let name = &somebody.user.name;
+    for (variable, value) in [("USER", name), ("LOGNAME", name), ("SHELL", &somebody.user.shell)] {
+        inside.push(program::Effect::Variable(variable.into(), value.into()));
+    }
+    inside.push(program::Effect::Variable("HOME".into(), somebody.home.clone()));
+    Some(uid)
+}
+
+/// The address in the stream, and whether it is a holder's.
+fn from_stream() -> Result<(Option<common::record::Address>, bool)> {
+    let stream = target::read_stream()?;
+    if stream.has_extents() {
+        return Err(Failure::refused(
+            "the stream has uid and gid records that nobody has used: uidmap-set is missing before this stage",
+        ));
+    }
+    stream.pid().ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage"))
+}
+
+/// What a dry pipeline shows: no process is there to be looked at.
+fn enter_promised(program: Vec<OsString>) -> Plan {
+    let mut plan = Plan::default();
+    plan.push(ns::promised());
+    plan.push(end::Effect::Exec(program));
+    plan
+}
+
+/// The kinds asked for, or all; of these, those that differ from ours. Our own
+/// user namespace would be refused (EINVAL), and one that we do not own and
+/// do not need would fail the whole call.
+fn wanted(args: &Args, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
+    let asked: Vec<Kind> = Kind::ALL.into_iter().filter(|k| args.flag(k.option())).collect();
+    let asked = if asked.is_empty() || args.flag("all") { Kind::ALL.to_vec() } else { asked };
+    let mut kinds = Vec::new();
+    for kind in asked {
+        if kind == Kind::User && args.flag("user-parent") {
+            continue;
+        }
+        let theirs = target::namespace_of(proc, target, kind)?;
+        if theirs.is_some() && theirs != proc.ns_id("self", kind) {
+            kinds.push(kind);
+        }
+    }
+    Ok(kinds)
+}
+
+/// Stay who we are if that id is mapped inside; else become 0, if that is.
+/// Any uid but 0 needs ambient capabilities for its first exec.
+/// Answers the uid inside.
+fn credentials(proc: &Proc, target: &Target, inside: &mut Plan) -> Option<u32> {
+    let me = Me::now(proc);
+    let map = |kind| Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok();
+    let id = |kind: IdKind| {
+        let map = map(kind)?;
+        let own = map.inside(*me.own.of(kind));
+        own.map(|id| (id, true)).or_else(|| map.outside(0).map(|_| (0, false)))
+    };
+    let mut uid_inside = None;
+    if let (Some((uid, keeps_uid)), Some((gid, keeps_gid))) = (id(IdKind::Uid), id(IdKind::Gid)) {
+        uid_inside = Some(uid);
+        if !(keeps_uid && keeps_gid) {
+            let groups = proc.setgroups(&target.who()).unwrap_or(false);
+            inside.push(own::Effect::Become { uid, gid, groups });
+        }
+    }
+    if uid_inside != Some(0) {
+        inside.push(own::Effect::RaiseAmbient);
+    }
+    uid_inside
+}
+
+/// With `-` standard input is the stream, which is not for the program.
+fn stdin(args: &Args, stream: bool, inside: &mut Plan) -> Result<()> {
+    match args.value("stdin") {
+        Some(word) => inside.push(own::Effect::Stdin(Some(target::descriptor(&word)?))),
+        None if stream => inside.push(own::Effect::Stdin(None)),
+        None => {}
+    }
+    Ok(())
+}
+
+fn finish(args: &Args, program: Vec<OsString>, inside: &mut Plan) -> Result<()> {
+    let kept: Result<_> = args.values("keep-fd").iter().map(|word| target::descriptor(word)).collect();
+    inside.push(own::Effect::Close(kept?));
+    inside.push(own::Effect::DieWithParent);
+    inside.push(end::Effect::Exec(program));
+    Ok(())
+}
+
+/// Enters the one namespace that a file stands for.
+fn enter_file(file: &Operand, program: Vec<OsString>, args: &Args, proc: &Rc<Proc>) -> Result<Outcome> {
+    let Some((fd, flag)) = target::namespace_file(file)? else { return Err(CLI.usage("which target?")) };
+    let kind = Kind::ALL
+        .into_iter()
+        .find(|k| k.flag() == flag)
+        .ok_or_else(|| Failure::refused("an unknown kind of namespace"))?;
+    let mut inside = Plan::default();
+    inside.push(own::Effect::Undumpable);
+    if args.flag("user-parent") || args.flag("pty") || args.value("as").is_some() {
+        return Err(CLI.usage("--user-parent, --as and --pty need a process for a target"));
+    }
+    let fd = Rc::new(fd);
+    inside.push(ns::Effect::JoinFile(fd.clone(), kind, file.to_string()));
+    if kind == Kind::Pid {
+        inside.push(into_pid(fd));
+    }
+    finish(args, program, &mut inside)?;
+    let mut plan = Plan::default();
+    plan.push(clone(Vec::new(), "this process stays outside: it can see why a step was refused", inside, proc));
+    plan.push(end::Effect::Tend(None, false));
+    Ok(Outcome::Plan(plan))
+}

@@ -1,0 +1,50 @@
+//! Who the program is to be inside, and which shell is his: by the target's own
+//! passwd and group files, looked up in its root and never out of it.
+
+use std::ffi::OsString;
+
+use common::fail::{Failure, Result};
+use common::id::number;
+use common::proc::Proc;
+use common::target::{self, Target};
+use common::user::{self, User};
+
+/// Somebody in the target.
+pub(crate) struct Somebody {
+    pub(crate) user: User,
+    pub(crate) home: OsString,
+    /// All groups that have him for a member.
+    pub(crate) groups: Vec<u32>,
+}
+
+/// Whom `word` names in the target: a login name, or a uid in digits.
+///
+/// # Errors
+/// There is no such user, or no passwd file.
+pub(crate) fn named(proc: &Proc, target: &Target, word: &str) -> Result<Somebody> {
+    let uid = number(word.as_bytes()).and_then(|n| u32::try_from(n).ok());
+    let root = target::root(proc, target)?;
+    let passwd = target::file_in(&root, "/etc/passwd").map_err(|e| Failure::os("open the target's /etc/passwd", e))?;
+    let is_meant = |user: &User| user.name == word || uid == Some(user.uid);
+    let user = user::in_passwd(&passwd, is_meant).ok_or_else(|| {
+        Failure::refused(format!("--as: the target's /etc/passwd has no user {}", common::word::quote(word)))
+    })?;
+    let group = target::file_in(&root, "/etc/group").unwrap_or_default();
+    let mut groups: Vec<u32> = user::groups_in(&group, &user.name).filter(|gid| *gid != user.gid).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    let home = user::home_in(&passwd, &user.name).unwrap_or_else(|| "/".into());
+    Ok(Somebody { user, home: home.into(), groups })
+}
+
+/// The shell of `uid` in the target, if its passwd file names one that is
+/// there; else /bin/sh.
+pub(crate) fn shell_of(proc: &Proc, target: &Target, uid: u32) -> OsString {
+    let found = || {
+        let root = target::root(proc, target).ok()?;
+        let passwd = target::file_in(&root, "/etc/passwd").ok()?;
+        let user = user::in_passwd(&passwd, |user| user.uid == uid)?;
+        target::is_in(&root, &user.shell).then_some(user.shell)
+    };
+    found().unwrap_or_else(|| "/bin/sh".into()).into()
+}

@@ -1,0 +1,289 @@
+//! A pseudo-terminal between the program and ours: pty(7). The program never
+//! has our terminal open, so nothing that it does there (TIOCSTI, modes, a
+//! reader left behind) reaches the shell that we came from.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc::{self, c_int};
+use nix::poll::PollFlags;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::statfs::{FsType, fstatfs};
+use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Gid, Pid, Uid, fchown, getpgrp, isatty, read, tcgetpgrp, write};
+
+use crate::mind::{Child, Ended, minded, wait_for};
+use crate::proc::Proc;
+use crate::sys;
+
+type Result<T> = std::result::Result<T, Errno>;
+
+/// Whether one of standard input, output and error is a terminal.
+pub fn has_terminal() -> bool {
+    (0..=2).any(is_terminal)
+}
+
+fn is_terminal(number: c_int) -> bool {
+    isatty(sys::lend(number)).unwrap_or(false)
+}
+
+/// Opens a pseudo-terminal, and answers both sides: in the devpts of `root` if
+/// it has one, so that it has a name there, else in ours. The program's side is
+/// given to `owner`, if it can be.
+///
+/// # Errors
+/// ENOSPC: there are no more; ENOENT: no devpts.
+pub fn open(root: Option<&OwnedFd>, owner: Option<(u32, u32)>, proc: &Proc) -> Result<(OwnedFd, OwnedFd)> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let theirs = root.and_then(|root| multiplexer(root, flags, proc));
+    let master = match theirs {
+        Some(master) => master,
+        None => nix::fcntl::open("/dev/ptmx", flags, nix::sys::stat::Mode::empty())?,
+    };
+    sys::unlock_terminal(master.as_fd())?;
+    let terminal = sys::peer_terminal(master.as_fd())?;
+    if let Some((uid, gid)) = owner {
+        let _ = fchown(&terminal, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    }
+    Ok((master, terminal))
+}
+
+/// The multiplexer of the devpts in a foreign root. What stands there is
+/// proven to be one before it is opened.
+fn multiplexer(root: &OwnedFd, flags: OFlag, proc: &Proc) -> Option<OwnedFd> {
+    const DEVPTS_SUPER_MAGIC: FsType = FsType(0x1cd1);
+    let place = sys::open_in_root(root.as_fd(), c"/dev/pts/ptmx", libc::O_PATH | libc::O_NOFOLLOW, 0).ok()?;
+    if fstatfs(&place).ok()?.filesystem_type() != DEVPTS_SUPER_MAGIC {
+        return None;
+    }
+    let number = std::os::fd::AsRawFd::as_raw_fd(&place);
+    proc.open_at(&format!("self/fd/{number}"), flags).ok()
+}
+
+/// Makes `terminal` the controlling one of a new session, and standard input,
+/// output and error: all three, or those only that are a terminal now.
+///
+/// # Errors
+/// EPERM: this process leads a group.
+pub fn take(terminal: BorrowedFd<'_>, all: bool) -> Result<()> {
+    let which: Vec<c_int> = (0..=2).filter(|n| all || is_terminal(*n)).collect();
+    nix::unistd::setsid()?;
+    sys::control_terminal(terminal)?;
+    which.into_iter().try_for_each(|number| sys::place(terminal, number))
+}
+
+/// Our own terminal: as it was, and raw as long as the program is in front.
+struct Own {
+    number: c_int,
+    before: Option<Termios>,
+}
+
+impl Own {
+    fn find() -> Own {
+        let number = (0..=2).find(|n| is_terminal(*n));
+        Own { number: number.unwrap_or(0), before: None }
+    }
+
+    /// In the background it is another's to change.
+    fn make_raw(&mut self) {
+        let fd = sys::lend(self.number);
+        if self.before.is_some() || tcgetpgrp(fd) != Ok(getpgrp()) {
+            return;
+        }
+        if let Ok(before) = tcgetattr(fd) {
+            let mut raw = before.clone();
+            cfmakeraw(&mut raw);
+            let _ = tcsetattr(fd, SetArg::TCSADRAIN, &raw);
+            self.before = Some(before);
+        }
+    }
+
+    fn restore(&mut self) {
+        if let Some(before) = self.before.take() {
+            let _ = tcsetattr(sys::lend(self.number), SetArg::TCSADRAIN, &before);
+        }
+    }
+
+    fn tell_size(&self, master: &OwnedFd) {
+        let _ = sys::copy_window_size(sys::lend(self.number), master.as_fd());
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        self.restore();
+    }
+}
+
+/// What goes one way and has not gone yet.
+#[derive(Default)]
+struct Flow {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Flow {
+    const MOST: usize = 16384;
+
+    fn has_room(&self) -> bool {
+        !self.ended && self.bytes.len() < Flow::MOST
+    }
+
+    /// Reads once.
+    fn fill(&mut self, from: BorrowedFd<'_>) {
+        let mut piece = [0; 4096];
+        match read(from, &mut piece) {
+            Ok(0) => self.ended = true,
+            Ok(n) => self.bytes.extend_from_slice(&piece[..n]),
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            // EIO: nobody has the other side open any more.
+            Err(_) => self.ended = true,
+        }
+    }
+
+    /// Writes once, and no more than a pipe takes that has room.
+    fn drain(&mut self, to: BorrowedFd<'_>) {
+        let piece = self.bytes.len().min(libc::PIPE_BUF);
+        match write(to, self.bytes.get(..piece).unwrap_or_default()) {
+            Ok(n) => drop(self.bytes.drain(..n)),
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(_) => {
+                self.bytes.clear();
+                self.ended = true;
+            }
+        }
+    }
+}
+
+/// Minds the program `child` until it ends, as `mind::tend` does, and passes on
+/// what is typed and what it writes: with `all` even if standard input is no
+/// terminal, else that is the program's own. `holder` has to outlive it.
+///
+/// # Errors
+/// Those of poll(2) and signalfd(2).
+pub fn proxy(child: &Child, holder: Option<BorrowedFd<'_>>, master: &OwnedFd, all: bool, proc: &Proc) -> Result<Ended> {
+    let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    // Ours alone: the program has another description of its side.
+    fcntl(master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let mut own = Own::find();
+    own.tell_size(master);
+    own.make_raw();
+    let output = sys::lend((1..=2).find(|n| is_terminal(*n)).unwrap_or(1));
+    let mut typed = Flow { ended: !all && !is_terminal(0), ..Flow::default() };
+    let mut written = Flow::default();
+    let mut holder = holder;
+    loop {
+        let wants = |yes: bool, what: PollFlags| if yes { what } else { PollFlags::empty() };
+        let both = wants(written.has_room(), PollFlags::POLLIN) | wants(!typed.bytes.is_empty(), PollFlags::POLLOUT);
+        let nobody = signals.as_fd();
+        // Who is not asked is left out: a hang-up would come all the same.
+        let fds = [
+            (signals.as_fd(), PollFlags::POLLIN),
+            (holder.unwrap_or(nobody), PollFlags::POLLIN),
+            (if both.is_empty() { nobody } else { master.as_fd() }, both),
+            (if typed.has_room() { sys::lend(0) } else { nobody }, PollFlags::POLLIN),
+            (if written.bytes.is_empty() { nobody } else { output }, PollFlags::POLLOUT),
+        ];
+        let ready = wait_for(&fds, None)?;
+        let is_ready = |n: usize| ready.get(n) == Some(&true);
+        if holder.is_some() && is_ready(1) {
+            let _ = sys::pidfd_signal(child.fd.as_fd(), Signal::SIGKILL as c_int);
+            holder = None;
+        }
+        if typed.has_room() && is_ready(3) {
+            take_keys(&mut typed, child, master, proc);
+        }
+        if !typed.bytes.is_empty() {
+            typed.drain(master.as_fd());
+        }
+        if written.has_room() && is_ready(2) {
+            written.fill(master.as_fd());
+        }
+        if !written.bytes.is_empty() && is_ready(4) {
+            written.drain(output);
+        }
+        while let Some(info) = signals.read_signal()? {
+            let Ok(signal) = Signal::try_from(c_int::try_from(info.ssi_signo).unwrap_or(0)) else { continue };
+            pass_on(signal, child, master, &mut own);
+        }
+        let Some(ended) = state(child, &mut own)? else { continue };
+        // What it wrote last is still in there; who else writes is not waited
+        // for.
+        loop {
+            while !written.bytes.is_empty() {
+                written.drain(output);
+            }
+            written.fill(master.as_fd());
+            if written.bytes.is_empty() {
+                return Ok(ended);
+            }
+        }
+    }
+}
+
+/// How the program has ended, if it has; where it has stopped, so do we: the
+/// shell sees its whole job stopped, and SIGCONT comes through the loop.
+fn state(child: &Child, own: &mut Own) -> Result<Option<Ended>> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
+    match waitid(Id::PIDFd(child.fd.as_fd()), flags) {
+        Ok(WaitStatus::Exited(_, status)) => Ok(Some(Ended::Status(u8::try_from(status & 0xff).unwrap_or(1)))),
+        Ok(WaitStatus::Signaled(_, signal, _)) => Ok(Some(Ended::Signal(signal as c_int))),
+        Ok(WaitStatus::Stopped(..)) => {
+            own.restore();
+            kill(Pid::from_raw(0), Signal::SIGSTOP).map(|()| None)
+        }
+        Ok(_) | Err(Errno::EINTR) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Reads what has been typed, and does what the kernel would not.
+fn take_keys(typed: &mut Flow, child: &Child, master: &OwnedFd, proc: &Proc) {
+    let before = typed.bytes.len();
+    typed.fill(sys::lend(0));
+    if typed.ended {
+        typed.bytes.push(END_OF_FILE);
+    }
+    if stops(typed.bytes.get(before..).unwrap_or_default(), child, master, proc) {
+        typed.bytes.truncate(before);
+        let _ = kill(Pid::from_raw(-child.pid), Signal::SIGSTOP);
+    }
+}
+
+/// What ends the input of a program that reads lines, by default.
+const END_OF_FILE: u8 = 4;
+
+/// Whether what was typed is the key that stops (^Z), and meant for a program
+/// that would stop by it. The kernel drops that stop for the first program of a
+/// session, since nobody in the session could continue it; but we can.
+fn stops(typed: &[u8], child: &Child, master: &OwnedFd, proc: &Proc) -> bool {
+    let Ok(modes) = tcgetattr(master) else { return false };
+    let key = modes.control_chars.get(SpecialCharacterIndices::VSUSP as usize).copied();
+    let is_key = modes.local_flags.contains(LocalFlags::ISIG) && typed.len() == 1 && typed.first().copied() == key;
+    let handled = || proc.status(&child.who(proc)).map_or(0, |s| s.handled);
+    is_key && tcgetpgrp(master) == Ok(Pid::from_raw(child.pid)) && handled() >> (Signal::SIGTSTP as c_int - 1) & 1 == 0
+}
+
+#[allow(clippy::wildcard_enum_match_arm)] // nix's, and of more than are minded
+fn pass_on(signal: Signal, child: &Child, master: &OwnedFd, own: &mut Own) {
+    match signal {
+        Signal::SIGCHLD => {}
+        Signal::SIGWINCH => own.tell_size(master),
+        Signal::SIGCONT => {
+            own.tell_size(master);
+            own.make_raw();
+            let _ = kill(Pid::from_raw(-child.pid), Signal::SIGCONT);
+        }
+        Signal::SIGTSTP => {
+            let _ = kill(Pid::from_raw(-child.pid), Signal::SIGSTOP);
+        }
+        // Of our own terminal: it is for those who use it.
+        Signal::SIGTTIN | Signal::SIGTTOU => {}
+        other => {
+            let _ = sys::pidfd_signal(child.fd.as_fd(), other as c_int);
+        }
+    }
+}
