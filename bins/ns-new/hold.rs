@@ -34,7 +34,9 @@ pub(crate) fn release(word: &OsStr, proc: &Proc) -> Result<Outcome> {
 /// The name for a holder has to be a TARGET, and none of the caller's others'.
 fn check_name(args: &Args, proc: &Proc) -> Result<()> {
     let Some(word) = args.value("name") else { return Ok(()) };
-    let Ok(Operand::Name(name)) = Operand::parse(&word) else {
+    // A digit may begin the id of somebody's container.
+    let digit = word.to_string_lossy().starts_with(|c: char| c.is_ascii_digit());
+    let (Ok(Operand::Name(name)), false) = (Operand::parse(&word), digit) else {
         return Err(CLI.usage("--name: a name has neither blank nor slash, and begins neither with a digit nor with -"));
     };
     let own = proc.own().uid[1];
