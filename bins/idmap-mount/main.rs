@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::cli::{Args, Cli, Operands, Opt};
+use common::cli::{Args, Cli, Operands, flag, valued};
 use common::fail::{Failure, Result};
 use common::id::{Both, Kind, Map};
 use common::idmap::Idmap;
@@ -43,29 +43,29 @@ const CLI: Cli = Cli {
         "--show [PATH]",
         "--umount PATH",
     ],
-    options: &[
-        Opt { short: "", long: "map-mount", value: "MAP", help: "the same as a MAP operand" },
-        Opt { short: "", long: "owner-as", value: "UID[:GID]", help: "show the owner of SOURCE as this user" },
-        Opt { short: "", long: "like", value: "TARGET", help: "take the map of TARGET's user namespace" },
-        Opt { short: "", long: "plain", value: "", help: "attach it without a map" },
-        Opt { short: "", long: "remap", value: "", help: "if SOURCE is idmapped already, replace its map" },
-        Opt { short: "", long: "recursive", value: "", help: "with the mounts below SOURCE" },
-        Opt { short: "", long: "partial", value: "", help: "with those too that take no map, as they are" },
-        Opt { short: "", long: "ro", value: "", help: "let nothing be written there" },
-        Opt { short: "", long: "noexec", value: "", help: "let no program be executed from there" },
-        Opt { short: "", long: "noatime", value: "", help: "let reading change no times" },
-        Opt { short: "", long: "nosymfollow", value: "", help: "follow no symbolic links there" },
-        Opt { short: "", long: "suid", value: "", help: "let set-id bits have effect (the default is nosuid)" },
-        Opt { short: "", long: "dev", value: "", help: "let device nodes be opened (the default is nodev)" },
-        Opt { short: "", long: "host-root", value: "", help: "with --suid: let a map make somebody root" },
-        Opt { short: "", long: "beneath", value: "", help: "exchange the mount at DEST for this one" },
-        Opt { short: "", long: "into", value: "TARGET", help: "attach it in TARGET's mount namespace" },
-        Opt { short: "", long: "locked", value: "", help: "with --into: the container's root cannot change it" },
-        Opt { short: "", long: "no-attach", value: "", help: "do everything but attach it: a check" },
-        Opt { short: "", long: "fd-exec", value: "N", help: "hand it to PROGRAM as descriptor N, not attached" },
-        Opt { short: "", long: "show", value: "", help: "print what is idmapped here, with the maps" },
-        Opt { short: "", long: "umount", value: "", help: "take an idmapped mount away" },
-    ],
+    options: &[&[
+        valued("map-mount", "MAP", "the same as a MAP operand"),
+        valued("owner-as", "UID[:GID]", "show the owner of SOURCE as this user"),
+        valued("like", "TARGET", "take the map of TARGET's user namespace"),
+        flag("plain", "attach it without a map"),
+        flag("remap", "if SOURCE is idmapped already, replace its map"),
+        flag("recursive", "with the mounts below SOURCE"),
+        flag("partial", "with those too that take no map, as they are"),
+        flag("ro", "let nothing be written there"),
+        flag("noexec", "let no program be executed from there"),
+        flag("noatime", "let reading change no times"),
+        flag("nosymfollow", "follow no symbolic links there"),
+        flag("suid", "let set-id bits have effect (the default is nosuid)"),
+        flag("dev", "let device nodes be opened (the default is nodev)"),
+        flag("host-root", "with --suid: let a map make somebody root"),
+        flag("beneath", "exchange the mount at DEST for this one"),
+        valued("into", "TARGET", "attach it in TARGET's mount namespace"),
+        flag("locked", "with --into: the container's root cannot change it"),
+        flag("no-attach", "do everything but attach it: a check"),
+        valued("fd-exec", "N", "hand it to PROGRAM as descriptor N, not attached"),
+        flag("show", "print what is idmapped here, with the maps"),
+        flag("umount", "take an idmapped mount away"),
+    ]],
     operands: Operands::FreeThenProgram,
     runs: false,
     stage: true,

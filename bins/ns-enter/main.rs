@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::cli::{Args, Cli, Operands, Opt};
+use common::cli::{Args, Cli, KEEP_FD, KINDS, Operands, STDIN, flag, opt, valued};
 use common::fail::{Errno, Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;
@@ -33,22 +33,17 @@ const CLI: Cli = Cli {
     purpose: "run a program in a target's namespaces",
     usage: &["[KINDS] [OPTION...] TARGET [PROGRAM [ARGUMENT...]]", "[KINDS] [OPTION...] - [PROGRAM [ARGUMENT...]]"],
     options: &[
-        Opt { short: "U", long: "user", value: "", help: "enter its user namespace" },
-        Opt { short: "m", long: "mount", value: "", help: "enter its mount namespace" },
-        Opt { short: "p", long: "pid", value: "", help: "enter its pid namespace" },
-        Opt { short: "n", long: "net", value: "", help: "enter its network namespace" },
-        Opt { short: "i", long: "ipc", value: "", help: "enter its ipc namespace" },
-        Opt { short: "u", long: "uts", value: "", help: "enter its uts namespace" },
-        Opt { short: "C", long: "cgroup", value: "", help: "enter its cgroup namespace" },
-        Opt { short: "T", long: "time", value: "", help: "enter its time namespace" },
-        Opt { short: "a", long: "all", value: "", help: "enter all that differ from ours (the default)" },
-        Opt { short: "t", long: "target", value: "TARGET", help: "the same as the operand" },
-        Opt { short: "", long: "user-parent", value: "", help: "enter the parent of its user namespace instead" },
-        Opt { short: "", long: "try", value: "", help: "leave out what cannot be entered" },
-        Opt { short: "", long: "as", value: "USER", help: "become this user of the target's" },
-        Opt { short: "", long: "pty", value: "", help: "give the program a terminal of its own" },
-        Opt { short: "", long: "stdin", value: "N", help: "descriptor N is the program's standard input" },
-        Opt { short: "", long: "keep-fd", value: "N", help: "hand descriptor N on to the program" },
+        KINDS,
+        &[
+            opt("a", "all", "", "enter all that differ from ours (the default)"),
+            opt("t", "target", "TARGET", "the same as the operand"),
+            flag("user-parent", "enter the parent of its user namespace instead"),
+            flag("try", "leave out what cannot be entered"),
+            valued("as", "USER", "become this user of the target's"),
+            flag("pty", "give the program a terminal of its own"),
+            STDIN,
+            KEEP_FD,
+        ],
     ],
     operands: Operands::Program(1, "target"),
     runs: true,

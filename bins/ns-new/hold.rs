@@ -98,7 +98,7 @@ fn first_process() -> Plan {
 /// The command that keeps namespaces of `kinds` without a pipe, in the words of
 /// the shell that started us.
 fn detached(kinds: &[Kind], proc: &Proc) -> String {
-    let letter = |kind: &Kind| CLI.options.iter().find(|o| o.long == kind.option()).map_or("", |o| o.short);
+    let letter = |kind: &Kind| CLI.all().find(|o| o.long == kind.option()).map_or("", |o| o.short);
     let all = kinds.len() == Kind::ALL.len();
     let letters = if all { "a".to_owned() } else { kinds.iter().map(letter).collect::<String>() };
     if proc.is_below_fish() {

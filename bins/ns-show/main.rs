@@ -16,7 +16,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::cli::{Args, Cli, Operands, Opt};
+use common::cli::{Args, Cli, Operands, flag, valued};
 use common::fail::{Because, Failure, Result};
 use common::id::Kind as IdKind;
 use common::mind::terminal_width;
@@ -41,16 +41,16 @@ const CLI: Cli = Cli {
         "--holders",
         "--can",
     ],
-    options: &[
-        Opt { short: "", long: "json", value: "", help: "as JSON" },
-        Opt { short: "", long: "svg", value: "", help: "as a picture: a self-contained SVG" },
-        Opt { short: "", long: "address", value: "", help: "print the address of TARGET, PID:INODE" },
-        Opt { short: "", long: "records", value: "", help: "print its maps as records" },
-        Opt { short: "", long: "id", value: "ID", help: "what an id inside is outside, level by level" },
-        Opt { short: "", long: "outside", value: "ID", help: "what an id here is inside, level by level" },
-        Opt { short: "", long: "holders", value: "", help: "list the holders of ns-new that can be entered" },
-        Opt { short: "", long: "can", value: "", help: "show what this user may do here, by trying it" },
-    ],
+    options: &[&[
+        flag("json", "as JSON"),
+        flag("svg", "as a picture: a self-contained SVG"),
+        flag("address", "print the address of TARGET, PID:INODE"),
+        flag("records", "print its maps as records"),
+        valued("id", "ID", "what an id inside is outside, level by level"),
+        valued("outside", "ID", "what an id here is inside, level by level"),
+        flag("holders", "list the holders of ns-new that can be entered"),
+        flag("can", "show what this user may do here, by trying it"),
+    ]],
     operands: Operands::Free,
     runs: false,
     stage: false,

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::cli::{Args, Cli, Operands, Opt};
+use common::cli::{Args, Cli, HOST_ROOT, Operands, flag, valued};
 use common::etc::{Etc, Locked, PATIENCE};
 use common::fail::{Failure, Result};
 use common::id::{Kind, Range};
@@ -47,31 +47,26 @@ const CLI: Cli = Cli {
         "--map PRESET -",
         "--cut N [--map PRESET] [--with PID|tty] [-]",
     ],
-    options: &[
-        Opt { short: "", long: "count", value: "N", help: "how many ids to grant (65536)" },
-        Opt { short: "", long: "start", value: "ID", help: "the first id to grant (the first that is free)" },
-        Opt { short: "", long: "align", value: "N", help: "begin at a multiple of N (65536 for as many ids or more)" },
-        Opt { short: "", long: "uids", value: "", help: "only uids (/etc/subuid)" },
-        Opt { short: "", long: "gids", value: "", help: "only gids (/etc/subgid)" },
-        Opt { short: "", long: "root", value: "DIR", help: "the files of the tree at DIR" },
-        Opt { short: "", long: "wait", value: "SECONDS", help: "how long to wait for locks (15)" },
-        Opt { short: "", long: "nested", value: "", help: "grant what is mapped in this user namespace" },
-        Opt { short: "", long: "exclude", value: "ID[-ID]", help: "with --nested: but not these" },
-        Opt { short: "", long: "free", value: "", help: "take away all grants, or these ids" },
-        Opt { short: "", long: "list", value: "", help: "print the grants (of OWNER)" },
-        Opt { short: "", long: "who", value: "ID", help: "print who has been granted ID" },
-        Opt { short: "", long: "check", value: "", help: "say what is wrong with the files, and with what uses them" },
-        Opt { short: "", long: "fit", value: "PATH|fd:N", help: "say which ids a tree or a tar archive needs" },
-        Opt { short: "", long: "map", value: "PRESET", help: "print records: root, same, subids, auto, keep, all" },
-        Opt { short: "", long: "cut", value: "N", help: "hold N free ids of the grants, and map only these" },
-        Opt {
-            short: "",
-            long: "with",
-            value: "PID|tty",
-            help: "the process, or terminal session, that a cut ends with",
-        },
-        Opt { short: "", long: "host-root", value: "", help: "let a map put the real root inside" },
-    ],
+    options: &[&[
+        valued("count", "N", "how many ids to grant (65536)"),
+        valued("start", "ID", "the first id to grant (the first that is free)"),
+        valued("align", "N", "begin at a multiple of N (65536 for as many ids or more)"),
+        flag("uids", "only uids (/etc/subuid)"),
+        flag("gids", "only gids (/etc/subgid)"),
+        valued("root", "DIR", "the files of the tree at DIR"),
+        valued("wait", "SECONDS", "how long to wait for locks (15)"),
+        flag("nested", "grant what is mapped in this user namespace"),
+        valued("exclude", "ID[-ID]", "with --nested: but not these"),
+        flag("free", "take away all grants, or these ids"),
+        flag("list", "print the grants (of OWNER)"),
+        valued("who", "ID", "print who has been granted ID"),
+        flag("check", "say what is wrong with the files, and with what uses them"),
+        valued("fit", "PATH|fd:N", "say which ids a tree or a tar archive needs"),
+        valued("map", "PRESET", "print records: root, same, subids, auto, keep, all"),
+        valued("cut", "N", "hold N free ids of the grants, and map only these"),
+        valued("with", "PID|tty", "the process, or terminal session, that a cut ends with"),
+        HOST_ROOT,
+    ]],
     operands: Operands::Free,
     runs: false,
     stage: true,

@@ -11,7 +11,7 @@ mod stand_in;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::cli::{Args, Cli, Operands, Opt};
+use common::cli::{Args, Cli, HOST_ROOT, Operands, flag, valued};
 use common::fail::{Failure, Result};
 use common::helper;
 use common::id::{Both, Kind, Map};
@@ -30,11 +30,11 @@ const CLI: Cli = Cli {
     name: "uidmap-set",
     purpose: "write a target's uid_map, gid_map and setgroups",
     usage: &["[OPTION...] TARGET MAP...", "[OPTION...] - [MAP...]"],
-    options: &[
-        Opt { short: "", long: "setgroups", value: "allow|deny|auto", help: "what to write to setgroups (auto)" },
-        Opt { short: "", long: "show", value: "", help: "print the maps, with the ids of the initial user namespace" },
-        Opt { short: "", long: "host-root", value: "", help: "let a map put the real root inside" },
-    ],
+    options: &[&[
+        valued("setgroups", "allow|deny|auto", "what to write to setgroups (auto)"),
+        flag("show", "print the maps, with the ids of the initial user namespace"),
+        HOST_ROOT,
+    ]],
     operands: Operands::Free,
     runs: false,
     stage: true,

@@ -24,6 +24,42 @@ pub struct Opt {
     pub help: &'static str,
 }
 
+/// An option without a letter and without a value.
+pub const fn flag(long: &'static str, help: &'static str) -> Opt {
+    Opt { short: "", long, value: "", help }
+}
+
+/// An option without a letter, with a value.
+pub const fn valued(long: &'static str, value: &'static str, help: &'static str) -> Opt {
+    Opt { short: "", long, value, help }
+}
+
+/// An option with a letter.
+pub const fn opt(short: &'static str, long: &'static str, value: &'static str, help: &'static str) -> Opt {
+    Opt { short, long, value, help }
+}
+
+/// The kinds of namespaces, as in unshare(1) and nsenter(1).
+pub const KINDS: &[Opt] = &[
+    opt("U", "user", "[=FILE]", "the user namespace"),
+    opt("m", "mount", "[=FILE]", "the mount namespace"),
+    opt("p", "pid", "[=FILE]", "the pid namespace"),
+    opt("n", "net", "[=FILE]", "the network namespace"),
+    opt("i", "ipc", "[=FILE]", "the ipc namespace"),
+    opt("u", "uts", "[=FILE]", "the uts namespace"),
+    opt("C", "cgroup", "[=FILE]", "the cgroup namespace"),
+    opt("T", "time", "[=FILE]", "the time namespace"),
+];
+
+/// For a tool whose own standard input may be the stream.
+pub const STDIN: Opt = valued("stdin", "N", "descriptor N is the program's standard input");
+
+/// For a tool that closes what it was not told to hand on.
+pub const KEEP_FD: Opt = valued("keep-fd", "N", "hand descriptor N on to the program");
+
+/// For a tool that writes maps.
+pub const HOST_ROOT: Opt = flag("host-root", "let a map put the real root inside");
+
 /// Where options end.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Operands {
@@ -44,8 +80,8 @@ pub struct Cli {
     pub purpose: &'static str,
     /// Its forms without the name, a line each.
     pub usage: &'static [&'static str],
-    /// Its options, without those that all tools have.
-    pub options: &'static [Opt],
+    /// Its options by groups, without those that all tools have.
+    pub options: &'static [&'static [Opt]],
     /// Where they end.
     pub operands: Operands,
     /// Whether failures leave with 125, as for every tool that ends in a
@@ -57,10 +93,10 @@ pub struct Cli {
 
 /// The options that every tool has.
 pub const COMMON: &[Opt] = &[
-    Opt { short: "", long: "dry-run", value: "", help: "print the plan and do nothing" },
-    Opt { short: "", long: "explain", value: "", help: "print each step with the kernel rule behind it" },
-    Opt { short: "h", long: "help", value: "", help: "print this" },
-    Opt { short: "V", long: "version", value: "", help: "print the version" },
+    flag("dry-run", "print the plan and do nothing"),
+    flag("explain", "print each step with the kernel rule behind it"),
+    opt("h", "help", "", "print this"),
+    opt("V", "version", "", "print the version"),
 ];
 
 /// A command line as it was typed.
@@ -83,8 +119,9 @@ fn narrow(word: &str) -> OsString {
 }
 
 impl Cli {
-    fn all(&self) -> impl Iterator<Item = &Opt> {
-        self.options.iter().chain(COMMON)
+    /// All its options, in the order of its manual page.
+    pub fn all(&self) -> impl Iterator<Item = &Opt> {
+        self.options.iter().copied().flatten().chain(COMMON)
     }
 
     fn grammar(&self, style: ParsingStyle) -> Options {
@@ -242,12 +279,8 @@ mod tests {
     use super::*;
 
     const fn cli(operands: Operands) -> Cli {
-        const OPTIONS: &[Opt] = &[
-            Opt { short: "m", long: "mount", value: "", help: "" },
-            Opt { short: "p", long: "pid", value: "", help: "" },
-            Opt { short: "", long: "target", value: "T", help: "" },
-        ];
-        Cli { name: "t", purpose: "", usage: &[""], options: OPTIONS, operands, runs: false, stage: false }
+        const OPTIONS: &[Opt] = &[opt("m", "mount", "", ""), opt("p", "pid", "", ""), valued("target", "T", "")];
+        Cli { name: "t", purpose: "", usage: &[""], options: &[OPTIONS], operands, runs: false, stage: false }
     }
 
     fn parse(operands: Operands, line: &str) -> (Vec<String>, Vec<String>, bool, bool) {
