@@ -5,16 +5,16 @@
 //! named.
 
 mod container;
+mod files;
 mod notes;
 mod user;
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cli::{Args, Cli, KEEP_FD, KINDS, Operands, STDIN, flag, opt, valued};
-use common::fail::{Errno, Failure, Result};
+use common::fail::{Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;
 use common::plan::{Plan, clone};
@@ -26,12 +26,17 @@ use common::target::{self, Operand, Target};
 use common::tool::{Outcome, run};
 use common::user::shell;
 
+use files::File;
 use user::Somebody;
 
 const CLI: Cli = Cli {
     name: "ns-enter",
     purpose: "run a program in a target's namespaces",
-    usage: &["[KINDS] [OPTION...] TARGET [PROGRAM [ARGUMENT...]]", "[KINDS] [OPTION...] - [PROGRAM [ARGUMENT...]]"],
+    usage: &[
+        "[KINDS] [OPTION...] TARGET [PROGRAM [ARGUMENT...]]",
+        "[KINDS] [OPTION...] - [PROGRAM [ARGUMENT...]]",
+        "--KIND=FILE... [OPTION...] [PROGRAM [ARGUMENT...]]",
+    ],
     options: &[
         KINDS,
         &[
@@ -45,7 +50,7 @@ const CLI: Cli = Cli {
             KEEP_FD,
         ],
     ],
-    operands: Operands::Program(1, "target"),
+    operands: Operands::Program(1, &["target", "user", "mount", "pid", "net", "ipc", "uts", "cgroup", "time"]),
     runs: true,
     stage: false,
 };
@@ -56,36 +61,40 @@ fn main() -> ExitCode {
 
 fn decide(args: &Args) -> Result<Outcome> {
     let proc = Rc::new(Proc::open()?);
-    let word =
-        args.value("target").or_else(|| args.operands.first().cloned()).ok_or_else(|| CLI.usage("which target?"))?;
+    let word = args.value("target").or_else(|| args.operands.first().cloned());
+    let operand = word.map(|word| Operand::parse(&word)).transpose()?;
+    let files = files::named(args, operand.as_ref(), &proc)?;
     let program = |default| if args.program.is_empty() { vec![default] } else { args.program.clone() };
     let mut is_container = false;
-    let (target, holds) = match Operand::parse(&word)? {
-        Operand::Process(address) => (Rc::new(Target::open(&proc, address)?), false),
-        Operand::Stream => match from_stream()? {
+    let (target, holds) = match &operand {
+        Some(Operand::Process(address)) => (Rc::new(Target::open(&proc, *address)?), false),
+        Some(Operand::Stream) => match from_stream()? {
             (Some(address), holds) => (Rc::new(Target::open(&proc, address)?), holds),
             (None, _) => return Ok(Outcome::Plan(Plan { dry: true, ..enter_promised(program(shell())) })),
         },
-        file @ (Operand::File(_) | Operand::Descriptor(_)) => {
-            return enter_file(&file, program(shell()), args, &proc);
-        }
-        Operand::Name(name) => {
-            let found = container::find(&proc, &name)?;
+        Some(Operand::Name(name)) => {
+            let found = container::find(&proc, name)?;
             is_container = found.1;
             (found.0, false)
         }
+        None if !has_file(args) => return Err(CLI.usage("which target?")),
+        None | Some(Operand::File(_) | Operand::Descriptor(_)) => {
+            return enter_files(&files, program(shell()), args, &proc);
+        }
     };
-    let terminal = own_terminal(args, word == "-", is_container)?;
+    let stream = operand == Some(Operand::Stream);
+    let terminal = own_terminal(args, stream, is_container)?;
     let somebody = args.value("as").map(|who| named(&proc, &target, &who)).transpose()?;
     let (kinds, left_out) = possible(wanted(args, &proc, &target)?, args, &proc, &target);
-    let home = target::same_root(&proc, &target);
+    let home = target::same_root(&proc, &target) && !files.iter().any(|file| file.kind == Kind::Mnt);
     let mut inside = Plan::default();
     if holds {
         inside.push(ns::Effect::Entrust(target.clone()));
     }
-    stdin(args, word == "-", &mut inside)?;
+    stdin(args, stream, &mut inside)?;
     inside.push(own::Effect::Undumpable);
-    join(args, &proc, &target, &kinds, &mut inside)?;
+    let join = join(args, &proc, &target, &kinds)?;
+    inside.steps.extend(files::enter(&files, Some((&target, &kinds)), join, &proc).steps);
     if kinds.contains(&Kind::Mnt) && home {
         let (path, inode) = target::working_directory()?;
         inside.push(own::Effect::Chdir(path, Some(inode)));
@@ -112,6 +121,10 @@ fn decide(args: &Args) -> Result<Outcome> {
     };
     finish(args, program(shell), &mut inside)?;
     Ok(Outcome::Plan(around(inside, open, holds.then(|| target.clone()), left_out, &proc)))
+}
+
+fn has_file(args: &Args) -> bool {
+    Kind::ALL.into_iter().any(|kind| args.value(kind.option()).is_some())
 }
 
 fn named(proc: &Proc, target: &Target, who: &OsStr) -> Result<Somebody> {
@@ -196,10 +209,10 @@ fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>)
         return (kinds, Vec::new());
     }
     let refused = |kinds: &[Kind]| {
-        let mut inside = Plan::default();
-        if let Err(failure) = join(args, proc, target, kinds, &mut inside) {
-            return Some(failure);
-        }
+        let inside = match join(args, proc, target, kinds) {
+            Ok(inside) => inside,
+            Err(failure) => return Some(failure),
+        };
         let mut plan = Plan::default();
         plan.push(clone(Vec::new(), "", inside, proc));
         plan.probe(proc)
@@ -221,7 +234,8 @@ fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>)
 }
 
 /// The steps that enter `kinds`.
-fn join(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, kinds: &[Kind], inside: &mut Plan) -> Result<()> {
+fn join(args: &Args, proc: &Proc, target: &Rc<Target>, kinds: &[Kind]) -> Result<Plan> {
+    let mut inside = Plan::default();
     if args.flag("user-parent") {
         let parent = target::user_parent(proc, target)?;
         if !target::is_ours(proc, &parent, Kind::User) {
@@ -239,18 +253,11 @@ fn join(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, kinds: &[Kind], insid
         let file = Rc::new(file);
         let name = format!("{} pid_for_children", target.address);
         inside.push(ns::Effect::JoinFile(file.clone(), Kind::Pid, name));
-        inside.push(into_pid(file));
+        inside.push(files::into_pid(file));
     } else if kinds.contains(&Kind::Pid) {
         inside.push(ns::Effect::IntoPid);
     }
-    Ok(())
-}
-
-/// The fork into a pid namespace that has just been entered by its file, and
-/// may have outlived its first process.
-fn into_pid(ns: Rc<OwnedFd>) -> Step {
-    let is_dead = move |errno| target::is_dead(ns.as_fd()).filter(|_| errno == Errno::ENOMEM);
-    Step::from(ns::Effect::IntoPid).or_because(move |errno, _| is_dead(errno))
+    Ok(inside)
 }
 
 /// The steps by which the program becomes somebody of the target's.
@@ -300,7 +307,8 @@ fn wanted(args: &Args, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
     let asked = if asked.is_empty() || args.flag("all") { Kind::ALL.to_vec() } else { asked };
     let mut kinds = Vec::new();
     for kind in asked {
-        if kind == Kind::User && args.flag("user-parent") {
+        let instead = kind == Kind::User && args.flag("user-parent");
+        if instead || args.value(kind.option()).is_some() {
             continue;
         }
         let theirs = target::namespace_of(proc, target, kind)?;
@@ -354,26 +362,23 @@ fn finish(args: &Args, program: Vec<OsString>, inside: &mut Plan) -> Result<()> 
     Ok(())
 }
 
-/// Enters the one namespace that a file stands for.
-fn enter_file(file: &Operand, program: Vec<OsString>, args: &Args, proc: &Rc<Proc>) -> Result<Outcome> {
-    let Some((fd, flag)) = target::namespace_file(file)? else { return Err(CLI.usage("which target?")) };
-    let kind = Kind::ALL
-        .into_iter()
-        .find(|k| k.flag() == flag)
-        .ok_or_else(|| Failure::refused("an unknown kind of namespace"))?;
+/// Enters what files stand for, and nothing else.
+fn enter_files(files: &[File], program: Vec<OsString>, args: &Args, proc: &Rc<Proc>) -> Result<Outcome> {
+    let of_process = |kind: &Kind| args.flag(kind.option()) && args.value(kind.option()).is_none();
+    if let Some(kind) = Kind::ALL.into_iter().find(of_process) {
+        return Err(CLI.usage(&format!("--{} needs a file, or a process for a target", kind.option())));
+    }
+    if ["all", "user-parent", "try"].iter().any(|option| args.flag(option)) || args.value("as").is_some() {
+        return Err(CLI.usage("--all, --user-parent, --try and --as need a process for a target"));
+    }
     let mut inside = Plan::default();
+    stdin(args, false, &mut inside)?;
     inside.push(own::Effect::Undumpable);
-    if args.flag("user-parent") || args.flag("pty") || args.value("as").is_some() {
-        return Err(CLI.usage("--user-parent, --as and --pty need a process for a target"));
-    }
-    let fd = Rc::new(fd);
-    inside.push(ns::Effect::JoinFile(fd.clone(), kind, file.to_string()));
-    if kind == Kind::Pid {
-        inside.push(into_pid(fd));
-    }
+    inside.steps.extend(files::enter(files, None, Plan::default(), proc).steps);
+    let open = own_terminal(args, false, false)?.map(|all| {
+        inside.push(terminal::Effect::Take(all));
+        (all, terminal::Effect::Open(None, None))
+    });
     finish(args, program, &mut inside)?;
-    let mut plan = Plan::default();
-    plan.push(clone(Vec::new(), "this process stays outside: it can see why a step was refused", inside, proc));
-    plan.push(end::Effect::Tend(None, false));
-    Ok(Outcome::Plan(plan))
+    Ok(Outcome::Plan(around(inside, open, None, Vec::new(), proc)))
 }

@@ -64,7 +64,7 @@ const CLI: Cli = Cli {
             valued("unpin", "FILE", "let go of the namespace pinned to FILE"),
         ],
     ],
-    operands: Operands::Program(0, ""),
+    operands: Operands::Program(0, &[]),
     runs: true,
     stage: true,
 };

@@ -75,7 +75,7 @@ pub(crate) const CLI: Cli = Cli {
         KEEP_FD,
         valued("then-fd", "N", "the program is that of descriptor N"),
     ]],
-    operands: Operands::Program(1, ""),
+    operands: Operands::Program(1, &[]),
     runs: true,
     stage: false,
 };

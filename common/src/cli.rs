@@ -67,9 +67,9 @@ pub enum Operands {
     Free,
     /// The same, and what stands after `--` is a program.
     FreeThenProgram,
-    /// At the program to run, which is the operand after this many others
-    /// (fewer where one of the named options stands for it).
-    Program(usize, &'static str),
+    /// At the program to run, which is the operand after this many others, or
+    /// after none where one of the named options has a value: it stands for them.
+    Program(usize, &'static [&'static str]),
 }
 
 /// A tool's command line.
@@ -171,7 +171,7 @@ impl Cli {
                 args.program = free[split..].iter().map(|w| narrow(w)).collect();
                 return Ok(args);
             };
-            let wanted = if args.value(instead).is_some() { 0 } else { wanted };
+            let wanted = if instead.iter().any(|option| args.value(option).is_some()) { 0 } else { wanted };
             let is_operand = |word: &String| {
                 args.operands.len() < wanted || (wanted == 0 && args.operands.is_empty() && word == "-")
             };
@@ -296,13 +296,13 @@ mod tests {
 
     #[test]
     fn options_end_at_the_program() {
-        let enter = Operands::Program(1, "target");
+        let enter = Operands::Program(1, &["target"]);
         assert_eq!(parse(enter, "-m 12 -p ls -m"), (words("12"), words("ls -m"), true, true));
         assert_eq!(parse(enter, "-mp 12"), (words("12"), vec![], true, true));
         assert_eq!(parse(enter, "12 -- -m"), (words("12"), words("-m"), false, false));
         assert_eq!(parse(enter, "-- 12 -m"), (words("12"), words("-m"), false, false));
         assert_eq!(parse(enter, "--target 12 ls -p"), (vec![], words("ls -p"), false, false));
-        let new = Operands::Program(0, "");
+        let new = Operands::Program(0, &[]);
         assert_eq!(parse(new, "-m ls - -p"), (vec![], words("ls - -p"), true, false));
         assert_eq!(parse(new, "-m - -p"), (words("-"), vec![], true, true));
         assert_eq!(parse(new, "-m -- - x"), (vec![], words("- x"), true, false));

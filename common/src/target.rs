@@ -368,7 +368,9 @@ pub fn namespace_file(operand: &Operand) -> Result<Option<(OwnedFd, u64)>> {
     let (fd, said) = match operand {
         Operand::File(path) => {
             let said = format!("open {}", quote(path));
-            (open(path.as_path(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()), said)
+            // A fifo in its place would keep us waiting.
+            let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+            (open(path.as_path(), flags, Mode::empty()), said)
         }
         Operand::Descriptor(n) => (sys::dup_above(*n, 3), format!("use descriptor {n}")),
         Operand::Stream | Operand::Process(_) | Operand::Name(_) => return Ok(None),
@@ -510,6 +512,20 @@ pub fn user_parent(proc: &Proc, target: &Target) -> Result<OwnedFd> {
 /// Whether an open namespace is the one of `kind` that we are in.
 pub fn is_ours(proc: &Proc, ns: &OwnedFd, kind: ns::Kind) -> bool {
     fstat(ns).ok().map(|s| s.st_ino) == proc.ns_id("self", kind)
+}
+
+/// Whether a namespace belongs to this user namespace, or to one below it.
+pub fn belongs(ns: &OwnedFd, user: &OwnedFd) -> bool {
+    let inode = |fd: &OwnedFd| fstat(fd).ok().map(|s| s.st_ino);
+    let wanted = inode(user);
+    let mut owner = sys::ns_owner(ns.as_fd()).ok();
+    while let Some(at) = owner {
+        if wanted.is_some() && inode(&at) == wanted {
+            return true;
+        }
+        owner = sys::ns_owner(at.as_fd()).ok();
+    }
+    false
 }
 
 /// The user namespace of a target.
