@@ -69,7 +69,7 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     }
     credentials(args, &maps, owner.map_or_else(|| Me::nameless(proc).own, |owner| owner.own), &mut inside);
     setup::inside(args, &setup::kinds(args), &mut inside)?;
-    directories(args, &mut inside)?;
+    directories(args, proc, &mut inside)?;
     let mut plan = Plan::default();
     if !forks {
         plan.push(ns::Effect::Unshare(kinds));
@@ -278,22 +278,23 @@ fn stdin(args: &Args, inside: &mut Plan) -> Result<()> {
 }
 
 /// The root, /proc and the working directory.
-fn directories(args: &Args, inside: &mut Plan) -> Result<()> {
+fn directories(args: &Args, proc: &Proc, inside: &mut Plan) -> Result<()> {
     const HARMLESS: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
-    let proc = args.flag("mount-proc").then(|| args.value("mount-proc").unwrap_or_else(|| "/proc".into()));
+    let new = args.flag("mount-proc").then(|| args.value("mount-proc").unwrap_or_else(|| "/proc".into()));
     if let Some(root) = args.value("root") {
         let place = Place::at(&root)?;
         if !place.is_directory {
             return Err(not_opened(&root, Errno::ENOTDIR));
         }
+        mount::cover(proc).into_iter().for_each(|effect| inside.push(effect));
         inside.push(mount::Effect::BindRoot(place));
         // Before the pivot: then another proc is still visible.
-        if let Some(at) = proc {
+        if let Some(at) = new {
             let (fstype, options) = ("proc".to_owned(), Vec::new());
             inside.push(step::inside::Effect::New { fstype, options, attributes: HARMLESS, at });
         }
         inside.push(mount::Effect::Pivot);
-    } else if let Some(at) = proc {
+    } else if let Some(at) = new {
         inside.push(mount::Effect::Proc(at));
     }
     if let Some(directory) = args.value("wd") {

@@ -265,6 +265,7 @@ fn private_root(proc: &Proc) -> Option<Plan> {
     let root = Place::at(OsStr::new("/")).ok()?;
     let mut plan = mapped(proc);
     plan.push(mount::Effect::Slave);
+    mount::cover(proc).into_iter().for_each(|effect| plan.push(effect));
     plan.push(mount::Effect::BindRoot(root));
     Some(plan)
 }

@@ -19,7 +19,7 @@ use common::ns::{self as namespace, Kind};
 use common::path::{Place, not_opened};
 use common::plan::Plan;
 use common::proc::Proc;
-use common::step::mount::Layers;
+use common::step::overlay::Layers;
 use common::step::tree::mount_of;
 use common::step::{end, mount, ns, own};
 use common::tool::{Outcome, run};
@@ -100,10 +100,14 @@ fn decide(args: &Args) -> Result<Outcome> {
         plan.push(ns::Effect::Unshare(vec![Kind::Mnt]));
     }
     plan.push(mount::Effect::Slave);
+    mount::cover(&proc).into_iter().for_each(|effect| plan.push(effect));
     plan.push(match layers(args, &place, &proc)? {
         Some(layers) => mount::Effect::Overlay(layers),
         None => mount::Effect::BindRoot(place),
     });
+    if args.flag("read-only") {
+        plan.push(mount::Effect::ReadOnlyBelow);
+    }
     mounts::steps(args, &proc, &mut plan)?;
     if args.flag("read-only") {
         plan.push(mount::Effect::ReadOnly);

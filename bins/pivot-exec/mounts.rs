@@ -18,7 +18,7 @@ use common::proc::{Proc, read_all};
 use common::step::inside::Effect;
 use common::step::tree::attribute;
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
-use common::target;
+use common::target::{self, Operand};
 use common::word::quote;
 
 use super::CLI;
@@ -180,16 +180,18 @@ impl Line {
 
     fn bind(self, proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
         let attributes = self.attributes();
-        let mut maps = Vec::new();
+        let mut words = Vec::new();
         for word in &self.options {
-            if let Some(map) = word.as_bytes().strip_prefix(b"idmap=") {
-                maps.push(OsStr::from_bytes(map).to_owned());
+            // The second is mount(8)'s, which has blanks between maps.
+            let map =
+                [&b"idmap="[..], b"X-mount.idmap="].into_iter().find_map(|head| word.as_bytes().strip_prefix(head));
+            if let Some(map) = map {
+                words.extend(map.split(|b| *b == b' ').map(|map| OsStr::from_bytes(map).to_owned()));
             } else if !is_ours(word) {
                 return Err(Failure::usage(format!("bind {}: unknown option {}", quote(&self.at), quote(word))));
             }
         }
-        // As in idmap-mount: everybody may see his own files as the real root's.
-        let maps = if maps.is_empty() { None } else { Some(Maps::New(lawful(from_words(&maps, proc, true)?, proc)?)) };
+        let maps = if words.is_empty() { None } else { Some(maps(&words, proc)?) };
         let source = match Place::at(&self.source) {
             Err(e) if self.has(&["optional", "nofail"]) && e.errno() == Some(Errno::ENOENT) => return Ok(()),
             other => other?,
@@ -197,6 +199,18 @@ impl Line {
         bind(source, self.at, attributes, maps, proc, plan);
         Ok(())
     }
+}
+
+/// The maps that owners are shifted by: extents, or those of a user namespace
+/// whose file is named.
+fn maps(words: &[OsString], proc: &Rc<Proc>) -> Result<Maps> {
+    if let Some(file) = words.iter().find(|word| word.as_bytes().starts_with(b"/")) {
+        let opened = target::namespace_file(&Operand::File(file.into()))?;
+        let (fd, _) = opened.filter(|_| words.len() == 1).ok_or_else(|| CLI.usage("one user namespace, or maps"))?;
+        return Ok(Maps::Of(Rc::new(fd), quote(file)));
+    }
+    // As in idmap-mount: everybody may see his own files as the real root's.
+    Ok(Maps::New(lawful(from_words(words, proc, true)?, proc)?))
 }
 
 /// Whether an option is one of mounts, not of a type of file system.
@@ -216,7 +230,10 @@ fn is_ours(word: &OsStr) -> bool {
         "auto",
         "noauto",
     ];
-    let known = |word: &str| WORDS.contains(&word) || attribute(word) != 0 || word.starts_with("x-");
+    let known = |word: &str| {
+        // Mount points are made in any case.
+        WORDS.contains(&word) || attribute(word) != 0 || word.starts_with("x-") || word == "X-mount.mkdir"
+    };
     word.to_str().is_some_and(known)
 }
 
@@ -249,6 +266,9 @@ pub(crate) fn given(word: &OsStr) -> Result<Vec<u8>> {
 fn parse(line: &[u8]) -> std::result::Result<Line, String> {
     let fields = line.split(|b| *b == b' ' || *b == b'\t').filter(|f| !f.is_empty());
     let fields: Vec<OsString> = fields.map(unescape).collect();
+    if fields.iter().any(|field| field.as_bytes().contains(&0)) {
+        return Err("a NUL byte".to_owned());
+    }
     let (source, at, fstype, options) = match fields.as_slice() {
         [source, at, fstype] => (source, at, fstype, None),
         [source, at, fstype, options] | [source, at, fstype, options, _] | [source, at, fstype, options, _, _] => {

@@ -91,6 +91,25 @@ impl Place {
         fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone().into())
     }
 
+    /// The same place looked at once more: in a mount namespace made meanwhile
+    /// it is on another mount.
+    ///
+    /// # Errors
+    /// Those of open(2); a refusal where it is another by now.
+    pub fn again(&self) -> Result<Place> {
+        if self.of.is_some() {
+            return Ok(self.clone());
+        }
+        let place = Place::at(&self.path)?;
+        self.check(place.fd())?;
+        Ok(place)
+    }
+
+    /// Whether this is the same directory or file as `other`.
+    pub fn is_same(&self, other: &Place) -> bool {
+        self.same == other.same
+    }
+
     /// Whether `fd` is what was looked at.
     ///
     /// # Errors

@@ -7,11 +7,13 @@
 
 pub mod end;
 pub mod file;
+mod fs;
 pub mod inside;
 pub mod map;
 pub mod mount;
 pub mod newuidmap;
 pub mod ns;
+pub mod overlay;
 pub mod own;
 pub mod pin;
 pub mod program;

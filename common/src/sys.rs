@@ -6,10 +6,10 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_int, c_long, c_uint};
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint};
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr::{from_mut, from_ref, null};
+use std::ptr::{from_mut, from_ref, null, without_provenance};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use nix::errno::Errno;
@@ -634,6 +634,29 @@ pub fn mount_setattr(tree: BorrowedFd<'_>, recursive: bool, set: u64, userns: Op
     let (fd, size) = (tree.as_raw_fd(), size_of::<MountAttr>());
     // SAFETY: `attr` is laid out as struct mount_attr and lives over the call.
     answer(unsafe { libc::syscall(MOUNT_SETATTR, fd, c"".as_ptr(), flags, from_ref(&attr), size) }).map(drop)
+}
+
+/// Clears attribute `bit` of the mount whose root `tree` is, not of those below
+/// it.
+///
+/// # Errors
+/// EPERM: it is locked (mount_namespaces(7)).
+pub fn mount_clear(tree: BorrowedFd<'_>, bit: u64) -> Result<()> {
+    let clear = if bit == MOUNT_ATTR_NOATIME { MOUNT_ATTR_ATIME } else { bit };
+    let attr = MountAttr { set: 0, clear, propagation: 0, userns: 0 };
+    let (fd, size) = (tree.as_raw_fd(), size_of::<MountAttr>());
+    // SAFETY: `attr` is laid out as struct mount_attr and lives over the call.
+    answer(unsafe { libc::syscall(MOUNT_SETATTR, fd, c"".as_ptr(), AT_EMPTY_PATH, from_ref(&attr), size) }).map(drop)
+}
+
+/// Whether a seccomp filter refuses mount(2) as such: the kernel copies its
+/// words before it asks anybody else, and cannot copy these (EFAULT).
+pub fn mount_is_filtered() -> bool {
+    let nowhere = without_provenance::<c_char>(1);
+    // SAFETY: the kernel copies from the first page, which nobody has, and
+    // mounts nothing.
+    let n = unsafe { libc::syscall(libc::SYS_mount, nowhere, nowhere, nowhere, 0, nowhere) };
+    answer(n).is_err_and(|e| e != Errno::EFAULT)
 }
 
 /// What mount_setattr(2) says of user namespace `userns` alone: that is judged

@@ -7,7 +7,7 @@
 //! on as a descriptor: no symbolic link of the root leads out of it, whoever
 //! exchanges one meanwhile.
 
-use std::ffi::{CStr, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -19,11 +19,12 @@ use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat, umask};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{AccessFlags, faccessat, symlinkat, write};
 
-use super::mount::{ROOT, c, new_mount, revealing};
+use super::fs::{self, c, new_mount};
+use super::mount::{ROOT, full};
+use super::overlay;
 use super::tree::attribute_names;
 use super::{Done, Facts, Hands, Refusal, Step, TREE};
 use crate::fail::{Because, Errno, Failure};
-use crate::ns::Kind;
 use crate::sys;
 use crate::word::quote;
 
@@ -174,27 +175,17 @@ impl Effect {
 
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
-            Effect::New { fstype, .. } if errno == Errno::EPERM => {
-                let own = match fstype.as_str() {
-                    "proc" | "sysfs" => return revealing(fstype, facts),
-                    "mqueue" => facts.foreign(Kind::Ipc, "-i"),
-                    "cgroup" | "cgroup2" => facts.foreign(Kind::Cgroup, "-C"),
-                    _ => None,
-                };
-                own.or_else(|| facts.may_not_mount()).or_else(|| not_for_us(fstype, facts))
-            }
-            Effect::New { fstype, .. } if errno == Errno::ENODEV => {
-                let known = facts.proc.text("filesystems")?;
-                let missing = !known.lines().any(|line| line.split('\t').nth(1) == Some(fstype));
-                missing.then(|| Because::new(format!("this kernel has no file system {fstype}: see /proc/filesystems")))
+            Effect::New { .. } | Effect::Attach { .. } if errno == Errno::ENOSPC => full(None, facts),
+            Effect::New { fstype, options, attributes, .. } => {
+                let layers = || overlay::options_refused(options, errno, facts.proc).filter(|_| fstype == "overlay");
+                fs::refused(fstype, options, *attributes, errno, facts).or_else(layers)
             }
             Effect::Attach { .. } | Effect::Device(..) | Effect::Mask(_) | Effect::ReadOnly(..)
                 if errno == Errno::EPERM =>
             {
                 facts.may_not_mount()
             }
-            Effect::New { .. }
-            | Effect::Attach { .. }
+            Effect::Attach { .. }
             | Effect::Device(..)
             | Effect::Link(..)
             | Effect::Directory(..)
@@ -248,7 +239,7 @@ fn unlike(at: &OsStr) -> Refusal {
 }
 
 /// A place that is there and cannot be had, with its reason: a symbolic link to
-/// nothing in the new root, or no directory.
+/// nothing in the new root, no directory, or one on the way that is closed.
 fn not_had(root: BorrowedFd<'_>, path: &OsStr, errno: Errno) -> Refusal {
     let link = || {
         let (parent, name) = (Path::new(path).parent()?, Path::new(path).file_name()?);
@@ -261,7 +252,16 @@ fn not_had(root: BorrowedFd<'_>, path: &OsStr, errno: Errno) -> Refusal {
         let there = sys::open_in_root(root, &c(path), libc::O_PATH, 0).ok()?;
         (is_directory(&there) == Ok(false)).then(|| "it is no directory".to_owned())
     };
-    let text = if errno == Errno::ENOENT { link() } else { file().filter(|_| errno == Errno::ENOTDIR) };
+    let closed = || {
+        let look = |path: &Path| sys::open_in_root(root, &c(path), libc::O_PATH, 0);
+        let at = Path::new(path).ancestors().filter(|p| look(p).err() == Some(Errno::EACCES)).last()?;
+        let parent = at.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"));
+        let mode = fstat(look(parent).ok()?).ok()?.st_mode & 0o7777;
+        Some(format!("{} (mode {mode:03o}) may not be searched", there(parent.as_os_str())))
+    };
+    let reasons: [(Errno, &dyn Fn() -> Option<String>); 3] =
+        [(Errno::ENOENT, &link), (Errno::ENOTDIR, &file), (Errno::EACCES, &closed)];
+    let text = reasons.into_iter().find(|(of, _)| *of == errno).and_then(|(_, reason)| reason());
     Failure::os(format!("open {}", there(path)), errno).because(text.map(Because::new)).into()
 }
 
@@ -356,16 +356,4 @@ fn mask(root: BorrowedFd<'_>, at: &OsStr) -> Done {
         null
     };
     Ok(sys::move_mount(cover.as_fd(), place.as_fd(), false)?)
-}
-
-// ---- why not ----
-
-/// A type of file system that no user namespace may mount (FS_USERNS_MOUNT):
-/// it is refused where another is not.
-fn not_for_us(fstype: &str, facts: &Facts<'_>) -> Option<Because> {
-    let initial = facts.proc.ns_id(facts.who, Kind::User) == Some(crate::ns::INITIAL_USER);
-    let refused = |fstype: &CStr| matches!(new_mount(fstype, &[], 0), Err(Refusal::Os(Errno::EPERM, _)));
-    let refused = refused(&c(fstype)) && !refused(c"tmpfs");
-    let text = format!("file systems of type {fstype} may not be mounted by a user namespace");
-    (!initial && refused).then(|| Because::new(text))
 }

@@ -364,13 +364,42 @@ pub(super) fn is_locked_to(point: impl AsRef<OsStr>) -> bool {
     copy(0).err() == Some(Errno::EINVAL) && copy(sys::AT_RECURSIVE).is_ok()
 }
 
+/// The same of an open directory: what is at its path by now may be another.
+pub(super) fn is_locked(fd: BorrowedFd<'_>) -> bool {
+    let copy = |flags| sys::open_tree(fd, c"", sys::OPEN_TREE_CLONE | sys::AT_EMPTY_PATH | flags);
+    copy(0).err() == Some(Errno::EINVAL) && copy(sys::AT_RECURSIVE).is_ok()
+}
+
+/// Whether a mount is locked where it is: then it cannot even be asked to be
+/// moved into itself (EINVAL), which another never is (ELOOP). Where one is on
+/// top of it, that was copied along with it, and is looked at instead.
+pub(super) fn is_locked_on(mount: &Mount, mounts: &[Mount]) -> bool {
+    let Ok(fd) = open(mount.point.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) else { return false };
+    let id = sys::mount_id(fd.as_fd());
+    let there = mounts.iter().any(|m| id == Ok(m.id) && m.point == mount.point);
+    there && sys::move_mount(fd.as_fd(), fd.as_fd(), false) == Err(Errno::EINVAL)
+}
+
+/// Whether attribute `bit` of the mount at `point` is locked: a copy refuses to
+/// have it set, or to have it cleared.
+pub(super) fn is_kept(point: &str, bit: u64) -> bool {
+    let copy = c(point).ok().and_then(|path| sys::open_tree(AT_FDCWD, &path, clone_flags(true)).ok());
+    let refused = |tree: OwnedFd| {
+        let set = sys::mount_setattr(tree.as_fd(), false, bit, None);
+        [set, sys::mount_clear(tree.as_fd(), bit)].contains(&Err(Errno::EPERM))
+    };
+    copy.is_some_and(refused)
+}
+
 /// Why a mount cannot be copied (EINVAL): __do_loopback() in fs/namespace.c.
-fn copy_refused(place: &Place, recursive: bool, facts: &Facts<'_>) -> Option<Because> {
+pub(super) fn copy_refused(place: &Place, recursive: bool, facts: &Facts<'_>) -> Option<Because> {
     if !recursive && is_locked_to(place.real()) {
         let because = Because::new("mounts below it are locked to it: copy it with them (--recursive)");
         return Some(because.remedy_if(again("--recursive")));
     }
-    let id = sys::mount_id(place.fd()).ok()?;
+    // By its path: a descriptor from before a new mount namespace was made is
+    // of the old one.
+    let id = sys::mount_id(place.again().ok()?.fd()).ok()?;
     let mounts = facts.proc.mounts(facts.who);
     let Some(mount) = mounts.iter().find(|m| m.id == id) else {
         return elsewhere(place, &mounts);
@@ -382,10 +411,11 @@ fn copy_refused(place: &Place, recursive: bool, facts: &Facts<'_>) -> Option<Bec
     })
 }
 
-/// What is on no mount that this namespace has is on one of another.
+/// What is on no mount that this namespace has: it is of another one, or of
+/// none.
 fn elsewhere(place: &Place, mounts: &[Mount]) -> Option<Because> {
     let path = place.name();
-    (!mounts.is_empty()).then(|| Because::new(format!("{path} is on a mount of another mount namespace")))
+    (!mounts.is_empty()).then(|| Because::new(format!("{path} is on no mount of this mount namespace")))
 }
 
 /// Which of `attributes` is locked: alone, on a copy of the place that we are
