@@ -43,6 +43,7 @@ const CLI: Cli = Cli {
             flag("keep-caps", "keep capabilities when the program becomes another user"),
             valued("as-owner", "UID:GID", "with -U: become these ids first, so that UID owns the namespaces"),
             valued("into-cgroup", "DIR", "begin in this cgroup, a directory of cgroup2"),
+            flag("new-cgroup", "-C, and begin in a new cgroup, the root of what is seen there"),
             valued("hostname", "NAME", "-u, with this host name"),
             flag("lo", "-n, with the loopback interface up"),
             valued("monotonic", "SECONDS", "-T, with CLOCK_MONOTONIC ahead by this much"),
@@ -70,9 +71,10 @@ const CLI: Cli = Cli {
 };
 
 /// What a holder has no use for.
-const FOR_PROGRAMS: [&str; 15] = [
+const FOR_PROGRAMS: [&str; 16] = [
     "as-owner",
     "into-cgroup",
+    "new-cgroup",
     "setgroups",
     "wait-map",
     "record-fd",

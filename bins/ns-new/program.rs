@@ -15,7 +15,7 @@ use common::ns::Kind;
 use common::path::{Place, not_opened};
 use common::plan::{Plan, clone, clone_into, go};
 use common::preset::{Me, from_words_of, lawful};
-use common::proc::Proc;
+use common::proc::{CAP_CHOWN, Proc};
 use common::step;
 use common::step::newuidmap::{self, Ways};
 use common::step::{end, map, mount, ns, own, pin};
@@ -45,8 +45,9 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     let maps = maps(args, &kinds, owner.as_ref(), proc)?;
     let minding = Minding::read(args, &kinds)?;
     let program = program(args)?;
-    let first = kinds.contains(&Kind::Pid);
-    let cgroup = args.value("into-cgroup").map(|dir| Cgroup::at(&dir)).transpose()?.map(Rc::new);
+    let (first, user) = (kinds.contains(&Kind::Pid), kinds.contains(&Kind::User));
+    let cgroup = cgroup(args, proc)?.map(Rc::new);
+    let made = cgroup.clone().filter(|_| args.flag("new-cgroup"));
     let pins = pins(args, &kinds)?;
     let waits = matches!(maps, Maps::Outside(..) | Maps::Awaited(..)) || !pins.is_empty();
     let mut inside = Plan::default();
@@ -67,10 +68,15 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     if waits {
         inside.push(end::Effect::Await);
     }
-    credentials(args, &maps, owner.map_or_else(|| Me::nameless(proc).own, |owner| owner.own), &mut inside);
+    let as_owner = owner.map(|owner| owner.own);
+    let root = root_inside(&maps, as_owner.as_ref(), proc);
+    credentials(args, &maps, as_owner.unwrap_or_else(|| Me::nameless(proc).own), &mut inside);
     setup::inside(args, &setup::kinds(args), &mut inside)?;
     directories(args, proc, &mut inside)?;
     let mut plan = Plan::default();
+    if let Some(made) = &made {
+        plan.push(step::cgroup::Effect::Make(made.clone(), root));
+    }
     if !forks {
         plan.push(ns::Effect::Unshare(kinds));
         plan.steps.append(&mut inside.steps);
@@ -95,8 +101,33 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     pins.into_iter().for_each(|pin| plan.push(pin));
     from_outside(maps, &mut plan);
     plan.steps.extend(goes);
+    if made.is_some() && user {
+        plan.push(step::cgroup::Effect::KeepUser);
+    }
     plan.push(end::Effect::TendFirst { first: first && !minding.init, init: minding.init, stop: minding.stop });
+    made.into_iter().for_each(|made| plan.push(step::cgroup::Effect::Remove(made)));
     Ok(Outcome::Plan(plan))
+}
+
+/// The cgroup that the program begins in.
+fn cgroup(args: &Args, proc: &Proc) -> Result<Option<Cgroup>> {
+    match (args.value("into-cgroup"), args.flag("new-cgroup")) {
+        (Some(_), true) => Err(CLI.usage("--into-cgroup and --new-cgroup are two cgroups to begin in")),
+        (Some(dir), false) => Cgroup::at(&dir).map(Some),
+        (None, true) => Cgroup::fresh(proc).map(Some),
+        (None, false) => Ok(None),
+    }
+}
+
+/// Who is root inside, as far as that is another than we, and a cgroup can be
+/// given to him.
+fn root_inside(maps: &Maps, owner: Option<&Both<u32>>, proc: &Proc) -> Option<(u32, u32)> {
+    let own = proc.own();
+    let ids = match maps {
+        Maps::Outside(maps, _) => (maps.uid.outside(0)?, maps.gid.outside(0)?),
+        Maps::None | Maps::Own(_) | Maps::Awaited(..) => owner.map(|owner| (owner.uid, owner.gid))?,
+    };
+    (own.can(CAP_CHOWN) && ids != (own.uid[1], own.gid[1])).then_some(ids)
 }
 
 /// Who is to own the new namespaces.

@@ -10,7 +10,7 @@ use common::step::{mount, ns};
 use crate::CLI;
 
 /// Options that mean a kind of namespaces as well.
-const IMPLIED: [(&str, Kind); 7] = [
+const IMPLIED: [(&str, Kind); 8] = [
     ("propagation", Kind::Mnt),
     ("mount-proc", Kind::Mnt),
     ("root", Kind::Mnt),
@@ -18,6 +18,7 @@ const IMPLIED: [(&str, Kind); 7] = [
     ("lo", Kind::Net),
     ("monotonic", Kind::Time),
     ("boottime", Kind::Time),
+    ("new-cgroup", Kind::Cgroup),
 ];
 
 /// The kinds that were asked for.

@@ -8,7 +8,7 @@
 //! * [`cli`]     options as data
 //! * [`proc`]    facts out of /proc
 //! * [`path`]    why a path could not be opened
-//! * [`cgroup`]  a cgroup to be born into
+//! * [`cgroup`]  a cgroup to be born into, there or new
 //! * [`mounted`] mounts and their maps, by statmount(2)
 //! * [`look`]    what every process is in
 //! * [`scan`]    all namespaces, and what keeps them

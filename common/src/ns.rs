@@ -92,3 +92,6 @@ pub fn flag_names(kinds: &[Kind]) -> String {
 /// The inode of the initial user namespace (include/linux/proc_ns.h,
 /// PROC_USER_INIT_INO): the same on every machine.
 pub const INITIAL_USER: u64 = 0xEFFF_FFFD;
+
+/// The same of the initial cgroup namespace (PROC_CGROUP_INIT_INO).
+pub const INITIAL_CGROUP: u64 = 0xEFFF_FFFB;

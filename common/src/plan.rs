@@ -59,7 +59,9 @@ impl Plan {
     /// The first step that was refused; those before it stay done, but no
     /// child is left.
     pub fn perform(&self, hands: &mut Hands, proc: &Proc) -> Result<u8> {
-        let Err((at, refusal)) = run(&self.steps, hands) else { return Ok(hands.status) };
+        let Err((at, refusal)) = run(&self.steps, hands) else {
+            return Ok(hands.died.map_or(hands.status, |signal| mind::die_of(signal, &hands.mask)));
+        };
         let child = hands.child.as_ref().map(|c| c.who(proc));
         let failure = failure(
             &self.steps,
@@ -178,7 +180,8 @@ pub fn clone_into(
         // fork and the loop that minds the child.
         mind::block_signals()?;
         let (ours, theirs) = mind::pair()?;
-        match sys::fork_into(bits, cgroup.as_ref().map(|c| c.fd()))? {
+        let born = cgroup.as_ref().map(|c| c.fd()).transpose()?;
+        match sys::fork_into(bits, born)? {
             sys::Fork::Child => {
                 drop(ours);
                 hands.report = Some(theirs);
@@ -192,7 +195,7 @@ pub fn clone_into(
         }
     };
     let step = Step::new(said, String::new(), why, perform).because(move |errno, facts| {
-        let closed = asked.as_ref().and_then(|cgroup| cgroup.refused(errno));
+        let closed = asked.as_ref().and_then(|cgroup| cgroup.refused(errno, facts.proc));
         closed.or_else(|| refused(&kinds, errno, facts))
     });
     Step { inner: Some(inner), ..step }

@@ -48,6 +48,8 @@ pub struct Status {
 }
 
 /// Capabilities: bit numbers of include/uapi/linux/capability.h.
+pub const CAP_CHOWN: u32 = 0;
+/// See above.
 pub const CAP_DAC_OVERRIDE: u32 = 1;
 /// See above.
 pub const CAP_SETGID: u32 = 6;

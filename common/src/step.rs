@@ -5,6 +5,7 @@
 //! effects. A step carries that object's functions with it, so that a tool
 //! links only what it can do.
 
+pub mod cgroup;
 pub mod end;
 pub mod file;
 mod fs;
@@ -76,6 +77,8 @@ pub struct Hands {
     pub explain: bool,
     /// The exit status, once everything is done.
     pub status: u8,
+    /// The signal that the program died of, of which we die then.
+    pub died: Option<i32>,
 }
 
 /// The name under which a user namespace made for its maps is handed on.
@@ -95,6 +98,7 @@ impl Hands {
             mask,
             explain: false,
             status: 0,
+            died: None,
         }
     }
 

@@ -943,6 +943,13 @@ pub fn has_file_capabilities(path: &CStr) -> bool {
     n > 0
 }
 
+/// Whether an open file has the extended attribute `name`: xattr(7).
+pub fn has_attribute(fd: BorrowedFd<'_>, name: &CStr) -> bool {
+    // SAFETY: the name ends in NUL; size 0 only asks for the size.
+    let n = unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), std::ptr::null_mut(), 0) };
+    n >= 0
+}
+
 // ---- what the next program finds ----
 
 /// Sets or takes away a variable of the environment.

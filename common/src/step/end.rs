@@ -263,15 +263,15 @@ impl Effect {
 }
 
 fn tend(child: &Child, manner: &Manner<'_>, hands: &mut Hands) -> Done {
-    hands.status = match mind::tend(child, manner, &Proc::open()?)? {
-        Ended::Status(status) => status,
+    match mind::tend(child, manner, &Proc::open()?)? {
+        Ended::Status(status) => hands.status = status,
         Ended::Signal(signal) => {
             if let Some(holder) = manner.holder {
                 holder::tell_death(holder, signal);
             }
-            mind::die_of(signal, &hands.mask)
+            hands.died = Some(signal);
         }
-    };
+    }
     Ok(())
 }
 

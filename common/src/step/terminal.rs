@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::{Done, Hands, Step};
 use crate::fail::Errno;
 use crate::holder;
-use crate::mind::{self, Ended};
+use crate::mind::Ended;
 use crate::proc::Proc;
 use crate::pty;
 use crate::target::Target;
@@ -75,15 +75,15 @@ impl Effect {
                 hands.made.retain(|(name, _)| *name != TERMINAL);
                 let master = hands.get(MASTER)?.try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
                 let holder = holder.as_ref().map(|t| t.fd.as_fd());
-                hands.status = match pty::proxy(&child, holder, &master, *all, &proc)? {
-                    Ended::Status(status) => status,
+                match pty::proxy(&child, holder, &master, *all, &proc)? {
+                    Ended::Status(status) => hands.status = status,
                     Ended::Signal(signal) => {
                         if let Some(holder) = holder {
                             holder::tell_death(holder, signal);
                         }
-                        mind::die_of(signal, &hands.mask)
+                        hands.died = Some(signal);
                     }
-                };
+                }
                 Ok(())
             }
         }
