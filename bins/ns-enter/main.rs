@@ -6,6 +6,7 @@
 
 mod container;
 mod files;
+mod like;
 mod notes;
 mod user;
 
@@ -13,11 +14,12 @@ use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 use std::rc::Rc;
 
+use common::cgroup::Cgroup;
 use common::cli::{Args, Cli, KEEP_FD, KINDS, Operands, STDIN, flag, opt, valued};
 use common::fail::{Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;
-use common::plan::{Plan, clone};
+use common::plan::{Plan, clone, clone_into};
 use common::preset::Me;
 use common::proc::Proc;
 use common::pty;
@@ -45,6 +47,7 @@ const CLI: Cli = Cli {
             flag("user-parent", "enter the parent of its user namespace instead"),
             flag("try", "leave out what cannot be entered"),
             valued("as", "USER", "become this user of the target's"),
+            opt("", "like", "[=WHAT,...]", "become what the target is, or just these of it"),
             flag("pty", "give the program a terminal of its own"),
             STDIN,
             KEEP_FD,
@@ -85,24 +88,33 @@ fn decide(args: &Args) -> Result<Outcome> {
     let stream = operand == Some(Operand::Stream);
     let terminal = own_terminal(args, stream, is_container)?;
     let somebody = args.value("as").map(|who| named(&proc, &target, &who)).transpose()?;
-    let (kinds, left_out) = possible(wanted(args, &proc, &target)?, args, &proc, &target);
+    let (kinds, mut left_out) = possible(wanted(args, &proc, &target)?, args, &proc, &target);
+    let partial = !left_out.is_empty();
     let home = target::same_root(&proc, &target) && !files.iter().any(|file| file.kind == Kind::Mnt);
+    let enter = || Ok(files::enter(&files, Some((&target, &kinds)), join(args, &proc, &target, &kinds)?, &proc));
+    let mut like = like::read(args, &proc, &target, &kinds, &enter)?;
+    left_out.append(&mut like.left_out);
     let mut inside = Plan::default();
     if holds {
         inside.push(ns::Effect::Entrust(target.clone()));
     }
     stdin(args, stream, &mut inside)?;
+    inside.steps.append(&mut like.first.steps);
     inside.push(own::Effect::Undumpable);
-    let join = join(args, &proc, &target, &kinds)?;
-    inside.steps.extend(files::enter(&files, Some((&target, &kinds)), join, &proc).steps);
+    inside.steps.extend(enter()?.steps);
     if kinds.contains(&Kind::Mnt) && home {
         let (path, inode) = target::working_directory()?;
         inside.push(own::Effect::Chdir(path, Some(inode)));
     }
-    let uid = match &somebody {
-        Some(somebody) => turn_into(somebody, &proc, &target, &kinds, &mut inside),
-        None if kinds.contains(&Kind::User) => credentials(&proc, &target, &mut inside),
-        None => Some(proc.own().uid[1]),
+    inside.steps.append(&mut like.entered.steps);
+    let uid = match (&somebody, like.credentials) {
+        (Some(somebody), _) => turn_into(somebody, &proc, &target, &kinds, &mut inside),
+        (None, Some((plan, uid))) => {
+            inside.steps.extend(plan.steps);
+            uid
+        }
+        (None, None) if kinds.contains(&Kind::User) => credentials(&proc, &target, &mut inside),
+        (None, None) => Some(proc.own().uid[1]),
     };
     if args.flag("user-parent") && somebody.is_none() {
         inside.push(own::Effect::RaiseAmbient);
@@ -119,8 +131,12 @@ fn decide(args: &Args) -> Result<Outcome> {
         }
         None => None,
     };
-    finish(args, program(shell), &mut inside)?;
-    Ok(Outcome::Plan(around(inside, open, holds.then(|| target.clone()), left_out, &proc)))
+    finish(args, program(shell), like.last, &mut inside)?;
+    let mut plan = around(inside, like.cgroup, open, holds.then(|| target.clone()), left_out, &proc);
+    if partial {
+        plan.push(partial_step());
+    }
+    Ok(Outcome::Plan(plan))
 }
 
 fn has_file(args: &Args) -> bool {
@@ -160,13 +176,13 @@ fn open_terminal(proc: &Proc, target: &Target, kinds: &[Kind], uid: Option<u32>)
 /// What this process does, around what the child does inside.
 fn around(
     inside: Plan,
+    cgroup: Option<Rc<Cgroup>>,
     terminal: Option<(bool, terminal::Effect)>,
     holder: Option<Rc<Target>>,
     left_out: Vec<Failure>,
     proc: &Rc<Proc>,
 ) -> Plan {
     let mut plan = Plan::default();
-    let partial = !left_out.is_empty();
     for failure in left_out {
         plan.push(end::Effect::Note(format!("{}: left out: {failure}\n", CLI.name)));
     }
@@ -177,7 +193,8 @@ fn around(
     if let Some((_, open)) = terminal {
         plan.push(open);
     }
-    plan.push(clone(
+    plan.push(clone_into(
+        cgroup,
         Vec::new(),
         "this process stays outside: it can see why a step was refused, and keeps the pipe",
         inside,
@@ -186,9 +203,6 @@ fn around(
     match all {
         Some(all) => plan.push(terminal::Effect::Proxy(holder, all)),
         None => plan.push(end::Effect::Tend(holder, false)),
-    }
-    if partial {
-        plan.push(partial_step());
     }
     plan
 }
@@ -319,18 +333,19 @@ fn wanted(args: &Args, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
     Ok(kinds)
 }
 
-/// Stay who we are if that id is mapped inside; else become 0, if that is.
-/// Any uid but 0 needs ambient capabilities for its first exec.
-/// Answers the uid inside.
+/// The id inside that one has there: one's own, if that is mapped, else 0, if
+/// that is; and whether it is one's own.
+fn id_inside(proc: &Proc, target: &Target, kind: IdKind) -> Option<(u32, bool)> {
+    let map = Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok()?;
+    let own = map.inside(*Me::nameless(proc).own.of(kind));
+    own.map(|id| (id, true)).or_else(|| map.outside(0).map(|_| (0, false)))
+}
+
+/// The steps by which the program is somebody who is mapped. Any uid but 0
+/// needs ambient capabilities for its first exec. Answers the uid inside.
 fn credentials(proc: &Proc, target: &Target, inside: &mut Plan) -> Option<u32> {
-    let me = Me::now(proc);
-    let map = |kind| Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok();
-    let id = |kind: IdKind| {
-        let map = map(kind)?;
-        let own = map.inside(*me.own.of(kind));
-        own.map(|id| (id, true)).or_else(|| map.outside(0).map(|_| (0, false)))
-    };
     let mut uid_inside = None;
+    let id = |kind| id_inside(proc, target, kind);
     if let (Some((uid, keeps_uid)), Some((gid, keeps_gid))) = (id(IdKind::Uid), id(IdKind::Gid)) {
         uid_inside = Some(uid);
         if !(keeps_uid && keeps_gid) {
@@ -354,10 +369,11 @@ fn stdin(args: &Args, stream: bool, inside: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-fn finish(args: &Args, program: Vec<OsString>, inside: &mut Plan) -> Result<()> {
+fn finish(args: &Args, program: Vec<OsString>, last: Plan, inside: &mut Plan) -> Result<()> {
     let kept: Result<_> = args.values("keep-fd").iter().map(|word| target::descriptor(word)).collect();
     inside.push(own::Effect::Close(kept?));
     inside.push(own::Effect::DieWithParent);
+    inside.steps.extend(last.steps);
     inside.push(end::Effect::Exec(program));
     Ok(())
 }
@@ -368,8 +384,9 @@ fn enter_files(files: &[File], program: Vec<OsString>, args: &Args, proc: &Rc<Pr
     if let Some(kind) = Kind::ALL.into_iter().find(of_process) {
         return Err(CLI.usage(&format!("--{} needs a file, or a process for a target", kind.option())));
     }
-    if ["all", "user-parent", "try"].iter().any(|option| args.flag(option)) || args.value("as").is_some() {
-        return Err(CLI.usage("--all, --user-parent, --try and --as need a process for a target"));
+    let flags = ["all", "user-parent", "try", "like"];
+    if flags.iter().any(|option| args.flag(option)) || args.value("as").is_some() {
+        return Err(CLI.usage("--all, --user-parent, --try, --like and --as need a process for a target"));
     }
     let mut inside = Plan::default();
     stdin(args, false, &mut inside)?;
@@ -379,6 +396,6 @@ fn enter_files(files: &[File], program: Vec<OsString>, args: &Args, proc: &Rc<Pr
         inside.push(terminal::Effect::Take(all));
         (all, terminal::Effect::Open(None, None))
     });
-    finish(args, program, &mut inside)?;
-    Ok(Outcome::Plan(around(inside, open, None, Vec::new(), proc)))
+    finish(args, program, Plan::default(), &mut inside)?;
+    Ok(Outcome::Plan(around(inside, None, open, None, Vec::new(), proc)))
 }

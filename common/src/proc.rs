@@ -58,6 +58,8 @@ pub const CAP_SETUID: u32 = 7;
 /// See above.
 pub const CAP_SETPCAP: u32 = 8;
 /// See above.
+pub const CAP_SYS_CHROOT: u32 = 18;
+/// See above.
 pub const CAP_SYS_ADMIN: u32 = 21;
 /// See above.
 pub const CAP_SYS_RESOURCE: u32 = 24;

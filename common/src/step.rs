@@ -10,6 +10,7 @@ pub mod end;
 pub mod file;
 mod fs;
 pub mod inside;
+pub mod like;
 pub mod map;
 pub mod mount;
 pub mod newuidmap;

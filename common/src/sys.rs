@@ -911,6 +911,20 @@ pub fn only_ambient(wanted: u64) -> Result<()> {
     wanted.iter().try_for_each(|cap| caps(capctl::ambient::raise(cap)))
 }
 
+/// Sets the permitted, the effective, the inheritable and the ambient
+/// capabilities, a bit for each.
+///
+/// # Errors
+/// EPERM: one is not permitted, or an ambient one not inheritable.
+pub fn set_capabilities([permitted, effective, inheritable, ambient]: [u64; 4]) -> Result<()> {
+    let set = capctl::CapSet::from_bitmask_truncate;
+    let state =
+        capctl::CapState { permitted: set(permitted), effective: set(effective), inheritable: set(inheritable) };
+    caps(capctl::ambient::clear())?;
+    caps(state.set_current())?;
+    set(ambient).iter().try_for_each(|cap| caps(capctl::ambient::raise(cap)))
+}
+
 /// Lets those capabilities have effect whose bits are set in `wanted`, as far
 /// as they are permitted, and no others.
 ///
@@ -991,6 +1005,52 @@ pub fn set_filter(bytes: &[u8]) -> Result<()> {
     // that live over the call; the kernel only reads them. 1 is
     // SECCOMP_SET_MODE_FILTER.
     answer(unsafe { libc::syscall(libc::SYS_seccomp, 1, 0, from_ref(&filter)) }).map(drop)
+}
+
+// ---- seccomp filters of another process: ptrace(2) ----
+
+fn ptrace(request: c_uint, pid: i32, at: usize, data: *mut libc::c_void) -> Result<c_long> {
+    // musl declares the request as int, glibc as unsigned int.
+    #[allow(clippy::cast_possible_wrap)]
+    // SAFETY: the requests used here write at most to `data`, which is null or
+    // as large as the caller of `filter` has just been told.
+    let n = unsafe { libc::ptrace(request as _, pid, at, data) };
+    #[allow(clippy::useless_conversion)]
+    answer(n.into())
+}
+
+/// Traces process `pid` and asks it to stop, which is to be waited for
+/// (PTRACE_SEIZE, PTRACE_INTERRUPT). Whoever ends lets go.
+///
+/// # Errors
+/// EPERM: it is not ours to trace, or somebody else traces it; ESRCH.
+pub fn trace(pid: i32) -> Result<()> {
+    ptrace(0x4206, pid, 0, std::ptr::null_mut())?;
+    ptrace(0x4207, pid, 0, std::ptr::null_mut()).map(drop)
+}
+
+/// Lets a traced process that has stopped go on untraced (PTRACE_DETACH).
+///
+/// # Errors
+/// ESRCH: it is gone.
+pub fn let_go(pid: i32) -> Result<()> {
+    ptrace(0x11, pid, 0, std::ptr::null_mut()).map(drop)
+}
+
+/// The seccomp filter number `at`, counted from the first loaded, of a traced
+/// process that has stopped, as `set_filter` takes it (PTRACE_SECCOMP_GET_FILTER,
+/// Linux 4.4).
+///
+/// # Errors
+/// ENOENT: it has not so many; EACCES: we lack CAP_SYS_ADMIN in the initial
+/// user namespace, or are under a filter ourselves; EIO, EINVAL: the kernel
+/// cannot tell (CONFIG_CHECKPOINT_RESTORE); EMEDIUMTYPE: it is no classic BPF.
+pub fn filter(pid: i32, at: usize) -> Result<Vec<u8>> {
+    const PTRACE_SECCOMP_GET_FILTER: c_uint = 0x420c;
+    let count = ptrace(PTRACE_SECCOMP_GET_FILTER, pid, at, std::ptr::null_mut())?;
+    let mut words = vec![0u64; usize::try_from(count).unwrap_or(0)];
+    ptrace(PTRACE_SECCOMP_GET_FILTER, pid, at, words.as_mut_ptr().cast())?;
+    Ok(words.into_iter().flat_map(u64::to_ne_bytes).collect())
 }
 
 // ---- for a privileged program, which shares no more code than it must ----

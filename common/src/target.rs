@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, open, readlinkat};
 use nix::libc;
@@ -390,8 +391,41 @@ pub fn namespace_file(operand: &Operand) -> Result<Option<(OwnedFd, u64)>> {
 /// # Errors
 /// Those of open(2) and read(2).
 pub fn map_of(target: &Target, kind: id::Kind) -> std::result::Result<Vec<u8>, Errno> {
-    let flags = OFlag::from_bits_truncate(libc::O_RDONLY) | OFlag::O_CLOEXEC;
-    read_all(nix::fcntl::openat(&target.dir, kind.map_file(), flags, Mode::empty())?, usize::MAX)
+    read(target, kind.map_file())
+}
+
+/// The file `name` of an open process, read through its own directory.
+///
+/// # Errors
+/// Those of open(2) and read(2).
+pub fn read(target: &Target, name: &str) -> std::result::Result<Vec<u8>, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    read_all(nix::fcntl::openat(&target.dir, name, flags, Mode::empty())?, usize::MAX)
+}
+
+/// The seccomp filters of a target, those loaded first first; it is stopped
+/// for a moment.
+///
+/// # Errors
+/// Those of `sys::trace` and `sys::filter`; ETIMEDOUT: it does not stop.
+pub fn filters(target: &Target) -> std::result::Result<Vec<Vec<u8>>, Errno> {
+    let patience = Instant::now() + Duration::from_secs(2);
+    sys::trace(target.pid)?;
+    while sys::child_change(Some(target.fd.as_fd()))?.is_none() {
+        if Instant::now() > patience {
+            return Err(Errno::ETIMEDOUT);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut filters = Vec::new();
+    let end = loop {
+        match sys::filter(target.pid, filters.len()) {
+            Ok(filter) => filters.push(filter),
+            Err(e) => break e,
+        }
+    };
+    sys::let_go(target.pid)?;
+    if end == Errno::ENOENT { Ok(filters) } else { Err(end) }
 }
 
 /// Whether standard output is something whose reader can be seen to leave.
@@ -456,6 +490,14 @@ fn file_of(proc: &Proc, target: &Target, name: &str, flags: OFlag) -> Result<Own
         let because = untouchable(proc, &target.who()).filter(|_| e == Errno::EACCES || e == Errno::ENOENT);
         Failure::os(format!("open /proc/{}/{name}", target.pid), e).because(because)
     })
+}
+
+/// The working directory of a target.
+///
+/// # Errors
+/// As `root`.
+pub fn directory(proc: &Proc, target: &Target) -> Result<OwnedFd> {
+    file_of(proc, target, "cwd", OFlag::O_PATH | OFlag::O_DIRECTORY)
 }
 
 /// The root directory of a target.

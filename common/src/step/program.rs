@@ -91,6 +91,11 @@ pub fn capability(name: &str) -> Option<u64> {
     sys::capability(name)
 }
 
+/// The capabilities in `caps`, a bit for each, by their names without `cap_`.
+pub fn capability_names(caps: u64) -> String {
+    sys::capability_names(caps)
+}
+
 impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);
@@ -271,7 +276,7 @@ impl Effect {
     }
 }
 
-fn variable(name: &OsStr, value: Option<&OsString>) -> Done {
+pub(super) fn variable(name: &OsStr, value: Option<&OsString>) -> Done {
     let c = |word: &OsStr| c(word).map_err(|_| Errno::EINVAL);
     let value = value.map(|value| c(value)).transpose()?;
     Ok(sys::set_variable(&c(name)?, value.as_deref())?)
@@ -287,7 +292,7 @@ fn amount(n: u64) -> String {
     if n == UNLIMITED { "unlimited".to_owned() } else { n.to_string() }
 }
 
-fn lacks(cap: u32, name: &str, facts: &Facts<'_>) -> Option<Because> {
+pub(super) fn lacks(cap: u32, name: &str, facts: &Facts<'_>) -> Option<Because> {
     let lacks = facts.proc.status(facts.who).is_some_and(|s| !s.can(cap));
     lacks.then(|| Because::new(format!("this needs {name}, and we do not have it")))
 }

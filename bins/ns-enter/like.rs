@@ -1,0 +1,484 @@
+//! --like: the program becomes what the target is, as far as the kernel lets
+//! that be seen and taken over.
+//!
+//! Of what a list names each thing is an order: what cannot be had is a refusal.
+//! Without a list each is tried by a throw-away child, and what cannot be had
+//! is told and left out.
+
+use std::rc::Rc;
+
+use common::cgroup::Cgroup;
+use common::cli::Args;
+use common::fail::{Because, Errno, Failure, Result};
+use common::id::{Kind as IdKind, Map, number};
+use common::ns::{INITIAL_USER, Kind};
+use common::plan::{Plan, clone_into};
+use common::proc::{CAP_SYS_ADMIN, Proc};
+use common::step::like::Effect;
+use common::step::program::{Effect as Own, UNLIMITED, capability_names};
+use common::step::{Step, own};
+use common::target::{self, Target};
+use common::word::quote;
+
+use super::{CLI, id_inside};
+
+/// What can be taken over, as the option names it.
+const THINGS: [&str; 14] = [
+    "uid",
+    "gid",
+    "groups",
+    "caps",
+    "no-new-privs",
+    "seccomp",
+    "limits",
+    "umask",
+    "oom",
+    "cgroup",
+    "env",
+    "root",
+    "cwd",
+    "label",
+];
+
+/// What is done to be like the target, by when it is done.
+#[derive(Default)]
+pub(crate) struct Like {
+    /// Where the program is born.
+    pub(crate) cgroup: Option<Rc<Cgroup>>,
+    /// Before anything is entered.
+    pub(crate) first: Plan,
+    /// When everything has been.
+    pub(crate) entered: Plan,
+    /// In place of the usual credentials, and the uid that is had then.
+    pub(crate) credentials: Option<(Plan, Option<u32>)>,
+    /// Just before the program.
+    pub(crate) last: Plan,
+    /// What has been left out, and why.
+    pub(crate) left_out: Vec<Failure>,
+}
+
+/// Both sides, and what was asked for.
+struct Look<'a> {
+    wanted: Vec<&'static str>,
+    strict: bool,
+    target: &'a Rc<Target>,
+    proc: &'a Rc<Proc>,
+    /// The text of /proc/PID/status of the two.
+    theirs: String,
+    ours: String,
+    /// Whether the user namespace is entered.
+    user: bool,
+    /// What enters all.
+    enter: &'a dyn Fn() -> Result<Plan>,
+    left_out: Vec<Failure>,
+}
+
+/// What --like asks for; nothing without it.
+///
+/// # Errors
+/// Wrong usage; what a list names cannot be taken over.
+pub(crate) fn read(
+    args: &Args,
+    proc: &Rc<Proc>,
+    target: &Rc<Target>,
+    kinds: &[Kind],
+    enter: &dyn Fn() -> Result<Plan>,
+) -> Result<Like> {
+    if !args.flag("like") {
+        return Ok(Like::default());
+    }
+    if args.value("as").is_some() {
+        return Err(CLI.usage("--as and --like are two ways to become somebody"));
+    }
+    let (wanted, strict) = wanted(args)?;
+    let theirs = target::read(target, "status").map_err(|e| Failure::os("read the status of the target", e))?;
+    let theirs = String::from_utf8_lossy(&theirs).into_owned();
+    let ours = proc.text("self/status").unwrap_or_default();
+    let user = kinds.contains(&Kind::User);
+    let mut look = Look { wanted, strict, target, proc, theirs, ours, user, enter, left_out: Vec::new() };
+    let mut like = Like { cgroup: look.cgroup()?, ..Like::default() };
+    look.oom(&mut like.first)?;
+    look.places(&mut like.entered, kinds)?;
+    look.limits(&mut like.entered)?;
+    let mut filters = look.filters(args.dry())?;
+    let privileges = look.field("NoNewPrivs") == look.ours("NoNewPrivs");
+    if look.wants("no-new-privs") && !privileges {
+        look.no_new_privileges(&mut like.last)?;
+    }
+    // With no_new_privs anybody may load them; without it takes a capability.
+    let when = if look.field("NoNewPrivs") == "1" { &mut like.last } else { &mut like.entered };
+    when.steps.append(&mut filters.steps);
+    like.credentials = look.credentials()?;
+    if look.environment(&mut like.entered)? {
+        like.last.push(Effect::Environment);
+    }
+    look.label()?;
+    like.left_out = look.left_out;
+    Ok(like)
+}
+
+fn wanted(args: &Args) -> Result<(Vec<&'static str>, bool)> {
+    let lists = args.values("like");
+    let words = lists.iter().map(|list| list.to_string_lossy().into_owned()).collect::<Vec<_>>().join(",");
+    if words.is_empty() {
+        return Ok((THINGS.to_vec(), false));
+    }
+    let known = |word: &str| {
+        let found = THINGS.into_iter().find(|thing| *thing == word);
+        found.ok_or_else(|| CLI.usage(&format!("--like: {} is none of {}", quote(word), THINGS.join(", "))))
+    };
+    Ok((words.split(',').map(known).collect::<Result<_>>()?, true))
+}
+
+fn field<'a>(text: &'a str, name: &str) -> &'a str {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_default().trim()
+}
+
+fn ids(text: &str) -> Vec<u32> {
+    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+fn bits(text: &str) -> u64 {
+    u64::from_str_radix(text, 16).unwrap_or(0)
+}
+
+impl Look<'_> {
+    fn wants(&self, thing: &str) -> bool {
+        self.wanted.contains(&thing)
+    }
+
+    fn field(&self, name: &str) -> &str {
+        field(&self.theirs, name)
+    }
+
+    fn ours(&self, name: &str) -> &str {
+        field(&self.ours, name)
+    }
+
+    /// What cannot be had: a refusal if it was named, else noted.
+    fn without(&mut self, failure: Failure) -> Result<()> {
+        if self.strict {
+            return Err(failure);
+        }
+        self.left_out.push(failure);
+        Ok(())
+    }
+
+    /// Adds steps if they can be done, alone or once everything is entered.
+    fn add(&mut self, plan: &mut Plan, entered: bool, make: &dyn Fn() -> Step) -> Result<bool> {
+        if !self.strict {
+            let mut inside = if entered { (self.enter)()? } else { Plan::default() };
+            inside.push(make());
+            if let Some(failure) = probe(None, inside, self.proc) {
+                self.left_out.push(failure);
+                return Ok(false);
+            }
+        }
+        plan.push(make());
+        Ok(true)
+    }
+
+    fn cgroup(&mut self) -> Result<Option<Rc<Cgroup>>> {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let theirs = target::read(self.target, "cgroup").map(text).unwrap_or_default();
+        let ours = self.proc.text("self/cgroup").unwrap_or_default();
+        if !self.wants("cgroup") || theirs == ours {
+            return Ok(None);
+        }
+        let (new, old): (Vec<&str>, Vec<&str>) = theirs.lines().partition(|line| line.starts_with("0::"));
+        if old.iter().any(|line| !ours.lines().any(|own| own == *line)) {
+            self.without(Failure::refused("its cgroups of version 1 are not taken over"))?;
+        }
+        let Some(path) = new.first().map(|line| &line[3..]).filter(|path| !ours.contains(&format!("0::{path}\n")))
+        else {
+            return Ok(None);
+        };
+        let mounts = self.proc.mounts("self").into_iter().filter(|m| m.fstype == "cgroup2" && m.root == "/");
+        let mut found =
+            mounts.filter_map(|m| Cgroup::at(format!("{}{path}", m.point.trim_end_matches('/')).as_ref()).ok());
+        let Some(cgroup) = found.next().map(Rc::new) else {
+            self.without(Failure::refused(format!("no cgroup2 file system here shows its cgroup {}", quote(path))))?;
+            return Ok(None);
+        };
+        if !self.strict {
+            if let Some(failure) = probe(Some(cgroup.clone()), Plan::default(), self.proc) {
+                self.left_out.push(failure);
+                return Ok(None);
+            }
+        }
+        Ok(Some(cgroup))
+    }
+
+    fn oom(&mut self, plan: &mut Plan) -> Result<()> {
+        let score = |text: &str| text.trim().parse::<i32>().ok();
+        let theirs = target::read(self.target, "oom_score_adj").ok().and_then(|b| score(&String::from_utf8_lossy(&b)));
+        let ours = self.proc.text("self/oom_score_adj").and_then(|text| score(&text));
+        match theirs {
+            Some(score) if self.wants("oom") && theirs != ours => {
+                self.add(plan, false, &|| Effect::OomScore(score).into()).map(drop)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The root and the working directory, where the mounts are entered or these
+    /// are others than ours in them.
+    fn places(&mut self, plan: &mut Plan, kinds: &[Kind]) -> Result<()> {
+        let elsewhere = kinds.contains(&Kind::Mnt) || !target::same_root(self.proc, self.target);
+        if self.wants("root") && elsewhere {
+            let root = Rc::new(target::root(self.proc, self.target)?);
+            self.add(plan, true, &|| Effect::Root(root.clone()).into())?;
+        }
+        if self.wants("cwd") {
+            let directory = Rc::new(target::directory(self.proc, self.target)?);
+            self.add(plan, true, &|| Effect::Directory(directory.clone()).into())?;
+        }
+        Ok(())
+    }
+
+    fn limits(&mut self, plan: &mut Plan) -> Result<()> {
+        let umask = |text: &str| u32::from_str_radix(text, 8).ok();
+        if let Some(mask) = umask(self.field("Umask")).filter(|_| self.wants("umask")) {
+            if Some(mask) != umask(self.ours("Umask")) {
+                plan.push(Own::Umask(mask));
+            }
+        }
+        if !self.wants("limits") {
+            return Ok(());
+        }
+        let theirs =
+            target::read(self.target, "limits").map_err(|e| Failure::os("read the limits of the target", e))?;
+        let ours = amounts(&self.proc.text("self/limits").unwrap_or_default());
+        for limit in amounts(&String::from_utf8_lossy(&theirs)) {
+            let (name, soft, hard) = limit;
+            if !ours.contains(&limit) {
+                self.add(plan, false, &|| Own::Limit(name, soft, hard).into())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn no_new_privileges(&mut self, plan: &mut Plan) -> Result<()> {
+        if self.field("NoNewPrivs") == "1" {
+            plan.push(Own::NoNewPrivileges);
+            return Ok(());
+        }
+        self.without(Failure::refused("no_new_privs is set here, and cannot be taken off"))
+    }
+
+    /// The seccomp filters. They are read while planning; where nothing may be
+    /// done the target is not stopped for it.
+    fn filters(&mut self, dry: bool) -> Result<Plan> {
+        let mut plan = Plan::default();
+        if !self.wants("seccomp") {
+            return Ok(plan);
+        }
+        let pid = self.target.pid;
+        if self.ours("Seccomp") != "0" {
+            self.without(Failure::refused("we are under a seccomp filter, which stays"))?;
+        }
+        match self.field("Seccomp") {
+            "2" if dry => {
+                let act = format!("load the seccomp filters of {pid}");
+                plan.push(Step::new(act, String::new(), "", |_| Ok(())));
+            }
+            "2" => match target::filters(self.target) {
+                Ok(filters) => filters.into_iter().for_each(|filter| plan.push(Own::Filter(Rc::new(filter)))),
+                Err(e) => {
+                    let failure = Failure::os(format!("read the seccomp filters of {pid}"), e);
+                    self.without(failure.because(self.no_filters(e)))?;
+                }
+            },
+            "1" => self.without(Failure::refused("its strict mode of seccomp would not let a program begin"))?,
+            _ => {}
+        }
+        Ok(plan)
+    }
+
+    fn no_filters(&self, errno: Errno) -> Option<Because> {
+        let initial = self.proc.ns_id("self", Kind::User) == Some(INITIAL_USER);
+        let tracer = number(self.field("TracerPid").as_bytes()).filter(|pid| *pid > 0);
+        let may = initial && self.proc.own().can(CAP_SYS_ADMIN);
+        match (errno, tracer) {
+            (Errno::EPERM, Some(pid)) => Some(Because::new(format!("process {pid} traces it already"))),
+            (Errno::EPERM, None) => target::untouchable(self.proc, &self.target.who()),
+            (Errno::EACCES, _) if !may => {
+                Some(Because::new("to read them takes CAP_SYS_ADMIN in the initial user namespace"))
+            }
+            _ => None,
+        }
+    }
+
+    fn environment(&mut self, plan: &mut Plan) -> Result<bool> {
+        let target = self.target.clone();
+        Ok(self.wants("env") && self.add(plan, true, &|| Effect::OpenEnvironment(target.clone()).into())?)
+    }
+
+    /// No security module with labels of processes has been met yet.
+    fn label(&mut self) -> Result<()> {
+        let theirs = target::read(self.target, "attr/current").unwrap_or_default();
+        let ours = self.proc.read("self/attr/current").unwrap_or_default();
+        if !self.wants("label") || theirs == ours {
+            return Ok(());
+        }
+        let theirs = String::from_utf8_lossy(&theirs).trim_end_matches(['\n', '\0']).to_owned();
+        self.without(Failure::refused(format!("its security label {} is not taken over", quote(theirs))))
+    }
+
+    // ---- ids and capabilities ----
+
+    /// The id inside that the program has, and whether it has to be changed.
+    fn id(&mut self, kind: IdKind) -> Result<Option<(u32, bool)>> {
+        let name = if kind == IdKind::Uid { "Uid" } else { "Gid" };
+        let (theirs, own) = (ids(self.field(name)), ids(self.ours(name)));
+        let (Some(theirs), Some(own)) = (theirs.get(1).copied(), own.get(1).copied()) else { return Ok(None) };
+        if self.wants(kind.word()) {
+            match self.inside(kind, theirs) {
+                Some(id) => return Ok(Some((id, theirs != own))),
+                None => self.without(self.unmapped(kind, theirs))?,
+            }
+        }
+        if !self.user {
+            return Ok(Some((own, false)));
+        }
+        Ok(id_inside(self.proc, self.target, kind).map(|(id, keeps)| (id, !keeps)))
+    }
+
+    fn unmapped(&self, kind: IdKind, id: u32) -> Failure {
+        Failure::refused(format!("its {} {id} is not mapped in its own user namespace", kind.word()))
+    }
+
+    fn inside(&self, kind: IdKind, outside: u32) -> Option<u32> {
+        if !self.user {
+            return Some(outside);
+        }
+        Map::new(self.proc.map(&self.target.who(), kind).unwrap_or_default()).ok()?.inside(outside)
+    }
+
+    fn credentials(&mut self) -> Result<Option<(Plan, Option<u32>)>> {
+        if !["uid", "gid", "groups", "caps"].iter().any(|thing| self.wants(thing)) {
+            return Ok(None);
+        }
+        let mut plan = Plan::default();
+        let (uid, gid) = (self.id(IdKind::Uid)?, self.id(IdKind::Gid)?);
+        let root = uid.is_none_or(|(uid, _)| uid == 0);
+        let sets = if self.wants("caps") { Some(self.capabilities(root, &mut plan)?) } else { None };
+        self.groups(&mut plan)?;
+        if let Some((gid, true)) = gid {
+            plan.push(Own::Gid(gid));
+        }
+        if let Some((uid, true)) = uid {
+            plan.push(Own::Uid(uid, sets.is_some()));
+        }
+        match sets {
+            Some(sets) => plan.push(Effect::Capabilities(sets)),
+            None if self.user && !root && !self.wants("uid") => plan.push(own::Effect::RaiseAmbient),
+            None => {}
+        }
+        Ok(Some((plan, uid.map(|(uid, _)| uid))))
+    }
+
+    fn groups(&mut self, plan: &mut Plan) -> Result<()> {
+        let sorted = |text: &str| {
+            let mut ids = ids(text);
+            ids.sort_unstable();
+            ids
+        };
+        let theirs = sorted(self.field("Groups"));
+        if !self.wants("groups") || theirs == sorted(self.ours("Groups")) {
+            return Ok(());
+        }
+        let mut inside = Vec::new();
+        for id in theirs {
+            match self.inside(IdKind::Gid, id) {
+                Some(id) => inside.push(id),
+                None => self.without(self.unmapped(IdKind::Gid, id))?,
+            }
+        }
+        self.add(plan, true, &|| Own::Groups(inside.clone()).into()).map(drop)
+    }
+
+    /// Its permitted, effective, inheritable and ambient capabilities, as far as
+    /// they are ours to have. An exec by uid 0 would give all of the bounding
+    /// set: what is not permitted to the target goes from there, too.
+    fn capabilities(&mut self, root: bool, plan: &mut Plan) -> Result<[u64; 4]> {
+        let of = |name: &str| bits(self.field(name));
+        let (permitted, effective, inheritable, ambient) = (of("CapPrm"), of("CapEff"), of("CapInh"), of("CapAmb"));
+        let all = (2 << self.proc.sysctl("kernel/cap_last_cap").unwrap_or(62)) - 1;
+        let own = |name: &str| if self.user { all } else { bits(self.ours(name)) };
+        let have = own("CapPrm");
+        let bound = of("CapBnd") & if root { permitted } else { u64::MAX };
+        let beyond = own("CapBnd") & !bound != 0;
+        if beyond {
+            self.add(plan, true, &|| Own::Bound(bound).into())?;
+        }
+        if permitted & !have != 0 {
+            let names = capability_names(permitted & !have);
+            self.without(Failure::refused(format!("its capabilities {names} are not ours to have")))?;
+        }
+        let inheritable = inheritable & if root { permitted } else { u64::MAX };
+        Ok([permitted, effective, inheritable, ambient].map(|set| set & have))
+    }
+}
+
+/// The failure of a plan in a throw-away child.
+fn probe(cgroup: Option<Rc<Cgroup>>, inside: Plan, proc: &Rc<Proc>) -> Option<Failure> {
+    let mut plan = Plan::default();
+    plan.push(clone_into(cgroup, Vec::new(), "", inside, proc));
+    plan.probe(proc)
+}
+
+/// The limits in the text of /proc/PID/limits, by their names in prlimit(1):
+/// soft and hard.
+fn amounts(text: &str) -> Vec<(&'static str, u64, u64)> {
+    const NAMES: [(&str, &str); 16] = [
+        ("Max cpu time", "cpu"),
+        ("Max file size", "fsize"),
+        ("Max data size", "data"),
+        ("Max stack size", "stack"),
+        ("Max core file size", "core"),
+        ("Max resident set", "rss"),
+        ("Max processes", "nproc"),
+        ("Max open files", "nofile"),
+        ("Max locked memory", "memlock"),
+        ("Max address space", "as"),
+        ("Max file locks", "locks"),
+        ("Max pending signals", "sigpending"),
+        ("Max msgqueue size", "msgqueue"),
+        ("Max nice priority", "nice"),
+        ("Max realtime priority", "rtprio"),
+        ("Max realtime timeout", "rttime"),
+    ];
+    let amount = |word: &str| if word == "unlimited" { Some(UNLIMITED) } else { number(word.as_bytes()) };
+    let line = |line: &str| {
+        let (_, name) = NAMES.into_iter().find(|(title, _)| line.starts_with(title))?;
+        let mut words = line.get(26..)?.split_whitespace();
+        Some((name, amount(words.next()?)?, amount(words.next()?)?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                    Max cpu time              unlimited            unlimited            seconds   \n\
+                    Max realtime timeout      1                    2                    us        \n\
+                    Max new thing             1                    2                    things    \n";
+        assert_eq!(amounts(text), [("cpu", UNLIMITED, UNLIMITED), ("rttime", 1, 2)]);
+        let status = "Name:\tGroups:\nUid:\t1\t2\t3\t4\nGroups:\t7 8 \nCapEff:\t0000000000000400\n";
+        assert_eq!((ids(field(status, "Uid")), ids(field(status, "Groups"))), (vec![1, 2, 3, 4], vec![7, 8]));
+        assert_eq!((bits(field(status, "CapEff")), field(status, "None")), (0x400, ""));
+    }
+
+    /// The kernel's own text has a line for each of our names.
+    #[test]
+    fn all_limits_are_known() {
+        let text = Proc::open().unwrap().text("self/limits").unwrap();
+        assert_eq!(amounts(&text).len(), 16);
+    }
+}

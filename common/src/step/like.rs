@@ -1,0 +1,130 @@
+//! What a program takes over from a process that runs already. proc(5),
+//! chroot(2), capabilities(7).
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use nix::unistd::{chroot, fchdir};
+
+use super::program::{lacks, variable};
+use super::{Done, Facts, Hands, Step};
+use crate::fail::{Because, Errno};
+use crate::proc::{CAP_SYS_CHROOT, Proc, read_all};
+use crate::sys;
+use crate::target::{self, Target};
+
+/// An effect that makes this process like another.
+pub enum Effect {
+    /// Open its environment.
+    OpenEnvironment(Rc<Target>),
+    /// Have what has been opened for the environment.
+    Environment,
+    /// Its root directory.
+    Root(Rc<OwnedFd>),
+    /// Its working directory.
+    Directory(Rc<OwnedFd>),
+    /// What the kernel adds when it looks for somebody to kill: -1000 to 1000.
+    OomScore(i32),
+    /// Its capabilities, a bit for each: permitted, effective, inheritable,
+    /// ambient.
+    Capabilities([u64; 4]),
+}
+
+/// The name under which an open environment is handed on.
+const ENVIRONMENT: &str = "environment";
+/// The kernel lets no program begin with more: three quarters of _STK_LIM
+/// (fs/exec.c, bprm_stack_limits()).
+const MOST_BYTES: usize = 6 << 20;
+
+impl From<Effect> for Step {
+    fn from(effect: Effect) -> Step {
+        let effect = Rc::new(effect);
+        let (doing, asking) = (effect.clone(), effect.clone());
+        let step = Step::new(effect.act(), String::new(), effect.why(), move |hands| doing.perform(hands));
+        step.because(move |errno, facts| asking.because(errno, facts))
+    }
+}
+
+impl Effect {
+    fn act(&self) -> String {
+        match self {
+            Effect::OpenEnvironment(target) => format!("open /proc/{}/environ", target.pid),
+            Effect::Environment => "take that for the environment".into(),
+            Effect::Root(_) => "chroot to the root of the target".into(),
+            Effect::Directory(_) => "chdir to the working directory of the target".into(),
+            Effect::OomScore(score) => format!("write /proc/self/oom_score_adj {score}"),
+            Effect::Capabilities([permitted, _, inheritable, ambient]) => format!(
+                "capset permitted {} inheritable {} ambient {}",
+                sys::capability_names(*permitted),
+                sys::capability_names(*inheritable),
+                sys::capability_names(*ambient)
+            ),
+        }
+    }
+
+    fn why(&self) -> &'static str {
+        match self {
+            Effect::OpenEnvironment(_) => {
+                "only now: before its user namespace is entered the file belongs to somebody else, and after the uid is changed we may lack what it takes"
+            }
+            Effect::Environment => "last, so that nothing in it is for anybody but the program",
+            Effect::Root(_) => "entering a mount namespace leads to its root, which need not be that of the process",
+            Effect::Directory(_) => "by descriptor: the path may lead elsewhere by now",
+            Effect::OomScore(_) => "before this process cannot write to its own files any more",
+            Effect::Capabilities(_) => "an exec by uid 0 gives all of the bounding set, one by another what is ambient",
+        }
+    }
+
+    fn perform(&self, hands: &mut Hands) -> Done {
+        match self {
+            Effect::OpenEnvironment(target) => {
+                hands.put(
+                    ENVIRONMENT,
+                    openat(&target.dir, "environ", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?,
+                );
+                Ok(())
+            }
+            Effect::Environment => environment(&read_all(hands.get(ENVIRONMENT)?, MOST_BYTES)?),
+            Effect::Root(root) => {
+                fchdir(root)?;
+                Ok(chroot(".")?)
+            }
+            Effect::Directory(directory) => Ok(fchdir(directory)?),
+            Effect::OomScore(score) => {
+                let file = Proc::open()?.open_at("self/oom_score_adj", OFlag::O_WRONLY)?;
+                Ok(sys::write_whole(&file, score.to_string().as_bytes())?)
+            }
+            Effect::Capabilities(sets) => Ok(sys::set_capabilities(*sets)?),
+        }
+    }
+
+    fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+        match self {
+            Effect::OpenEnvironment(target) if errno == Errno::EACCES => target::untouchable(facts.proc, &target.who()),
+            Effect::Root(_) if errno == Errno::EPERM => lacks(CAP_SYS_CHROOT, "CAP_SYS_CHROOT", facts),
+            Effect::OpenEnvironment(_)
+            | Effect::Environment
+            | Effect::Root(_)
+            | Effect::Directory(_)
+            | Effect::OomScore(_)
+            | Effect::Capabilities(_) => None,
+        }
+    }
+}
+
+/// These variables and no others. Of two with one name the first counts, as for
+/// getenv(3).
+fn environment(bytes: &[u8]) -> Done {
+    let ours: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
+    ours.iter().try_for_each(|name| variable(name, None))?;
+    for line in bytes.split(|b| *b == 0).rev() {
+        let Some(at) = line.iter().position(|b| *b == b'=').filter(|at| *at > 0) else { continue };
+        let (name, value) = line.split_at(at);
+        variable(OsStr::from_bytes(name), Some(&OsStr::from_bytes(&value[1..]).to_owned()))?;
+    }
+    Ok(())
+}
