@@ -1,10 +1,11 @@
 //! Runs the shell sessions that stand in Markdown files, and compares what they print.
 //!
 //! A session is a block indented by four spaces, or a fenced block marked `console`, that begins
-//! with a prompt: `$ ` is the ordinary user alice, `# ` root, `bob$ ` and `carol$ ` these two.
+//! with a prompt: `$ ` is the ordinary user alice, `2$ ` alice again, in a second shell, `# ` root,
+//! `bob$ ` and `carol$ ` these two.
 //! A line with `> ` continues the command above it. What follows, up to the next prompt, is what
 //! the command prints, standard output and standard error together; a last line `[N]` is its
-//! exit status where that is not 0. Each user has one shell for the whole file.
+//! exit status where that is not 0. There is one shell a prompt for the whole file.
 //!
 //! Lines are compared exactly, but for three marks:
 //!
@@ -15,6 +16,13 @@
 //! `<!-- needs: WORD... -->` says what the file cannot be run without: `root`, `alice` (the users
 //! of the private world), `userns` (user namespaces for the ordinary user), or a program. `long`
 //! keeps the file out of a quick run.
+//!
+//! With `terminal` among them the commands are typed into shells on terminals, as people do. A
+//! command may start another shell there, which then reads what follows. No status is seen there:
+//! a command that prints nothing has to succeed.
+//!
+//! `<!-- varies: 4242 Nov_26 -->` names words that stand for others of their shape. From where one
+//! is first printed it is, in output and commands alike, what was printed; `_` is a blank.
 //!
 //! The environment: `NSKIT_RECORD=1` writes today's values into the lines marked `(~)`.
 //! `NSKIT_LONG=1` runs the long files too, `NSKIT_LONG=only` nothing else. With
@@ -31,6 +39,8 @@ mod left;
 mod script;
 #[path = "transcripts/shell.rs"]
 mod shell;
+#[path = "transcripts/varies.rs"]
+mod varies;
 #[path = "transcripts/world.rs"]
 mod world;
 
@@ -43,6 +53,7 @@ use std::{env, fs, io};
 use left::Before;
 use script::Case;
 use shell::Shell;
+use varies::Varies;
 use world::World;
 
 enum Outcome {
@@ -99,7 +110,7 @@ fn run_all(world: &World, files: &[PathBuf]) -> io::Result<bool> {
 
 /// The files to run. Below a directory only those that hold a session and have their turn today.
 fn select(world: &World, wanted: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
-    let everything = [PathBuf::from("README.md"), PathBuf::from("tests")];
+    let everything = [PathBuf::from("README.md"), PathBuf::from("man/labs"), PathBuf::from("tests")];
     let mut chosen = Vec::new();
     for path in if wanted.is_empty() { &everything } else { wanted } {
         if !path.is_dir() {
@@ -147,17 +158,23 @@ fn run_file(world: &World, path: &Path) -> io::Result<Outcome> {
     }
     let before = Before::look(world)?;
     let mark = format!("{}.{}", world.mark, world::secret()?);
-    let mut shells = BTreeMap::new();
+    let (mut shells, mut homes) = (BTreeMap::new(), BTreeMap::new());
+    let mut varies = Varies::new(&script.varies);
     let mut details = Vec::new();
     let mut recorded: Vec<String> = text.split('\n').map(String::from).collect();
     for case in &script.cases {
-        if !shells.contains_key(case.user) {
-            shells.insert(case.user, Shell::start(world, case.user, &mark)?);
+        let user = case.user;
+        if !homes.contains_key(user.name) {
+            homes.insert(user.name, world.make_home(user.name)?);
         }
-        let Some(shell) = shells.get_mut(case.user) else {
+        if !shells.contains_key(user.prompt) {
+            let shell = Shell::start(world, user, &homes[user.name], &mark, script.terminal)?;
+            shells.insert(user.prompt, shell);
+        }
+        let Some(shell) = shells.get_mut(user.prompt) else {
             continue;
         };
-        let told = run_case(case, shell, world, &mut recorded);
+        let told = run_case(case, shell, world, &mut varies, &mut recorded);
         let gone = told.is_err();
         let told = told.unwrap_or_else(|told| told);
         if !told.is_empty() {
@@ -169,10 +186,10 @@ fn run_file(world: &World, path: &Path) -> io::Result<Outcome> {
             break;
         }
     }
-    let mut homes = Vec::new();
     for shell in shells.into_values() {
-        homes.push(shell.end()?);
+        shell.end()?;
     }
+    let homes: Vec<PathBuf> = homes.into_values().collect();
     details.extend(before.left(world, &mark, &homes)?);
     let recorded = recorded.join("\n");
     if env::var("NSKIT_RECORD").is_ok_and(|value| value == "1") && recorded != text {
@@ -186,20 +203,28 @@ fn run_case(
     case: &Case,
     shell: &mut Shell,
     world: &World,
+    varies: &mut Varies,
     recorded: &mut [String],
 ) -> Result<Vec<String>, Vec<String>> {
-    let (got, status) = shell.run(&case.command, world.timeout);
-    let places = compare::lines(&case.want, &got);
+    let (got, status) = shell.run(&varies.fill(&case.command), world.timeout);
+    // On a terminal a failure is what it says.
+    let unseen = shell.terminal && !got.is_empty();
+    let expected = |status: i32| unseen || status == case.status;
+    let places = compare::lines(&case.want, &got, varies);
     let mut told = Vec::new();
     match &places {
-        None => told = compare::difference(&case.want, &got),
-        Some(places) if status == Ok(case.status) => {
+        None => told = compare::difference(&case.want, &got, varies),
+        Some(places) if status.clone().is_ok_and(expected) => {
             compare::record(recorded, &case.want, &got, places);
+            for (want, &place) in case.want.iter().zip(places) {
+                let learnt = got.get(place).map_or(Ok(()), |got| varies.learn(&want.text, got));
+                told.extend(learnt.err());
+            }
         }
         Some(_) => {}
     }
     match status {
-        Ok(status) if status == case.status => Ok(told),
+        Ok(status) if expected(status) => Ok(told),
         Ok(status) => {
             told.push(format!("wanted status {}, got {status}", case.status));
             Ok(told)

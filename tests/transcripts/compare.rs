@@ -1,18 +1,19 @@
 //! Comparing what was expected with what came.
 
 use crate::script::Want;
+use crate::varies::Varies;
 
 const FREE: &str = " (~)";
 const GLOB: &str = " (glob)";
 
 /// Where each expected line stands in the output, if this is as expected.
-pub(crate) fn lines(want: &[Want], got: &[String]) -> Option<Vec<usize>> {
-    align(want, got, |want| want.text == "...", |want, got| same(&want.text, got))
+pub(crate) fn lines(want: &[Want], got: &[String], varies: &Varies) -> Option<Vec<usize>> {
+    align(want, got, |want| want.text == "...", |want, got| same(&want.text, got, varies))
 }
 
 /// What was expected (-) and what came (+), without the difference where there is none.
-pub(crate) fn difference(want: &[Want], got: &[String]) -> Vec<String> {
-    let same = |(want, got): &(&Want, &String)| same(&want.text, got);
+pub(crate) fn difference(want: &[Want], got: &[String], varies: &Varies) -> Vec<String> {
+    let same = |(want, got): &(&Want, &String)| same(&want.text, got, varies);
     let head = want.iter().zip(got).take_while(same).count();
     let (want, rest) = (&want[head..], &got[head..]);
     let tail = want.iter().rev().zip(rest.iter().rev()).take_while(same).count();
@@ -36,7 +37,7 @@ pub(crate) fn record(file: &mut [String], want: &[Want], got: &[String], places:
 }
 
 /// Whether a line is as expected. A line that itself ends like a mark is expected as it is.
-fn same(want: &str, got: &str) -> bool {
+fn same(want: &str, got: &str, varies: &Varies) -> bool {
     if let Some(free) = want.strip_suffix(FREE) {
         return want == got || loose(free) == loose(got);
     }
@@ -45,7 +46,7 @@ fn same(want: &str, got: &str) -> bool {
         let letters: Vec<char> = got.chars().collect();
         return want == got || align(&pattern, &letters, |c| *c == '*', char::eq).is_some();
     }
-    want == got
+    want == got || varies.fits(want, got)
 }
 
 /// The line with every number and every stretch of blanks replaced by a token.

@@ -1,19 +1,23 @@
 //! What stands in a file.
 
-use crate::world::USERS;
+use crate::world::{USERS, User};
 
 /// A file as far as it concerns us.
 #[derive(Default)]
 pub(crate) struct Script {
     pub(crate) needs: Vec<String>,
     pub(crate) long: bool,
+    /// Whether commands are typed on a terminal, as people do.
+    pub(crate) terminal: bool,
+    /// Words that stand for others of their shape, the same wherever they stand.
+    pub(crate) varies: Vec<String>,
     pub(crate) cases: Vec<Case>,
 }
 
 /// A command and what is expected of it.
 pub(crate) struct Case {
     pub(crate) line: usize,
-    pub(crate) user: &'static str,
+    pub(crate) user: &'static User,
     pub(crate) command: String,
     pub(crate) want: Vec<Want>,
     pub(crate) status: i32,
@@ -60,7 +64,8 @@ pub(crate) fn parse(text: &str) -> Script {
                 if let Some(language) = fence {
                     place = if language == "console" { Place::Session } else { Place::Other };
                 }
-                script.needs.extend(needs(line).map(String::from));
+                script.needs.extend(words(line, "needs").map(String::from));
+                script.varies.extend(words(line, "varies").map(|word| word.replace('_', " ")));
             }
         }
     }
@@ -70,12 +75,15 @@ pub(crate) fn parse(text: &str) -> Script {
         Place::Other => {}
     }
     script.long = script.needs.iter().any(|word| word == "long");
-    script.needs.retain(|word| word != "long");
+    script.terminal = script.needs.iter().any(|word| word == "terminal");
+    script.needs.retain(|word| word != "long" && word != "terminal");
     script
 }
 
-fn needs(line: &str) -> impl Iterator<Item = &str> {
-    let words = line.strip_prefix("<!-- needs:").and_then(|rest| rest.split("-->").next());
+/// The words of a comment `<!-- WHAT: WORD... -->`.
+fn words<'a>(line: &'a str, what: &str) -> impl Iterator<Item = &'a str> {
+    let rest = line.strip_prefix("<!-- ").and_then(|rest| rest.strip_prefix(what)?.strip_prefix(':'));
+    let words = rest.and_then(|rest| rest.split("-->").next());
     words.unwrap_or_default().split_whitespace()
 }
 
@@ -98,8 +106,8 @@ fn without_layout<'a>(block: &[(usize, &'a str)]) -> Vec<(usize, &'a str)> {
     kept
 }
 
-fn prompt(line: &str) -> Option<(&'static str, &str)> {
-    USERS.iter().find_map(|user| Some((user.name, line.strip_prefix(user.prompt)?)))
+fn prompt(line: &str) -> Option<(&'static User, &str)> {
+    USERS.iter().find_map(|user| Some((user, line.strip_prefix(user.prompt)?)))
 }
 
 /// The commands of a block; none if it does not begin with a prompt, for then it is no session.

@@ -1,14 +1,20 @@
 //! A user's shell, which lives as long as the file.
 
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::fchown;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::left::{GRACE, kill};
-use crate::world::{World, secret};
+use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::sys::termios::{LocalFlags, OutputFlags, SetArg, tcgetattr, tcsetattr};
+
+use crate::world::{User, World, secret};
 
 /// The shell's side of the conversation. Commands come through standard input, ended by NUL, and
 /// never see it. After each the shell prints the mark that was sent to it first, which no command
@@ -20,12 +26,18 @@ const SHELL: &str = "exec 2>&1; umask 022; ulimit -c 0; \
     (exit $__status); eval \"$__command\" </dev/null; __status=$?; \
     printf '%s %d\\n' \"$__mark\" $__status; done";
 
+/// A shell as people have it. It and those started later neither prompt nor edit lines.
+const TERMINAL: &str = "umask 022; ulimit -c 0; exec bash --noprofile";
+const BASHRC: &str = "PS1= PS2=; set +o emacs\n";
+
 /// More output than this, from one command, is not compared but refused.
 const FLOOD: usize = 1 << 20;
 
 pub(crate) struct Shell {
     child: Child,
-    home: PathBuf,
+    /// A pipe, or the far side of its terminal.
+    input: Option<File>,
+    pub(crate) terminal: bool,
     output: Receiver<Vec<u8>>,
     mark: String,
     /// Read, but not yet used: something in the background may print at any time.
@@ -34,37 +46,60 @@ pub(crate) struct Shell {
 
 impl Shell {
     /// `mark` is what is left behind is known by.
-    pub(crate) fn start(world: &World, user: &str, mark: &str) -> io::Result<Shell> {
-        let home = world.make_home(user)?;
-        let bash = ["bash", "--noprofile", "--norc", "-c", SHELL, "bash"];
-        let mut command = world.command(user, &bash);
-        command.env("HOME", &home).env("TMPDIR", &home).current_dir(&home);
-        command.env("NSKIT_TEST_RUN", mark).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn()?;
-        let (send, output) = sync_channel(1);
-        let pipe = child.stdout.take();
+    pub(crate) fn start(world: &World, user: &User, home: &Path, mark: &str, terminal: bool) -> io::Result<Shell> {
+        let (options, program): (&[&str], &[&str]) = if terminal {
+            (&["--ctty"], &["sh", "-c", TERMINAL])
+        } else {
+            (&[], &["bash", "--noprofile", "--norc", "-c", SHELL, "bash"])
+        };
+        let mut command = world.command(user.name, options, program);
+        command.env("HOME", home).env("TMPDIR", home).current_dir(home).env("NSKIT_TEST_RUN", mark);
+        let (child, input, mut output) = if terminal {
+            fs::write(home.join(".bashrc"), BASHRC)?;
+            let pty = screen()?;
+            if world.private {
+                fchown(&pty.slave, Some(user.id), None)?;
+            }
+            command.env("PS1", "").env("PS2", "").env("SHELL", "/bin/bash");
+            // A shell that is to find a locale has to, and a new root has none.
+            command.env_remove("LC_ALL").env("LANG", "C.UTF-8");
+            command.stdin(pty.slave.try_clone()?).stdout(pty.slave.try_clone()?).stderr(pty.slave);
+            let child = command.spawn()?;
+            (child, File::from(pty.master.try_clone()?), File::from(pty.master))
+        } else {
+            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            let gone = || io::Error::other("a pipe is missing");
+            let input = OwnedFd::from(child.stdin.take().ok_or_else(gone)?);
+            let output = OwnedFd::from(child.stdout.take().ok_or_else(gone)?);
+            (child, File::from(input), File::from(output))
+        };
+        let (send, received) = sync_channel(1);
         // A thread, because it may outlive the shell: the background may hold the pipe.
         thread::spawn(move || {
             let mut buffer = [0; 1 << 16];
-            if let Some(mut pipe) = pipe {
-                while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-                    if send.send(buffer[..count].to_vec()).is_err() {
-                        break;
-                    }
+            while let Ok(count @ 1..) = output.read(&mut buffer) {
+                if send.send(buffer[..count].to_vec()).is_err() {
+                    break;
                 }
             }
         });
-        let mut shell = Shell { child, home, output, mark: secret()?, pending: Vec::new() };
-        shell.say(&shell.mark.clone())?;
+        let input = Some(input);
+        let mut shell = Shell { child, input, terminal, output: received, mark: secret()?, pending: Vec::new() };
+        if !terminal {
+            shell.say(&shell.mark.clone())?;
+        }
         Ok(shell)
     }
 
     fn say(&mut self, words: &str) -> io::Result<()> {
-        if let Some(pipe) = &mut self.child.stdin {
-            pipe.write_all(words.as_bytes())?;
-            pipe.write_all(b"\0")?;
+        let Some(input) = &mut self.input else { return Ok(()) };
+        if !self.terminal {
+            input.write_all(words.as_bytes())?;
+            return input.write_all(b"\0");
         }
-        Ok(())
+        // Typed ahead: whatever shell is there when the command has ended, or begun, reads it.
+        let (head, tail) = self.mark.split_at(8);
+        write!(input, "{words}\nprintf '%s%s %d\\n' {head} {tail} $?\n")
     }
 
     /// What the command printed, and its status, or why that will never be known. Then the shell
@@ -75,6 +110,8 @@ impl Shell {
         let _ = self.say(command);
         let why = loop {
             if let Some((output, status)) = self.answer() {
+                // A terminal in this one may end its lines so.
+                let output = if self.terminal { output.replace("\r\n", "\n") } else { output };
                 return (lines(&output), Ok(status));
             }
             if self.pending.len() > FLOOD {
@@ -105,9 +142,13 @@ impl Shell {
         Some(answer)
     }
 
-    /// No more commands: a shell that idles ends by itself; one that does not, is ended. Its home.
-    pub(crate) fn end(mut self) -> io::Result<PathBuf> {
-        self.child.stdin = None;
+    /// No more commands: a shell that idles ends by itself; one that does not, is ended.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        if let (true, Some(input)) = (self.terminal, &mut self.input) {
+            // The end of input, on a terminal.
+            let _ = input.write_all(b"\x04");
+        }
+        self.input = None;
         let deadline = Instant::now() + GRACE;
         while self.child.try_wait()?.is_none() {
             if Instant::now() > deadline {
@@ -115,8 +156,18 @@ impl Shell {
             }
             thread::sleep(Duration::from_millis(2));
         }
-        Ok(self.home)
+        Ok(())
     }
+}
+
+/// A terminal that shows what programs write, and not what is typed.
+fn screen() -> io::Result<OpenptyResult> {
+    let pty = openpty(Some(&Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 }), None)?;
+    let mut how = tcgetattr(&pty.slave)?;
+    how.local_flags.remove(LocalFlags::ECHO);
+    how.output_flags.remove(OutputFlags::ONLCR);
+    tcsetattr(&pty.slave, SetArg::TCSANOW, &how)?;
+    Ok(pty)
 }
 
 fn lines(output: &str) -> Vec<String> {

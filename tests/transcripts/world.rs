@@ -9,15 +9,16 @@ use std::{env, fs};
 
 use crate::script::Script;
 
-/// Somebody who can have a shell.
+/// Somebody who can have a shell, known by its prompt.
 pub(crate) struct User {
     pub(crate) prompt: &'static str,
     pub(crate) name: &'static str,
-    id: u32,
+    pub(crate) id: u32,
 }
 
-pub(crate) const USERS: [User; 4] = [
+pub(crate) const USERS: [User; 5] = [
     User { prompt: "$ ", name: "alice", id: 1501 },
+    User { prompt: "2$ ", name: "alice", id: 1501 },
     User { prompt: "# ", name: "root", id: 0 },
     User { prompt: "bob$ ", name: "bob", id: 1502 },
     User { prompt: "carol$ ", name: "carol", id: 1503 },
@@ -98,9 +99,9 @@ impl World {
 
     /// Why this file cannot be run here.
     pub(crate) fn missing(&self, script: &Script) -> Option<String> {
-        if let Some(case) = script.cases.iter().find(|case| case.user != "alice") {
+        if let Some(case) = script.cases.iter().find(|case| case.user.name != "alice") {
             if !self.private {
-                return Some(format!("has commands for {}", case.user));
+                return Some(format!("has commands for {}", case.user.name));
             }
         }
         script.needs.iter().find_map(|word| match word.as_str() {
@@ -124,14 +125,15 @@ impl World {
     }
 
     fn has_userns(&self) -> bool {
-        let mut command = self.command("alice", &["unshare", "--user", "true"]);
+        let mut command = self.command("alice", &[], &["unshare", "--user", "true"]);
         command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     }
 
     /// A program as this user, with little in its environment, and in a session of its own so that
-    /// it has no terminal.
-    pub(crate) fn command(&self, user: &str, program: &[&str]) -> Command {
+    /// it has no terminal, or with `--ctty` that on its standard input.
+    pub(crate) fn command(&self, user: &str, session: &[&str], program: &[&str]) -> Command {
         let mut command = Command::new("setsid");
+        command.args(session);
         if self.private && user != "root" {
             command.args(["setpriv", "--reuid", user, "--regid", user, "--init-groups"]);
         }
