@@ -19,6 +19,13 @@ target/bin/.made: $(RUST)
 demo: all
 	@tests/demo
 
+# make lab N=3 and make lab-check N=3: the lessons of man/labs.
+lab: all
+	@tests/lab shell $(N)
+
+lab-check: all
+	@tests/lab check $(N)
+
 test:
 	@tests/run
 
@@ -39,7 +46,7 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
 	mandoc -Tlint -Wwarning man/*.[157]
-	shellcheck tests/run tests/private tests/build tests/old-kernel tests/demo tests/rootfs tests/bench/idmap tests/bench/ns-show tests/bench/subid-alloc .ci/run
+	shellcheck tests/run tests/private tests/build tests/old-kernel tests/demo tests/rootfs tests/lab tests/bench/idmap tests/bench/ns-show tests/bench/subid-alloc .ci/run
 
 install: all
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man7
@@ -66,4 +73,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all demo test test-all test-rest bench lint install install-newuidmap uninstall clean
+.PHONY: all demo lab lab-check test test-all test-rest bench lint install install-newuidmap uninstall clean

@@ -26,9 +26,10 @@ const SHELL: &str = "exec 2>&1; umask 022; ulimit -c 0; \
     (exit $__status); eval \"$__command\" </dev/null; __status=$?; \
     printf '%s %d\\n' \"$__mark\" $__status; done";
 
-/// A shell as people have it. It and those started later neither prompt nor edit lines.
+/// A shell as people have it, on a terminal. Its prompt is the mark and the status, and so is that of
+/// any shell started later: some read these files, others the environment.
 const TERMINAL: &str = "umask 022; ulimit -c 0; exec bash --noprofile";
-const BASHRC: &str = "PS1= PS2=; set +o emacs\n";
+const STARTUP: [&str; 2] = [".bashrc", ".profile"];
 
 /// More output than this, from one command, is not compared but refused.
 const FLOOD: usize = 1 << 20;
@@ -54,13 +55,17 @@ impl Shell {
         };
         let mut command = world.command(user.name, options, program);
         command.env("HOME", home).env("TMPDIR", home).current_dir(home).env("NSKIT_TEST_RUN", mark);
+        let word = secret()?;
         let (child, input, mut output) = if terminal {
-            fs::write(home.join(".bashrc"), BASHRC)?;
+            let prompt = format!("{word} $?\n");
+            for file in STARTUP {
+                fs::write(home.join(file), "PS1=$NSKIT_PROMPT PS2=; set +o emacs\n")?;
+            }
             let pty = screen()?;
             if world.private {
                 fchown(&pty.slave, Some(user.id), None)?;
             }
-            command.env("PS1", "").env("PS2", "").env("SHELL", "/bin/bash");
+            command.env("PS1", &prompt).env("NSKIT_PROMPT", &prompt).env("PS2", "").env("SHELL", "/bin/bash");
             // A shell that is to find a locale has to, and a new root has none.
             command.env_remove("LC_ALL").env("LANG", "C.UTF-8");
             command.stdin(pty.slave.try_clone()?).stdout(pty.slave.try_clone()?).stderr(pty.slave);
@@ -84,52 +89,60 @@ impl Shell {
             }
         });
         let input = Some(input);
-        let mut shell = Shell { child, input, terminal, output: received, mark: secret()?, pending: Vec::new() };
-        if !terminal {
+        let mut shell = Shell { child, input, terminal, output: received, mark: word, pending: Vec::new() };
+        if terminal {
+            shell.await_answer(Instant::now() + GRACE).map_err(io::Error::other)?;
+        } else {
             shell.say(&shell.mark.clone())?;
         }
         Ok(shell)
     }
 
     fn say(&mut self, words: &str) -> io::Result<()> {
-        let Some(input) = &mut self.input else { return Ok(()) };
-        if !self.terminal {
+        let end = if self.terminal { b"\n" } else { b"\0" };
+        if let Some(input) = &mut self.input {
             input.write_all(words.as_bytes())?;
-            return input.write_all(b"\0");
+            input.write_all(end)?;
         }
-        // Typed ahead: whatever shell is there when the command has ended, or begun, reads it.
-        let (head, tail) = self.mark.split_at(8);
-        write!(input, "{words}\nprintf '%s%s %d\\n' {head} {tail} $?\n")
+        Ok(())
     }
 
     /// What the command printed, and its status, or why that will never be known. Then the shell
     /// and its children are ended.
     pub(crate) fn run(&mut self, command: &str, timeout: Duration) -> (Vec<String>, Result<i32, String>) {
-        let deadline = Instant::now() + timeout;
         // A shell that is gone is noticed below, after the last of its output.
         let _ = self.say(command);
-        let why = loop {
+        match self.await_answer(Instant::now() + timeout) {
+            Ok((output, status)) => (lines(&output), Ok(status)),
+            Err(why) => {
+                let _ = kill(&format!("-{}", self.child.id()));
+                let mut output = lines(&String::from_utf8_lossy(&self.pending));
+                output.truncate(100);
+                (output, Err(why))
+            }
+        }
+    }
+
+    fn await_answer(&mut self, deadline: Instant) -> Result<(String, i32), String> {
+        let begin = Instant::now();
+        loop {
             if let Some((output, status)) = self.answer() {
                 // A terminal in this one may end its lines so.
                 let output = if self.terminal { output.replace("\r\n", "\n") } else { output };
-                return (lines(&output), Ok(status));
+                return Ok((output, status));
             }
             if self.pending.len() > FLOOD {
-                break format!("more than {FLOOD} bytes of output");
+                return Err(format!("more than {FLOOD} bytes of output"));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match self.output.recv_timeout(left) {
                 Ok(bytes) => self.pending.extend(bytes),
                 Err(RecvTimeoutError::Timeout) => {
-                    break format!("no end after {} s", timeout.as_secs());
+                    return Err(format!("no end after {} s", deadline.duration_since(begin).as_secs_f32().round()));
                 }
-                Err(RecvTimeoutError::Disconnected) => break "the shell is gone".to_owned(),
+                Err(RecvTimeoutError::Disconnected) => return Err("the shell is gone".to_owned()),
             }
-        };
-        let _ = kill(&format!("-{}", self.child.id()));
-        let mut output = lines(&String::from_utf8_lossy(&self.pending));
-        output.truncate(100);
-        (output, Err(why))
+        }
     }
 
     /// The output before the mark and the status after it, as soon as both are there.
