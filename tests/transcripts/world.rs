@@ -25,13 +25,15 @@ pub(crate) const USERS: [User; 5] = [
 ];
 
 /// Programs whose Debian package has another name.
-const PACKAGES: [(&str, &str); 19] = [
+const PACKAGES: [(&str, &str); 21] = [
     ("busybox", "busybox-static"),
     ("bwrap", "bubblewrap"),
     ("capsh", "libcap2-bin"),
     ("getcap", "libcap2-bin"),
     ("getfacl", "acl"),
     ("getfattr", "attr"),
+    ("ip", "iproute2"),
+    ("ipcs", "util-linux"),
     ("lxc-usernsexec", "lxc"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("mkfs.erofs", "erofs-utils"),
