@@ -51,6 +51,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("step/pin", &["step", "fail", "ns", "proc", "sys", "word"]),
     ("step/terminal", &["step", "fail", "holder", "mind", "proc", "pty", "target"]),
     ("step/file", &["step", "etc", "fail", "word"]),
+    ("step/beside", &["step", "fail", "holder", "id", "mind", "proc", "sys", "target", "word"]),
     ("step/end", &["step", "fail", "holder", "lease", "mind", "proc", "record", "sys", "target", "word"]),
     ("step/program", &["step", "step/end", "fail", "id", "ns", "proc", "sys", "word"]),
     ("step/like", &["step", "step/program", "fail", "proc", "sys", "target"]),

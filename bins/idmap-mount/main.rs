@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::cli::{Args, Cli, Operands, flag, valued};
+use common::cli::{Args, Cli, Operands, Stage, flag, valued};
 use common::fail::{Failure, Result};
 use common::id::{Both, Kind, Map};
 use common::idmap::Idmap;
@@ -68,7 +68,7 @@ const CLI: Cli = Cli {
     ]],
     operands: Operands::FreeThenProgram,
     runs: false,
-    stage: true,
+    stage: Stage::Yes,
 };
 
 fn main() -> ExitCode {

@@ -4,6 +4,7 @@
 //! setns(2) call and becomes it. Nothing of outside goes along but what is
 //! named.
 
+mod beside;
 mod container;
 mod files;
 mod like;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cgroup::Cgroup;
-use common::cli::{Args, Cli, KEEP_FD, KINDS, Operands, STDIN, flag, opt, valued};
+use common::cli::{Args, Cli, KEEP_FD, KINDS, Operands, STDIN, Stage, flag, opt, valued};
 use common::fail::{Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;
@@ -38,6 +39,7 @@ const CLI: Cli = Cli {
         "[KINDS] [OPTION...] TARGET [PROGRAM [ARGUMENT...]]",
         "[KINDS] [OPTION...] - [PROGRAM [ARGUMENT...]]",
         "--KIND=FILE... [OPTION...] [PROGRAM [ARGUMENT...]]",
+        "--beside TARGET|- HELPER [ARGUMENT...]",
     ],
     options: &[
         KINDS,
@@ -49,13 +51,14 @@ const CLI: Cli = Cli {
             valued("as", "USER", "become this user of the target's"),
             opt("", "like", "[=WHAT,...]", "become what the target is, or just these of it"),
             flag("pty", "give the program a terminal of its own"),
+            flag("beside", "run PROGRAM outside, for as long as the namespaces live"),
             STDIN,
             KEEP_FD,
         ],
     ],
     operands: Operands::Program(1, &["target", "user", "mount", "pid", "net", "ipc", "uts", "cgroup", "time"]),
     runs: true,
-    stage: false,
+    stage: Stage::With("beside"),
 };
 
 fn main() -> ExitCode {
@@ -66,6 +69,9 @@ fn decide(args: &Args) -> Result<Outcome> {
     let proc = Rc::new(Proc::open()?);
     let word = args.value("target").or_else(|| args.operands.first().cloned());
     let operand = word.map(|word| Operand::parse(&word)).transpose()?;
+    if args.flag("beside") {
+        return beside::decide(&CLI, args, &proc, operand.as_ref());
+    }
     let files = files::named(args, operand.as_ref(), &proc)?;
     let program = |default| if args.program.is_empty() { vec![default] } else { args.program.clone() };
     let mut is_container = false;

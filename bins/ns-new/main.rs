@@ -13,7 +13,7 @@ mod setup;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::cli::{Args, Cli, HOST_ROOT, KINDS, Operands, STDIN, flag, opt, valued};
+use common::cli::{Args, Cli, HOST_ROOT, KINDS, Operands, STDIN, Stage, flag, opt, valued};
 use common::fail::Result;
 use common::plan::Plan;
 use common::proc::Proc;
@@ -67,7 +67,7 @@ const CLI: Cli = Cli {
     ],
     operands: Operands::Program(0, &[]),
     runs: true,
-    stage: true,
+    stage: Stage::Yes,
 };
 
 /// What a holder has no use for.

@@ -16,7 +16,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::cli::{Args, Cli, Operands, flag, valued};
+use common::cli::{Args, Cli, Operands, Stage, flag, valued};
 use common::fail::{Because, Failure, Result};
 use common::id::Kind as IdKind;
 use common::mind::terminal_width;
@@ -53,7 +53,7 @@ const CLI: Cli = Cli {
     ]],
     operands: Operands::Free,
     runs: false,
-    stage: false,
+    stage: Stage::No,
 };
 
 fn main() -> ExitCode {

@@ -12,7 +12,7 @@ mod process;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::cli::{Args, Cli, KEEP_FD, Operands, flag, valued};
+use common::cli::{Args, Cli, KEEP_FD, Operands, Stage, flag, valued};
 use common::fail::{Errno, Result};
 use common::id::Kind as IdKind;
 use common::ns::{self as namespace, Kind};
@@ -77,7 +77,7 @@ pub(crate) const CLI: Cli = Cli {
     ]],
     operands: Operands::Program(1, &[]),
     runs: true,
-    stage: false,
+    stage: Stage::No,
 };
 
 fn main() -> ExitCode {

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::cli::{Args, Cli, HOST_ROOT, Operands, flag, valued};
+use common::cli::{Args, Cli, HOST_ROOT, Operands, Stage, flag, valued};
 use common::etc::{Etc, Locked, PATIENCE};
 use common::fail::{Failure, Result};
 use common::id::{Kind, Range};
@@ -69,7 +69,7 @@ const CLI: Cli = Cli {
     ]],
     operands: Operands::Free,
     runs: false,
-    stage: true,
+    stage: Stage::Yes,
 };
 
 type Deed = fn(&Args) -> Result<Outcome>;

@@ -11,7 +11,7 @@ mod stand_in;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::cli::{Args, Cli, HOST_ROOT, Operands, flag, valued};
+use common::cli::{Args, Cli, HOST_ROOT, Operands, Stage, flag, valued};
 use common::fail::{Failure, Result};
 use common::helper;
 use common::id::{Both, Kind, Map};
@@ -37,7 +37,7 @@ const CLI: Cli = Cli {
     ]],
     operands: Operands::Free,
     runs: false,
-    stage: true,
+    stage: Stage::Yes,
 };
 
 fn main() -> ExitCode {

@@ -72,6 +72,17 @@ pub enum Operands {
     Program(usize, &'static [&'static str]),
 }
 
+/// Whether a tool writes records for another stage.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It is the last stage, or none.
+    No,
+    /// Yes.
+    Yes,
+    /// With this option.
+    With(&'static str),
+}
+
 /// A tool's command line.
 pub struct Cli {
     /// The name of the tool.
@@ -88,7 +99,7 @@ pub struct Cli {
     /// program with exit statuses of its own.
     pub runs: bool,
     /// Whether with `-` its standard output is a stream of records.
-    pub stage: bool,
+    pub stage: Stage,
 }
 
 /// The options that every tool has.
@@ -280,7 +291,7 @@ mod tests {
 
     const fn cli(operands: Operands) -> Cli {
         const OPTIONS: &[Opt] = &[opt("m", "mount", "", ""), opt("p", "pid", "", ""), valued("target", "T", "")];
-        Cli { name: "t", purpose: "", usage: &[""], options: &[OPTIONS], operands, runs: false, stage: false }
+        Cli { name: "t", purpose: "", usage: &[""], options: &[OPTIONS], operands, runs: false, stage: Stage::No }
     }
 
     fn parse(operands: Operands, line: &str) -> (Vec<String>, Vec<String>, bool, bool) {

@@ -89,6 +89,11 @@ impl Failure {
         Failure { silent: true, ..Failure::refused("an earlier stage failed") }
     }
 
+    /// One that another stage of the pipeline has told, or will tell.
+    pub fn told_elsewhere() -> Failure {
+        Failure { silent: true, ..Failure::refused("another stage failed") }
+    }
+
     /// The same with its reason, if one was found.
     #[must_use]
     pub fn because(mut self, because: Option<Because>) -> Failure {

@@ -45,6 +45,9 @@ const PATIENCE: u16 = 2000;
 /// What an enterer says when it attaches; any other byte is a signal.
 const HERE: u8 = 0;
 
+/// What a stage says that leaves a helper to us.
+const BESIDE: u8 = u8::MAX;
+
 /// The signal of an enterer who cannot get to the door.
 const KNOCK: Signal = Signal::SIGUSR1;
 
@@ -211,7 +214,7 @@ fn watch(
     signals: BorrowedFd<'_>,
     first: Option<BorrowedFd<'_>>,
 ) -> Result<()> {
-    let mut guests: Vec<Guest> = Vec::new();
+    let (mut guests, mut left): (Vec<Guest>, Vec<Guest>) = (Vec::new(), Vec::new());
     // Unlimited until somebody has been attached and nobody is any more.
     let mut limit = None;
     loop {
@@ -224,8 +227,11 @@ fn watch(
         let heard = if ready[2] { hear(signals)? } else { Heard::default() };
         if over || heard.goes || (limit.is_some() && !ready[1] && !ready[2]) {
             // What the last one said before he left is for our parent.
-            while mind::ready_within(door, 0)? && take_in(door, until)?.is_some() {}
+            while mind::ready_within(door, 0)? && take_in(door, until, &mut left)?.is_some() {}
             guests.iter().for_each(Guest::end_program);
+            // A stage that is there ends its helper itself, and more gently.
+            let alone = left.iter().filter(|g| mind::ready_within(g.enterer.as_fd(), 0) == Ok(true));
+            alone.for_each(Guest::end_program);
             return Ok(());
         }
         let had = !guests.is_empty();
@@ -238,7 +244,7 @@ fn watch(
             stays
         });
         if ready[1] {
-            guests.extend(take_in(door, until)?.flatten());
+            guests.extend(take_in(door, until, &mut left)?.flatten());
         }
         for pid in &heard.knocked {
             let _ = write(until, &[HERE]);
@@ -261,13 +267,17 @@ impl Guest {
 }
 
 /// Takes one message: a guest, or the signal that a program died of. The parent,
-/// if we live for it, is told both.
-fn take_in(door: BorrowedFd<'_>, until: BorrowedFd<'_>) -> Result<Option<Option<Guest>>> {
+/// if we live for it, is told both. Or a helper that is `left` to us.
+fn take_in(door: BorrowedFd<'_>, until: BorrowedFd<'_>, left: &mut Vec<Guest>) -> Result<Option<Option<Guest>>> {
     let mut byte = [0; 1];
     match mind::receive(door, &mut byte) {
         Ok((_, fds)) => {
             let mut fds = fds.into_iter();
             let guest = fds.next().map(|enterer| Guest { enterer, program: fds.next() });
+            if byte[0] == BESIDE {
+                left.extend(guest);
+                return Ok(Some(None));
+            }
             let _ = write(until, &byte);
             Ok(Some(guest))
         }
@@ -385,6 +395,17 @@ pub fn entrust(holder: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> Result<()> {
     }
     let me = sys::pidfd_open(getpid().as_raw())?;
     mind::send(door.as_fd(), &[HERE], &[enterer.as_fd(), me.as_fd()])
+}
+
+/// Leaves `process`, which is below this one, to a holder: if this process is
+/// killed, it is ended with the namespaces.
+///
+/// # Errors
+/// As `attach`.
+pub fn leave_to(holder: BorrowedFd<'_>, process: BorrowedFd<'_>) -> Result<()> {
+    let door = door(holder)?;
+    let me = sys::pidfd_open(getpid().as_raw())?;
+    mind::send(door.as_fd(), &[BESIDE], &[me.as_fd(), process])
 }
 
 /// Attaches this process by a signal, where a seccomp filter keeps the door

@@ -245,8 +245,9 @@ pub fn reap(child: &Child) -> Option<i32> {
     }
 }
 
-/// How long something may be done after whoever was told of it has left.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long something may take after whoever was told of it has left, or
+/// after it was told to end.
+pub const GRACE: Duration = Duration::from_secs(2);
 
 /// Why waiting has ended.
 pub enum Waited {

@@ -58,6 +58,8 @@ pub const CAP_SETUID: u32 = 7;
 /// See above.
 pub const CAP_SETPCAP: u32 = 8;
 /// See above.
+pub const CAP_NET_BIND_SERVICE: u32 = 10;
+/// See above.
 pub const CAP_SYS_CHROOT: u32 = 18;
 /// See above.
 pub const CAP_SYS_ADMIN: u32 = 21;
@@ -145,6 +147,20 @@ impl Proc {
     /// The numbers of all processes that can be seen, in their order.
     pub fn pids(&self) -> Vec<i32> {
         self.numbers(".")
+    }
+
+    /// The numbers of our children, as we count them, where the kernel lists
+    /// them (CONFIG_PROC_CHILDREN).
+    pub fn children(&self) -> Vec<i32> {
+        let listed = self.text("thread-self/children").unwrap_or_default();
+        // This proc may be that of an outer pid namespace: then our number is
+        // the last one of several, and theirs have the same place.
+        let depth = self.own().pids.len().saturating_sub(1);
+        let ours = |number: &str| {
+            let here = if depth == 0 { number.parse().ok() } else { self.status(number)?.pids.get(depth).copied() };
+            i32::try_from(here?).ok()
+        };
+        listed.split_whitespace().filter_map(ours).collect()
     }
 
     /// The entries of directory `path` that are numbers.

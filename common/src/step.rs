@@ -5,6 +5,7 @@
 //! effects. A step carries that object's functions with it, so that a tool
 //! links only what it can do.
 
+pub mod beside;
 pub mod cgroup;
 pub mod end;
 pub mod file;

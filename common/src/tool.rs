@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
 
-use crate::cli::{Args, Cli};
+use crate::cli::{Args, Cli, Stage};
 use crate::fail::{Errno, Exit, Failure, Result};
 use crate::mind;
 use crate::plan::Plan;
@@ -65,7 +65,17 @@ pub fn stand_in(name: &str, decide: impl FnOnce(&[OsString]) -> Result<Plan>) ->
 
 /// Lets the other stages of a pipeline go when this one has failed.
 fn leave_pipe(cli: &Cli, words: &[OsString]) {
-    let piped = match cli.parse(words) {
+    let args = cli.parse(words);
+    let given = |option: &str| match &args {
+        Ok(args) => args.flag(option),
+        Err(_) => words.iter().any(|w| w.to_str().and_then(|w| w.strip_prefix("--")) == Some(option)),
+    };
+    let stage = match cli.stage {
+        Stage::No => false,
+        Stage::Yes => true,
+        Stage::With(option) => given(option),
+    };
+    let piped = match &args {
         Ok(args) => args.piped(),
         Err(_) => words.iter().any(|w| w == "-"),
     };
@@ -73,7 +83,7 @@ fn leave_pipe(cli: &Cli, words: &[OsString]) {
         return;
     }
     // The stages after us then know that somebody has told the reason.
-    if cli.stage && mind::is_pipe(1) {
+    if stage && mind::is_pipe(1) {
         let _ = mind::say(b"failed\n");
     }
     target::farewell();
