@@ -117,18 +117,19 @@ fn usage(help: &str, tool: &str) -> Vec<String> {
     lines.map(|line| form(line).to_lowercase()).collect()
 }
 
-/// The options in --help: letter (or none) and long name, with dashes.
+/// The options in --help: letter (or none) and long name, with dashes. Several may be told together
+/// on a line; two blanks are between them.
 fn options(help: &str) -> Vec<(Option<String>, String)> {
     let mut found = Vec::new();
-    for line in help.lines().filter(|line| line.starts_with("  ") && line.trim_start().starts_with('-')) {
-        let mut words = line.split_whitespace();
-        let first = words.next().unwrap();
-        // What may be given a value: --name[=VALUE].
-        let bare = |word: &str| word.split('[').next().unwrap().to_owned();
-        found.push(match first.strip_suffix(',') {
-            Some(letter) => (Some(letter.to_owned()), bare(words.next().unwrap())),
-            None => (None, bare(first)),
-        });
+    for entry in help.lines().filter(|line| line.starts_with("  ")).flat_map(|line| line.split("  ")) {
+        let (letter, long) = match entry.trim().split_once(", ") {
+            Some((letter, long)) if letter.len() == 2 => (Some(letter.to_owned()), long),
+            Some(_) | None => (None, entry.trim()),
+        };
+        if long.starts_with("--") {
+            // Without its value: --name VALUE, --name[=VALUE].
+            found.push((letter, long.split([' ', '[']).next().unwrap().to_owned()));
+        }
     }
     found
 }
@@ -145,6 +146,17 @@ fn options_are_in_the_manual_and_no_others() {
             options(&help(program)).into_iter().map(|(s, l)| s.into_iter().chain([l]).collect()).collect();
         assert!(real.len() >= 4, "{tool}");
         assert_eq!(told, real, "man/{tool}.1 and {tool} --help, in this order");
+    }
+}
+
+#[test]
+fn help_is_one_screen() {
+    for (tool, program, _) in TOOLS {
+        let help = help(program);
+        assert!(help.lines().count() <= 50, "{tool} --help has {} lines", help.lines().count());
+        for line in help.lines() {
+            assert!(line.len() <= 100, "{tool} --help: {line}");
+        }
     }
 }
 

@@ -20,8 +20,21 @@ pub struct Opt {
     /// What its value is called in help; "" for an option without a value,
     /// `[=VALUE]` for one that may go without, which has it after its long name.
     pub value: &'static str,
-    /// What it does, in half a line.
+    /// What it does, in half a line; "" where it is told together with the next.
     pub help: &'static str,
+}
+
+/// How wide --help is, and its column of options.
+const WIDTH: usize = 100;
+const NAMES: usize = 30;
+
+impl Opt {
+    /// As it stands in help: `  -m, --mount[=FILE]`.
+    fn name(&self) -> String {
+        let short = if self.short.is_empty() { String::new() } else { format!("-{},", self.short) };
+        let gap = if self.value.is_empty() || self.value.starts_with('[') { "" } else { " " };
+        format!("  {short:<3} --{}{gap}{}", self.long, self.value)
+    }
 }
 
 /// An option without a letter and without a value.
@@ -41,14 +54,14 @@ pub const fn opt(short: &'static str, long: &'static str, value: &'static str, h
 
 /// The kinds of namespaces, as in unshare(1) and nsenter(1).
 pub const KINDS: &[Opt] = &[
-    opt("U", "user", "[=FILE]", "the user namespace"),
-    opt("m", "mount", "[=FILE]", "the mount namespace"),
-    opt("p", "pid", "[=FILE]", "the pid namespace"),
-    opt("n", "net", "[=FILE]", "the network namespace"),
-    opt("i", "ipc", "[=FILE]", "the ipc namespace"),
-    opt("u", "uts", "[=FILE]", "the uts namespace"),
-    opt("C", "cgroup", "[=FILE]", "the cgroup namespace"),
-    opt("T", "time", "[=FILE]", "the time namespace"),
+    opt("U", "user", "[=FILE]", ""),
+    opt("m", "mount", "[=FILE]", ""),
+    opt("p", "pid", "[=FILE]", ""),
+    opt("n", "net", "[=FILE]", ""),
+    opt("i", "ipc", "[=FILE]", ""),
+    opt("u", "uts", "[=FILE]", ""),
+    opt("C", "cgroup", "[=FILE]", ""),
+    opt("T", "time", "[=FILE]", "these kinds; FILE: where one is pinned"),
 ];
 
 /// For a tool whose own standard input may be the stream.
@@ -199,15 +212,18 @@ impl Cli {
 
     /// A wrong command line, said with where to read on.
     pub fn usage(&self, what: &str) -> Failure {
-        Failure::usage(format!(
-            "{}\nusage: {} {}",
-            narrow(what).to_string_lossy().trim_end_matches('.'),
-            self.name,
-            self.usage.join(&format!("\n       {} ", self.name))
-        ))
+        let what = narrow(what);
+        let what = what.to_string_lossy();
+        let what = what.trim_end_matches('.');
+        // Many forms would hide what was wrong.
+        if self.usage.len() > 3 {
+            return Failure::usage(format!("{what}\n  try: {} --help", self.name));
+        }
+        let forms = self.usage.join(&format!("\n       {} ", self.name));
+        Failure::usage(format!("{what}\nusage: {} {forms}", self.name))
     }
 
-    /// What --help prints.
+    /// What --help prints: a screen.
     pub fn help(&self) -> String {
         let mut text = format!("{} - {}\n\n", self.name, self.purpose);
         for (n, form) in self.usage.iter().enumerate() {
@@ -215,11 +231,29 @@ impl Cli {
             let _ = writeln!(text, "{} {} {form}", if n == 0 { "usage:" } else { "      " }, self.name);
         }
         text.push('\n');
+        let mut line = String::new();
         for opt in self.all() {
-            let short = if opt.short.is_empty() { String::new() } else { format!("-{},", opt.short) };
-            let gap = if opt.value.is_empty() || opt.value.starts_with('[') { "" } else { " " };
-            let value = format!("{gap}{}", opt.value);
-            let _ = writeln!(text, "  {short:<3} {:<24} {}", format!("--{}{value}", opt.long), opt.help);
+            let name = opt.name();
+            if line.len() + name.len() > WIDTH {
+                let _ = writeln!(text, "{line}");
+                line.clear();
+            }
+            if line.is_empty() {
+                line.push_str(&name);
+            } else {
+                line.push_str("  ");
+                line.push_str(name.trim_start());
+            }
+            if opt.help.is_empty() {
+                continue;
+            }
+            if line.len() + 2 + opt.help.len() > WIDTH {
+                let _ = writeln!(text, "{line}");
+                line.clear();
+            }
+            let column = if line.len() < NAMES { NAMES } else { line.len() + 1 };
+            let _ = writeln!(text, "{line:<column$} {}", opt.help);
+            line.clear();
         }
         let _ = writeln!(text, "\nManual: man {}; the whole: man nskit", self.name);
         text
