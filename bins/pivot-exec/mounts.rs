@@ -105,7 +105,7 @@ fn line(source: &str, at: &str, fstype: &str, options: &str) -> Line {
 }
 
 fn dev(proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
-    line("tmpfs", "/dev", "tmpfs", "mode=755,dev").steps(proc, plan)?;
+    line("tmpfs", "/dev", "tmpfs", "mode=755").steps(proc, plan)?;
     // Terminals belong to group tty, which is 5 everywhere; devpts refuses it
     // where gid 5 is not mapped, as with a map of one id.
     let map = proc.map("self", IdKind::Gid).unwrap_or_default();

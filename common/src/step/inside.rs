@@ -337,6 +337,7 @@ fn device(name: &str, (major, minor): (u64, u64)) -> std::result::Result<OwnedFd
 
 fn bind_device(root: BorrowedFd<'_>, name: &str, number: (u64, u64)) -> Done {
     let tree = device(name, number)?;
+    sys::mount_setattr(tree.as_fd(), false, sys::MOUNT_ATTR_NOSUID, None)?;
     let at = file_in(root, OsStr::new(&format!("/dev/{name}")))?;
     Ok(sys::move_mount(tree.as_fd(), at.as_fd(), false)?)
 }
