@@ -397,6 +397,10 @@ fn not_executable(file: &[u8], fd: &OwnedFd, errno: Errno, facts: &Facts<'_>) ->
         }
         return None;
     }
+    if errno == Errno::ENOEXEC {
+        let text = format!("{file} is neither a program of this machine nor a script that begins with #!");
+        return is_foreign(facts, fd)?.then(|| Because::new(text));
+    }
     if errno != Errno::EACCES {
         return None;
     }
@@ -411,6 +415,15 @@ fn not_executable(file: &[u8], fd: &OwnedFd, errno: Errno, facts: &Facts<'_>) ->
     flags
         .contains(nix::sys::statvfs::FsFlags::ST_NOEXEC)
         .then(|| Because::new(format!("{file} is on a mount that is noexec")))
+}
+
+/// Whether a file is no script and has another beginning than this program: its
+/// class and byte order, or the machine that it is for (elf(5)).
+fn is_foreign(facts: &Facts<'_>, fd: &OwnedFd) -> Option<bool> {
+    let head = |path: &str| read_all(facts.proc.open_at(path, OFlag::O_RDONLY).ok()?, 64 << 20).ok();
+    let (file, ours) = (head(&format!("self/fd/{}", fd.as_raw_fd()))?, head("self/exe")?);
+    let same = |from, to| file.get(from..to) == ours.get(from..to);
+    Some(!(file.starts_with(b"#!") || same(0, 6) && same(18, 20)))
 }
 
 /// The interpreter that a program names: behind `#!`, or in the PT_INTERP
