@@ -1,0 +1,154 @@
+//! What may come of a fault.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+use std::{fs, thread};
+
+use super::calls::errno_name;
+use super::trace::{Fault, How, Ran, TOOLS};
+
+/// The files that a command line may change: both as before, or both as after.
+const FILES: [&str; 2] = ["/etc/subuid", "/etc/subgid"];
+/// Where something could be left.
+const PLACES: [&str; 7] = ["/etc", "/tmp", "/run", "/dev/shm", "/mnt", "/var/tmp", "/home"];
+
+/// The private world, as it is to be found again.
+pub(super) struct World {
+    contents: [Vec<u8>; 2],
+    around: BTreeMap<String, String>,
+}
+
+/// What the world has that outlives a process, and the processes.
+fn look() -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for line in fs::read_to_string("/proc/self/mountinfo").unwrap().lines() {
+        found.insert(format!("mount {line}"), String::new());
+    }
+    for place in PLACES {
+        below(Path::new(place), &mut found);
+    }
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // Those of this run are its descendants; process 1 and the tracer stay.
+        if name.parse::<u32>().is_ok_and(|pid| pid > 1 && pid != std::process::id()) {
+            let words = fs::read(format!("/proc/{name}/cmdline")).unwrap_or_default();
+            let stat = fs::read_to_string(format!("/proc/{name}/stat")).unwrap_or_default();
+            if !stat.contains(") Z ") && !stat.is_empty() {
+                found.insert(format!("process {name} {}", String::from_utf8_lossy(&words)), String::new());
+            }
+        }
+    }
+    found
+}
+
+fn below(dir: &Path, found: &mut BTreeMap<String, String>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Ok(data) = path.symlink_metadata() else { continue };
+        if FILES.iter().any(|file| path == Path::new(file)) {
+            continue;
+        }
+        let how = if data.is_dir() { "directory".to_owned() } else { format!("{} bytes", data.len()) };
+        found.insert(format!("file {}", path.display()), how);
+        if data.is_dir() {
+            below(&path, found);
+        }
+    }
+}
+
+fn contents() -> [Vec<u8>; 2] {
+    FILES.map(|file| fs::read(file).unwrap_or_default())
+}
+
+impl World {
+    pub(super) fn save() -> World {
+        World { contents: contents(), around: look() }
+    }
+
+    /// Puts the files back, and says what they were.
+    pub(super) fn reset(&self) -> [Vec<u8>; 2] {
+        let now = contents();
+        for (file, bytes) in FILES.iter().zip(&self.contents) {
+            fs::write(file, bytes).unwrap();
+        }
+        now
+    }
+
+    /// What is there now and was not, or is no longer; what ends by itself gets a moment to do so.
+    pub(super) fn changed(&self) -> Option<String> {
+        let mut differs = String::new();
+        for _ in 0..150 {
+            let now = look();
+            let new = now
+                .iter()
+                .filter(|(what, how)| self.around.get(*what) != Some(how))
+                .map(|(what, _)| format!("+{what} "));
+            let gone = self.around.keys().filter(|what| !now.contains_key(*what)).map(|what| format!("-{what} "));
+            differs = new.chain(gone).collect();
+            if differs.is_empty() {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Some(differs)
+    }
+
+    /// Takes away what is left, so that the next run begins as this one did.
+    pub(super) fn clear(&self) {
+        for (what, _) in look().iter().filter(|(what, _)| !self.around.contains_key(*what)) {
+            let mut words = what.split(' ');
+            match (words.next(), words.next()) {
+                (Some("file"), Some(path)) => drop(fs::remove_file(path).or_else(|_| fs::remove_dir_all(path))),
+                (Some("process"), Some(pid)) => {
+                    let pid = pid.parse().map(nix::unistd::Pid::from_raw);
+                    let _ = pid.map(|pid| nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A run without a fault does what the list says.
+pub(super) fn plain(ran: &Ran) -> Result<(), String> {
+    if ran.hung || ran.status != 0 || !ran.errors.is_empty() || ran.calls.is_empty() {
+        return Err(ran.to_string());
+    }
+    Ok(())
+}
+
+/// Whether a run with a fault did all the same what the plain run did, and otherwise said what it
+/// must have said.
+pub(super) fn fault(fault: &Fault, plain: &Ran, ran: &Ran) -> Result<bool, String> {
+    if ran.hung {
+        return Err("it hangs".to_owned());
+    }
+    if ran.errors.contains("panicked") || ran.ends.values().any(|end| [101, 134, 139].contains(end)) {
+        return Err(format!("it crashes: {ran}"));
+    }
+    let How::Errno(errno) = fault.how else { return Ok(false) };
+    if ran.status == plain.status && ran.output == plain.output {
+        return Ok(ran.errors.is_empty());
+    }
+    let tool = fault.process.split([' ', '/']).next().unwrap_or_default();
+    let told: Vec<&str> =
+        ran.errors.lines().filter(|line| TOOLS.iter().any(|t| line.starts_with(&format!("{t}: ")))).collect();
+    let [message] = told.as_slice() else { return Err(format!("{} messages: {ran}", told.len())) };
+    if !message.starts_with(&format!("{tool}: ")) || !message.contains(&format!("({})", errno_name(errno))) {
+        return Err(format!("the message names another failure: {ran}"));
+    }
+    if ran.errors.contains("because:") {
+        return Err(format!("there is no cause to be found: {ran}"));
+    }
+    if ran.output.contains("ran") && !ran.started {
+        return Err(format!("the program ran: {ran}"));
+    }
+    let runs = ["ns-new", "ns-enter", "pivot-exec"].contains(&tool);
+    let own = fault.process.split('/').next().unwrap_or_default();
+    match ran.ends.get(own) {
+        Some(125..=127) if runs => Ok(false),
+        Some(1..=3) if !runs => Ok(false),
+        end => Err(format!("it ends with {end:?}: {ran}")),
+    }
+}

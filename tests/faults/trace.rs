@@ -1,0 +1,289 @@
+//! Runs a command line below ptrace(2), and lets one system call fail.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use libc::c_long;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::calls::errno_name;
+
+/// A process of one of our tools: its command line, and for a child which one, as `/0/1`.
+pub(super) type Process = String;
+
+/// What happens at a call.
+#[derive(Clone, Copy)]
+pub(super) enum How {
+    /// It fails.
+    Errno(i32),
+    /// It is not made: a signal arrives.
+    Signal(i32),
+}
+
+/// One fault.
+pub(super) struct Fault {
+    pub(super) process: Process,
+    /// The place of the call among those of the process.
+    pub(super) at: usize,
+    pub(super) call: &'static str,
+    pub(super) how: How,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = match self.how {
+            How::Errno(errno) => errno_name(errno),
+            How::Signal(signal) => Signal::try_from(signal).map_or("signal", Signal::as_str).to_owned(),
+        };
+        write!(f, "{how} at call {} ({}) of `{}`", self.at, self.call, self.process)
+    }
+}
+
+/// What a run came to.
+#[derive(Default)]
+pub(super) struct Ran {
+    /// The calls of each process.
+    pub(super) calls: BTreeMap<Process, Vec<c_long>>,
+    /// How each of them ended, for those that were still ours then: status, or 128 and the signal.
+    pub(super) ends: BTreeMap<Process, i32>,
+    pub(super) output: String,
+    pub(super) errors: String,
+    /// That of the shell.
+    pub(super) status: i32,
+    /// It did not end by itself.
+    pub(super) hung: bool,
+    /// A program that is no helper of ours had been started when the fault happened.
+    pub(super) started: bool,
+    /// The call was made, so the fault happened.
+    pub(super) happened: bool,
+}
+
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "status {}, output {:?}, errors {:?}", self.status, self.output, self.errors)
+    }
+}
+
+struct Tracee {
+    /// None before it has become one of our tools.
+    process: Option<Process>,
+    /// It has stopped for the first time before its parent told of it, and waits for that.
+    held: bool,
+    children: usize,
+    /// What the call under way is to return.
+    fails_with: Option<i32>,
+}
+
+impl Tracee {
+    fn new(process: Option<Process>) -> Tracee {
+        Tracee { process, held: false, children: 0, fails_with: None }
+    }
+
+    /// Only the calls of our tools are looked at.
+    fn go(&self, pid: Pid) {
+        // One that has been killed meanwhile does not go on, and is seen to be gone.
+        let _ = if self.process.is_some() { ptrace::syscall(pid, None) } else { ptrace::cont(pid, None) };
+    }
+}
+
+pub(super) const TOOLS: [&str; 7] =
+    ["subid-alloc", "ns-new", "uidmap-set", "ns-enter", "idmap-mount", "pivot-exec", "ns-show"];
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn is_helper(pid: Pid) -> bool {
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    ["newuidmap", "newgidmap", "getent", "getsubids"].iter().any(|name| program.ends_with(name))
+}
+
+/// The name that a process goes by if it is one of our tools.
+fn tool(pid: Pid) -> Option<Process> {
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let name = program.file_name()?.to_str()?;
+    if !TOOLS.contains(&name) {
+        return None;
+    }
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let words = String::from_utf8_lossy(&words).trim_end_matches('\0').replace('\0', " ");
+    // A pid is another one each time.
+    Some(
+        words
+            .split(' ')
+            .map(|word| if word.parse::<u32>().is_ok_and(|n| n > 65536) { "PID" } else { word })
+            .collect::<Vec<_>>()
+            .join(" "),
+    )
+}
+
+/// Runs `command` as `user`, with that fault if there is one.
+pub(super) fn run(user: &str, command: &str, fault: Option<&Fault>) -> Ran {
+    // It stops before it does anything, so that nothing is missed.
+    let mut child = Command::new("setpriv")
+        .args([
+            "--reuid",
+            user,
+            "--regid",
+            user,
+            "--init-groups",
+            "sh",
+            "-c",
+            "kill -STOP $$; exec sh -c \"$1\"",
+            "sh",
+            command,
+        ])
+        .env("HOME", if user == "root" { "/home/root".to_owned() } else { format!("/home/{user}") })
+        .env("LC_ALL", "C.UTF-8")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let shell = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    waitpid(shell, Some(WaitPidFlag::WUNTRACED)).unwrap();
+    let options = Options::PTRACE_O_TRACESYSGOOD
+        | Options::PTRACE_O_TRACEFORK
+        | Options::PTRACE_O_TRACEVFORK
+        | Options::PTRACE_O_TRACECLONE
+        | Options::PTRACE_O_TRACEEXEC
+        | Options::PTRACE_O_EXITKILL;
+    ptrace::seize(shell, options).unwrap();
+    kill(shell, Signal::SIGCONT).unwrap();
+    let readers = [
+        child.stdout.take().map(|mut pipe| std::thread::spawn(move || read(&mut pipe))).unwrap(),
+        child.stderr.take().map(|mut pipe| std::thread::spawn(move || read(&mut pipe))).unwrap(),
+    ];
+    let mut ran = Ran::default();
+    follow(shell, fault, &mut ran);
+    let [output, errors] = readers.map(|reader| reader.join().unwrap());
+    ran.output = output;
+    ran.errors = errors;
+    ran
+}
+
+fn read(pipe: &mut impl Read) -> String {
+    let mut bytes = Vec::new();
+    // A reader that fails has what it has.
+    let _ = pipe.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn follow(shell: Pid, fault: Option<&Fault>, ran: &mut Ran) {
+    let mut tracees = BTreeMap::from([(shell, Tracee::new(None))]);
+    let end = Instant::now() + PATIENCE;
+    while !tracees.is_empty() {
+        let status = match waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => {
+                if Instant::now() > end {
+                    ran.hung = true;
+                    tracees.keys().for_each(|pid| drop(kill(*pid, Signal::SIGKILL)));
+                }
+                std::thread::sleep(Duration::from_micros(100));
+                continue;
+            }
+            Ok(status) => status,
+            Err(_) => break,
+        };
+        let Some(pid) = status.pid() else { continue };
+        match status {
+            WaitStatus::Exited(_, code) => gone(pid, code, shell, &mut tracees, ran),
+            WaitStatus::Signaled(_, signal, _) => gone(pid, 128 + signal as i32, shell, &mut tracees, ran),
+            WaitStatus::PtraceSyscall(_) => {
+                if let Some(tracee) = tracees.get_mut(&pid) {
+                    at_call(pid, tracee, fault, ran);
+                    tracee.go(pid);
+                }
+            }
+            WaitStatus::PtraceEvent(_, _, event) => at_event(pid, event, &mut tracees, ran),
+            WaitStatus::Stopped(_, signal) => {
+                let ours = tracees.get(&pid).is_some_and(|tracee| tracee.process.is_some());
+                let _ = if ours { ptrace::syscall(pid, Some(signal)) } else { ptrace::cont(pid, Some(signal)) };
+            }
+            WaitStatus::Continued(_) | WaitStatus::StillAlive => {}
+        }
+    }
+}
+
+fn gone(pid: Pid, code: i32, shell: Pid, tracees: &mut BTreeMap<Pid, Tracee>, ran: &mut Ran) {
+    if pid == shell {
+        ran.status = code;
+    }
+    if let Some(process) = tracees.remove(&pid).and_then(|tracee| tracee.process) {
+        ran.ends.insert(process, code);
+    }
+}
+
+/// At the beginning or the end of a call of one of ours.
+fn at_call(pid: Pid, tracee: &mut Tracee, fault: Option<&Fault>, ran: &mut Ran) {
+    let (Some(process), Ok(info)) = (&tracee.process, ptrace::syscall_info(pid)) else { return };
+    let Ok(mut registers) = ptrace::getregs(pid) else { return };
+    if info.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
+        let made = ran.calls.entry(process.clone()).or_default();
+        let at = made.len();
+        made.push(c_long::from_ne_bytes(registers.orig_rax.to_ne_bytes()));
+        let Some(fault) = fault.filter(|fault| fault.process == *process && fault.at == at) else { return };
+        ran.happened = made.last() == Some(&super::calls::number(fault.call));
+        match fault.how {
+            How::Errno(errno) => {
+                // No call has this number.
+                registers.orig_rax = u64::MAX;
+                tracee.fails_with = Some(errno);
+                let _ = ptrace::setregs(pid, registers);
+            }
+            How::Signal(signal) => drop(kill(pid, Signal::try_from(signal).ok())),
+        }
+    } else if let Some(errno) = tracee.fails_with.take() {
+        registers.rax = u64::from_ne_bytes(i64::from(-errno).to_ne_bytes());
+        let _ = ptrace::setregs(pid, registers);
+    }
+}
+
+fn at_event(pid: Pid, event: i32, tracees: &mut BTreeMap<Pid, Tracee>, ran: &mut Ran) {
+    match event {
+        libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
+            let Some(parent) = tracees.get_mut(&pid) else { return };
+            let process = parent.process.as_ref().map(|name| format!("{name}/{}", parent.children));
+            parent.children += 1;
+            let child = ptrace::getevent(pid).ok().and_then(|n| i32::try_from(n).ok()).map(Pid::from_raw);
+            parent.go(pid);
+            let Some(child) = child else { return };
+            match tracees.get_mut(&child) {
+                Some(held) => {
+                    held.process = process;
+                    held.held = false;
+                    held.go(child);
+                }
+                None => drop(tracees.insert(child, Tracee::new(process))),
+            }
+        }
+        libc::PTRACE_EVENT_EXEC => {
+            let was_ours = tracees.remove(&pid).is_some_and(|tracee| tracee.process.is_some());
+            let process = tool(pid).map(|name| told_apart(name, ran));
+            if was_ours && process.is_none() {
+                ran.started |= !ran.happened && !is_helper(pid);
+                let _ = ptrace::detach(pid, None);
+                return;
+            }
+            let tracee = Tracee::new(process);
+            tracee.go(pid);
+            tracees.insert(pid, tracee);
+        }
+        // A new child, or a group-stop.
+        _ => match tracees.get_mut(&pid) {
+            Some(tracee) => tracee.go(pid),
+            None => drop(tracees.insert(pid, Tracee { held: true, ..Tracee::new(None) })),
+        },
+    }
+}
+
+/// The same command line twice: told apart by the order of their exec.
+fn told_apart(name: Process, ran: &mut Ran) -> Process {
+    let again = ran.calls.keys().filter(|known| known.split(" #").next() == Some(&name)).count();
+    let name = if again == 0 { name } else { format!("{name} #{again}") };
+    ran.calls.insert(name.clone(), Vec::new());
+    name
+}
