@@ -33,7 +33,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("subid", &["fail", "helper", "id", "user"]),
     ("survey", &["fail", "id", "subid"]),
     ("etc", &["fail", "id", "proc", "sys", "word"]),
-    ("preset", &["fail", "id", "ns", "proc", "subid", "user", "word"]),
+    ("preset", &["fail", "id", "proc", "subid", "user", "word"]),
     ("target", &["fail", "holder", "id", "mind", "ns", "proc", "record", "sys", "user", "word"]),
     ("feature", &["fail", "ns", "proc", "sys", "target"]),
     ("name", &["fail", "holder", "proc", "record", "target"]),
@@ -212,7 +212,7 @@ fn tools_decide_and_do_nothing_themselves() {
 fn the_privileged_room_is_small() {
     let code = code(&Path::new(env!("CARGO_MANIFEST_DIR")).join(PRIVILEGED));
     let uses = used(&code, "common::");
-    let may = ["fail", "id", "proc", "step", "step/map", "step/newuidmap", "subid", "sys", "target", "user"];
+    let may = ["fail", "id", "mind", "proc", "step", "step/map", "step/newuidmap", "subid", "sys", "target", "user"];
     assert!(uses.iter().all(|m| may.contains(&m.as_str())), "{uses:?}");
     assert!(!uses.contains("helper") && !uses.contains("plan"));
 }

@@ -332,7 +332,7 @@ fn wanted(args: &Args, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
             continue;
         }
         let theirs = target::namespace_of(proc, target, kind)?;
-        if theirs.is_some() && theirs != proc.ns_id("self", kind) {
+        if theirs.is_some() && theirs != proc.own_ns(kind)? {
             kinds.push(kind);
         }
     }

@@ -146,7 +146,7 @@ fn layers(args: &Args, root: &Place, proc: &Proc) -> Result<Option<Layers>> {
     }
     let mut places = lower.iter().map(|path| directory(path)).collect::<Result<Vec<_>>>()?;
     places.push(root.clone());
-    let userxattr = proc.ns_id("self", Kind::User) != Some(namespace::INITIAL_USER);
+    let userxattr = !proc.in_initial()?;
     Ok(Some(Layers { lower: places, upper, userxattr }))
 }
 

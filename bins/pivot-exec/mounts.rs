@@ -10,7 +10,6 @@ use common::cli::Args;
 use common::fail::{Errno, Failure, Result};
 use common::id::Kind as IdKind;
 use common::idmap::{Idmap, Maps};
-use common::ns::{INITIAL_USER, Kind};
 use common::path::{self, Place};
 use common::plan::Plan;
 use common::preset::{from_words, lawful};
@@ -160,7 +159,7 @@ impl Line {
             return self.bind(proc, plan);
         }
         let attributes = self.attributes();
-        let user_namespace = proc.ns_id("self", Kind::User) != Some(INITIAL_USER);
+        let user_namespace = !proc.in_initial()?;
         let mut options = Vec::new();
         // What has no device calls itself by its type; that needs no saying.
         if self.source != "none" && self.source != self.fstype.as_str() {

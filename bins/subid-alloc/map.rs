@@ -89,7 +89,7 @@ pub(crate) fn cut(args: &Args) -> Result<Outcome> {
     if args.piped() && with.is_some() {
         return Err(CLI.usage("- and --with are two ways to live: with the pipeline, or with a process"));
     }
-    if with.is_none() && !target::has_reader() && !args.dry() {
+    if with.is_none() && target::has_reader() == Ok(false) && !args.dry() {
         return Err(CLI.usage("who holds the ids? a pipeline that reads them (-), or the process of --with"));
     }
     let proc = Rc::new(Proc::open()?);

@@ -8,7 +8,6 @@ use std::os::unix::ffi::OsStrExt;
 use common::cli::Args;
 use common::fail::{Because, Failure, Result};
 use common::id::{self, Kind, Range, subject, without};
-use common::ns::{INITIAL_USER, Kind as Ns};
 use common::proc::Proc;
 use common::subid::Owner;
 use common::survey::{Taken, lacking, merged};
@@ -27,7 +26,7 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
     let excluded: Vec<Range> = args.values("exclude").iter().map(|word| ids(word)).collect::<Result<_>>()?;
     let window = window(args)?;
     let proc = Proc::open()?;
-    if proc.ns_id("self", Ns::User) == Some(INITIAL_USER) {
+    if proc.in_initial()? {
         let because = Because::new("this is the initial user namespace, where every id is mapped")
             .remedy(format!("sudo subid-alloc {}", user.name));
         return Err(Failure::usage("--nested").because(Some(because)));

@@ -22,6 +22,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use common::fail::{Because, Errno, Failure, Result};
 use common::id::{Kind, Map, Range, without};
+use common::mind;
 use common::proc::{CAP_SETFCAP, CAP_SETGID, CAP_SETUID, Proc, read_all};
 use common::step::Refusal;
 use common::step::map::{By, not_opened, setgroups_refused, write_map, write_reason};
@@ -63,9 +64,8 @@ pub(crate) fn begin(in_place_of_newuidmap: bool) -> Result<Standing> {
     if !serves || !sys::is_any_permitted(1 << CAP_SETUID | 1 << CAP_SETGID) {
         return Ok(Standing::Ordinary);
     }
-    if sys::set_effective(0).is_err() {
-        // Never in practice; then nothing may follow with them in effect.
-        sys::exit_now(1);
+    if let Err(e) = sys::set_effective(0) {
+        not_laid_down(e);
     }
     // In a user namespace without a root nothing is root's, and no file can be
     // trusted; nor is there anybody whose grants they could be.
@@ -91,10 +91,15 @@ impl Drop for Caller {
 /// their effect again.
 fn lay_down() {
     let done = if sys::is_secure() { sys::drop_capabilities() } else { sys::set_effective(u64::MAX) };
-    if done.is_err() {
-        // As above.
-        sys::exit_now(1);
+    if let Err(e) = done {
+        not_laid_down(e);
     }
+}
+
+/// Never in practice; nothing may follow with capabilities in effect.
+fn not_laid_down(e: Errno) -> ! {
+    mind::tell(&format!("uidmap-set: {}\n", Failure::os("capset", e)));
+    sys::exit_now(1);
 }
 
 fn look_around() -> Result<Standing> {

@@ -24,7 +24,7 @@ pub struct Feature {
 /// All that nskit uses, or would.
 pub fn all(proc: &Proc) -> Vec<Feature> {
     let me = i32::try_from(std::process::id()).unwrap_or(-1);
-    let inode = sys::pidfd_open(me).ok().and_then(|fd| pidfs_inode(fd.as_fd()));
+    let inode = sys::pidfd_open(me).ok().and_then(|fd| pidfs_inode(fd.as_fd()).ok()?);
     let ours = proc.ns("self", Kind::Mnt).ok();
     let id = ours.as_ref().and_then(|ns| sys::ns_id(ns.as_fd()).ok());
     let next = ours.as_ref().map(|ns| sys::next_mount_namespace(ns.as_fd(), false).map(drop));

@@ -55,7 +55,7 @@ pub fn find(name: &str) -> Option<CString> {
 /// Runs `program` with `arguments` (without its own name) and waits for it.
 ///
 /// # Errors
-/// Those of fork(2); ETIMEDOUT: it was killed at the deadline.
+/// Those of fork(2) and execve(2); ETIMEDOUT: it was killed at the deadline.
 pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer, Errno> {
     let mut words = vec![program.clone()];
     for argument in arguments {
@@ -63,21 +63,30 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
     }
     let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+    // Closed by the exec, or told why there is none.
+    let (failed, fails) = pipe2(OFlag::O_CLOEXEC)?;
     // An inherited "ignore" would make the kernel reap it, status and all.
     sys::default_signal(nix::libc::SIGCHLD);
     let (pid_fd, end) = match sys::fork(0)? {
         sys::Fork::Child => {
             let placed = [(null.as_fd(), 0), (theirs.as_fd(), 1), (theirs.as_fd(), 2)];
-            if placed.iter().all(|(fd, number)| sys::place(*fd, *number).is_ok()) {
-                sys::restore_signals();
-                let _ = SigSet::empty().thread_set_mask();
-                let _ = execv(program, &words);
-            }
+            let error = match placed.iter().try_for_each(|(fd, number)| sys::place(*fd, *number)) {
+                Err(e) => e,
+                Ok(()) => {
+                    sys::restore_signals();
+                    let _ = SigSet::empty().thread_set_mask();
+                    match execv(program, &words) {
+                        Err(e) => e,
+                        Ok(never) => match never {},
+                    }
+                }
+            };
+            let _ = nix::unistd::write(&fails, &(error as i32).to_ne_bytes());
             sys::exit_now(127);
         }
         sys::Fork::Parent(_, fd) => (fd, Instant::now() + Duration::from_millis(DEADLINE)),
     };
-    drop(theirs);
+    drop((theirs, fails));
     let mut output = Vec::new();
     let mut piece = [0; 4096];
     let outcome = loop {
@@ -101,7 +110,12 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
             Ok(_) | Err(_) => break 1,
         }
     };
-    outcome.map(|()| Answer { status, output })
+    outcome?;
+    let mut error = [0; 4];
+    match nix::unistd::read(&failed, &mut error) {
+        Ok(4) => Err(Errno::from_raw(i32::from_ne_bytes(error))),
+        Ok(_) | Err(_) => Ok(Answer { status, output }),
+    }
 }
 
 // ---- what a program can do that we cannot ----

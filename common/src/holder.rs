@@ -303,6 +303,7 @@ fn hear(signals: BorrowedFd<'_>) -> Result<Heard> {
         let mut bytes = [0u8; size_of::<libc::signalfd_siginfo>()];
         match nix::unistd::read(signals, &mut bytes) {
             Ok(n) if n == bytes.len() => {}
+            Err(Errno::EINTR) => {}
             Ok(_) | Err(Errno::EAGAIN) => return Ok(heard),
             Err(e) => return Err(e),
         }

@@ -76,11 +76,18 @@ pub fn say_to(number: RawFd, mut bytes: &[u8]) -> Result<()> {
 
 /// Whether descriptor `number` is a pipe or a socket, whose other side can be
 /// seen to leave.
-pub fn is_pipe(number: RawFd) -> bool {
-    fstat(sys::lend(number)).is_ok_and(|s| {
-        let kind = SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT;
-        kind == SFlag::S_IFIFO || kind == SFlag::S_IFSOCK
-    })
+///
+/// # Errors
+/// Those of fstat(2); a descriptor that is not open is none.
+pub fn is_pipe(number: RawFd) -> Result<bool> {
+    match fstat(sys::lend(number)) {
+        Ok(stat) => {
+            let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+            Ok(kind == SFlag::S_IFIFO || kind == SFlag::S_IFSOCK)
+        }
+        Err(Errno::EBADF) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// How wide the terminal at standard output is, in columns, if it is one.
@@ -190,7 +197,12 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Res
 pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
     let mut iov = [IoSliceMut::new(bytes)];
     let mut space = nix::cmsg_space!([RawFd; 2]);
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(Errno::EINTR) => {}
+            message => break message?,
+        }
+    };
     let mut fds = Vec::new();
     for part in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(raw) = part {
@@ -343,7 +355,7 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
             let _ = sys::pidfd_signal(child.fd.as_fd(), Signal::SIGKILL as c_int);
         }
         while let Some(fd) = init.filter(|fd| ready_within(*fd, 0) == Ok(true)) {
-            match heard(fd) {
+            match heard(fd)? {
                 None => init = None,
                 Some(STOPPED) => stop_with_it()?,
                 Some(signal) => said = Some(c_int::from(signal)),
@@ -370,10 +382,18 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
     }
 }
 
-/// The next byte of an init; None: it has gone.
-fn heard(init: BorrowedFd<'_>) -> Option<u8> {
+/// The next byte that comes from the other side of `fd`; None: it has gone.
+///
+/// # Errors
+/// Those of read(2).
+pub fn heard(fd: BorrowedFd<'_>) -> Result<Option<u8>> {
     let mut byte = [0; 1];
-    (nix::unistd::read(init, &mut byte) == Ok(1)).then_some(byte[0])
+    loop {
+        match nix::unistd::read(fd, &mut byte) {
+            Err(Errno::EINTR) => {}
+            n => return Ok((n? == 1).then_some(byte[0])),
+        }
+    }
 }
 
 /// Is the init of a pid namespace: reaps what is left to it, hands every signal

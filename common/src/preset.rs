@@ -256,8 +256,7 @@ fn none(me: &Me, kind: Kind) -> Failure {
 /// # Errors
 /// `preset` maps the own id, this is that uid, and it was not said aloud.
 pub fn guard_root(preset: Preset, me: &Me, proc: &Proc, host_root: bool) -> Result<()> {
-    let initial = proc.ns_id("self", crate::ns::Kind::User) == Some(crate::ns::INITIAL_USER);
-    if host_root || me.own.uid != 0 || !initial || !preset.maps_me() {
+    if host_root || me.own.uid != 0 || !preset.maps_me() || !proc.in_initial()? {
         return Ok(());
     }
     Err(Failure::usage(

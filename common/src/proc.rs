@@ -106,7 +106,8 @@ impl Proc {
         let fd = open("/proc", flags, Mode::empty()).map_err(|e| Failure::os("open /proc", e))?;
         match fstatfs(&fd) {
             Ok(fs) if fs.filesystem_type() == PROC_SUPER_MAGIC => Ok(Proc(fd)),
-            _ => Err(Failure::refused("/proc is not a proc file system")),
+            Ok(_) => Err(Failure::refused("/proc is not a proc file system")),
+            Err(e) => Err(Failure::os("statfs /proc", e)),
         }
     }
 
@@ -178,7 +179,16 @@ impl Proc {
         Some(parse_status(&self.text(&format!("{who}/status"))?))
     }
 
-    /// The capabilities and ids of this process.
+    /// The capabilities and ids of this process, for a decision.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn me(&self) -> Result<Status> {
+        let text = self.read("self/status").map_err(|e| Failure::os("read /proc/self/status", e))?;
+        Ok(parse_status(&String::from_utf8_lossy(&text)))
+    }
+
+    /// The same for a reason, or where only the ids count.
     pub fn own(&self) -> Status {
         self.status("self").unwrap_or_else(|| {
             // Not readable (no descriptor left): the ids are known all the same.
@@ -209,8 +219,29 @@ impl Proc {
     /// The inode of the namespace of `kind` that `who` is in.
     pub fn ns_id(&self, who: &str, kind: ns::Kind) -> Option<u64> {
         let link = readlinkat(&self.0, format!("{who}/ns/{}", kind.link()).as_str()).ok()?;
-        let link = link.to_str()?;
-        number(link.split(['[', ']']).nth(1)?.as_bytes())
+        in_brackets(link.to_str()?)
+    }
+
+    /// The inode of the namespace of `kind` that this process is in, for a
+    /// decision; None where this kernel has no such kind.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn own_ns(&self, kind: ns::Kind) -> Result<Option<u64>> {
+        let said = |e| Failure::os(format!("read /proc/self/ns/{}", kind.link()), e);
+        match readlinkat(&self.0, format!("self/ns/{}", kind.link()).as_str()) {
+            Ok(link) => Ok(link.to_str().and_then(in_brackets)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(e) => Err(said(e)),
+        }
+    }
+
+    /// Whether this process is in the initial user namespace.
+    ///
+    /// # Errors
+    /// It cannot be found out.
+    pub fn in_initial(&self) -> Result<bool> {
+        Ok(self.own_ns(ns::Kind::User)? == Some(ns::INITIAL_USER))
     }
 
     /// The mounts that `who` sees.
@@ -303,6 +334,11 @@ impl Proc {
     pub fn directory(&self, path: &str) -> std::result::Result<OwnedFd, Errno> {
         self.open_at(path, OFlag::O_PATH | OFlag::O_DIRECTORY)
     }
+}
+
+/// The inode in the text of a link to a namespace: `user:[4026531837]`.
+pub fn in_brackets(link: &str) -> Option<u64> {
+    number(link.split(['[', ']']).nth(1)?.as_bytes())
 }
 
 /// The entries of a directory in /proc that are numbers, in the kernel's order:

@@ -356,9 +356,16 @@ pub fn child_change(pidfd: Option<BorrowedFd<'_>>) -> Result<Option<(i32, Change
     // SAFETY: an all-zero siginfo is a valid value of this C struct.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let flags = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG;
-    // SAFETY: `info` is ours and large enough.
-    let n = unsafe { libc::waitid(kind, libc::id_t::try_from(id).unwrap_or(0), from_mut(&mut info), flags) };
-    answer(c_long::from(n))?;
+    let id = libc::id_t::try_from(id).unwrap_or(0);
+    // The SIGCHLD has been taken already, and would not come again.
+    loop {
+        // SAFETY: `info` is ours and large enough.
+        match answer(c_long::from(unsafe { libc::waitid(kind, id, from_mut(&mut info), flags) })) {
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+            Ok(_) => break,
+        }
+    }
     // SAFETY: waitid has filled in the fields of a SIGCHLD, or left zeros.
     let pid = unsafe { info.si_pid() };
     // SAFETY: as above.

@@ -19,7 +19,7 @@ use crate::holder;
 use crate::id::{self, number};
 use crate::mind;
 use crate::ns;
-use crate::proc::{PROC_SUPER_MAGIC, Proc, read_all, status_in};
+use crate::proc::{PROC_SUPER_MAGIC, Proc, in_brackets, read_all, status_in};
 use crate::record::{Address, MAX_STREAM, Record, Stream};
 use crate::sys;
 use crate::word::quote;
@@ -129,7 +129,7 @@ impl Target {
             },
             None => by_number(at.pid).map_err(|e| said(e).because(another(proc, at)))?,
         };
-        let inode = pidfs_inode(fd.as_fd());
+        let inode = pidfs_inode(fd.as_fd()).map_err(said)?;
         if at.inode.is_some() && inode != at.inode {
             return Err(said(Errno::ESRCH).because(another(proc, at)));
         }
@@ -158,7 +158,7 @@ impl Target {
         let neither = || Because::new(format!("descriptor {n} is neither a pidfd nor a directory of /proc"));
         let fd = sys::dup_above(n, 3).map_err(said)?;
         if let Some(pid) = proc.number_of(fd.as_fd()) {
-            let inode = pidfs_inode(fd.as_fd());
+            let inode = pidfs_inode(fd.as_fd()).map_err(said)?;
             return Target::with(proc, fd, Address { pid, inode }).map_err(said);
         }
         // Opened again: of an O_PATH descriptor the kernel does not tell what
@@ -216,13 +216,13 @@ fn hidden(proc: &Proc, who: &str) -> Option<Because> {
 }
 
 /// The inode of a pidfd in pidfs (Linux 6.9); before, all pidfds shared one.
-pub fn pidfs_inode(fd: BorrowedFd<'_>) -> Option<u64> {
+///
+/// # Errors
+/// Those of fstatfs(2) and fstat(2).
+pub fn pidfs_inode(fd: BorrowedFd<'_>) -> std::result::Result<Option<u64>, Errno> {
     const PID_FS_MAGIC: FsType = FsType(0x5049_4446);
-    let fs = fstatfs(fd).ok()?;
-    if fs.filesystem_type() != PID_FS_MAGIC {
-        return None;
-    }
-    Some(fstat(fd).ok()?.st_ino)
+    let is_pidfs = fstatfs(fd)?.filesystem_type() == PID_FS_MAGIC;
+    Ok(if is_pidfs { Some(fstat(fd)?.st_ino) } else { None })
 }
 
 /// Why a process cannot be opened: as far as it can be seen.
@@ -237,7 +237,7 @@ fn another(proc: &Proc, at: Address) -> Option<Because> {
     if outer && ours.is_err() {
         return Some(Because::new(format!("process {} ({}) is outside of our pid namespace", at.pid, status.name)));
     }
-    let theirs = pidfs_inode(ours.ok()?.as_fd());
+    let theirs = pidfs_inode(ours.ok()?.as_fd()).ok()?;
     if at.inode.is_some() && theirs.is_some() && theirs != at.inode {
         return Some(Because::new(format!("number {} belongs to another process ({}) by now", at.pid, status.name)));
     }
@@ -293,7 +293,7 @@ static READ: OnceLock<Vec<u8>> = OnceLock::new();
 /// and gone: it then ends, though a filter in between (cat, tee) would keep its
 /// pipe open for ever. For a stage that fails, whether it had read or not.
 pub fn farewell() {
-    if READ.get().is_none() && mind::is_pipe(0) {
+    if READ.get().is_none() && mind::is_pipe(0) == Ok(true) {
         let _ = read_bytes();
     }
     let lines = READ.get().into_iter().flat_map(|bytes| bytes.split(|b| *b == b'\n'));
@@ -429,7 +429,10 @@ pub fn filters(target: &Target) -> std::result::Result<Vec<Vec<u8>>, Errno> {
 }
 
 /// Whether standard output is something whose reader can be seen to leave.
-pub fn has_reader() -> bool {
+///
+/// # Errors
+/// Those of fstat(2).
+pub fn has_reader() -> std::result::Result<bool, Errno> {
     mind::is_pipe(1)
 }
 
@@ -451,8 +454,8 @@ fn link_of(target: &Target, kind: ns::Kind) -> String {
 pub fn namespace_of(proc: &Proc, target: &Target, kind: ns::Kind) -> Result<Option<u64>> {
     let link = link_of(target, kind);
     match readlinkat(&target.dir, link.as_str()) {
-        Ok(text) => Ok(text.to_str().and_then(|t| number(t.split(['[', ']']).nth(1)?.as_bytes()))),
-        Err(Errno::ENOENT) if proc.ns_id("self", kind).is_none() => Ok(None),
+        Ok(text) => Ok(text.to_str().and_then(in_brackets)),
+        Err(Errno::ENOENT) if proc.own_ns(kind)?.is_none() => Ok(None),
         Err(e) => {
             // A zombie has left its namespaces: ENOENT.
             let because = untouchable(proc, &target.who()).filter(|_| e == Errno::EACCES || e == Errno::ENOENT);

@@ -83,7 +83,7 @@ fn leave_pipe(cli: &Cli, words: &[OsString]) {
         return;
     }
     // The stages after us then know that somebody has told the reason.
-    if stage && mind::is_pipe(1) {
+    if stage && mind::is_pipe(1) == Ok(true) {
         let _ = mind::say(b"failed\n");
     }
     target::farewell();
@@ -94,7 +94,7 @@ fn leave_pipe(cli: &Cli, words: &[OsString]) {
 /// namespaces end with us; but somebody may want to look at it.
 pub fn pass_on(cli: &Cli, stream: Stream, holder: Option<Rc<Target>>, plan: &mut Plan) {
     plan.push(end::Effect::Say(stream));
-    if holder.is_some() && !target::has_reader() {
+    if holder.is_some() && target::has_reader() == Ok(false) {
         let note = "standard output is no pipe, so nobody can enter: the namespaces end now";
         plan.push(end::Effect::Note(format!("{}: {note}\n", cli.name)));
     }

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use super::calls::errno_name;
 
-/// A process of one of our tools: its command line, and for a child which one, as `/0/1`.
+/// A process of one of our tools: its command line, and for a child which one, as ` >0 >1`.
 pub(super) type Process = String;
 
 /// What happens at a call.
@@ -120,6 +120,8 @@ fn tool(pid: Pid) -> Option<Process> {
     )
 }
 
+// The tracer reaps: its wait is for all of them.
+#[allow(clippy::zombie_processes)]
 /// Runs `command` as `user`, with that fault if there is one.
 pub(super) fn run(user: &str, command: &str, fault: Option<&Fault>) -> Ran {
     // It stops before it does anything, so that nothing is missed.
@@ -180,7 +182,10 @@ fn follow(shell: Pid, fault: Option<&Fault>, ran: &mut Ran) {
             Ok(WaitStatus::StillAlive) => {
                 if Instant::now() > end {
                     ran.hung = true;
-                    tracees.keys().for_each(|pid| drop(kill(*pid, Signal::SIGKILL)));
+                    for pid in tracees.keys() {
+                        // One that is gone already is gone.
+                        let _ = kill(*pid, Signal::SIGKILL);
+                    }
                 }
                 std::thread::sleep(Duration::from_micros(100));
                 continue;
@@ -234,7 +239,9 @@ fn at_call(pid: Pid, tracee: &mut Tracee, fault: Option<&Fault>, ran: &mut Ran) 
                 tracee.fails_with = Some(errno);
                 let _ = ptrace::setregs(pid, registers);
             }
-            How::Signal(signal) => drop(kill(pid, Signal::try_from(signal).ok())),
+            How::Signal(signal) => {
+                let _ = kill(pid, Signal::try_from(signal).ok());
+            }
         }
     } else if let Some(errno) = tracee.fails_with.take() {
         registers.rax = u64::from_ne_bytes(i64::from(-errno).to_ne_bytes());
@@ -246,7 +253,7 @@ fn at_event(pid: Pid, event: i32, tracees: &mut BTreeMap<Pid, Tracee>, ran: &mut
     match event {
         libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
             let Some(parent) = tracees.get_mut(&pid) else { return };
-            let process = parent.process.as_ref().map(|name| format!("{name}/{}", parent.children));
+            let process = parent.process.as_ref().map(|name| format!("{name} >{}", parent.children));
             parent.children += 1;
             let child = ptrace::getevent(pid).ok().and_then(|n| i32::try_from(n).ok()).map(Pid::from_raw);
             parent.go(pid);

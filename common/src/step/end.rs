@@ -177,13 +177,13 @@ impl Effect {
             }
             Effect::SayChild { record } => {
                 let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
-                let at = Address { pid: child.pid, inode: pidfs_inode(child.fd.as_fd()) };
+                let at = Address { pid: child.pid, inode: pidfs_inode(child.fd.as_fd())? };
                 let stream = Stream { records: vec![Record::Pid(Some(at), true)] };
                 Ok(say(&if *record { stream.bytes() } else { format!("{at}\n").into_bytes() })?)
             }
             Effect::SayChildTo(number) => {
                 let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
-                let at = Address { pid: child.pid, inode: pidfs_inode(child.fd.as_fd()) };
+                let at = Address { pid: child.pid, inode: pidfs_inode(child.fd.as_fd())? };
                 let stream = Stream { records: vec![Record::Pid(Some(at), false)] };
                 Ok(mind::say_to(*number, &stream.bytes())?)
             }
@@ -194,7 +194,7 @@ impl Effect {
                 hands.status = mind::be_init(&program, line.as_fd())?;
                 Ok(())
             }
-            Effect::Linger(_) if !mind::is_pipe(1) => Ok(()),
+            Effect::Linger(_) if !mind::is_pipe(1)? => Ok(()),
             Effect::Linger(None) => Ok(()),
             Effect::Linger(Some(holder)) => Ok(mind::linger(&hands.mask, Some(holder.fd.as_fd()))?),
             Effect::LingerOverChild(life, note) => {
@@ -280,10 +280,9 @@ fn tend(child: &Child, manner: &Manner<'_>, hands: &mut Hands) -> Done {
 fn await_word(hands: &Hands) -> Done {
     let report = hands.report.as_ref().ok_or(Errno::ECHILD)?;
     mind::send(report.as_fd(), b"R", &[])?;
-    let mut byte = [0; 1];
-    match nix::unistd::read(report, &mut byte) {
-        Ok(1) => Ok(()),
-        Ok(_) | Err(_) => sys::exit_now(125),
+    match mind::heard(report.as_fd())? {
+        Some(_) => Ok(()),
+        None => sys::exit_now(125),
     }
 }
 

@@ -59,18 +59,13 @@ impl Whose {
     }
 
     /// The file, open to be read and written.
-    fn file(&self, file: &str, hands: &Hands) -> std::result::Result<Rc<OwnedFd>, Errno> {
-        let below_proc = |who: &str| {
-            let proc = Proc::open().map_err(|_| Errno::ENOENT)?;
-            Ok(Rc::new(proc.open_at(&format!("{who}/{file}"), OFlag::O_RDWR)?))
-        };
+    fn file(&self, file: &str, hands: &Hands) -> std::result::Result<Rc<OwnedFd>, Refusal> {
+        let proc = Proc::open()?;
+        let below_proc = |who: &str| Ok(Rc::new(proc.open_at(&format!("{who}/{file}"), OFlag::O_RDWR)?));
         match self {
             Whose::Own => below_proc("self"),
             Whose::Of(_, fd) => Ok(fd.clone()),
-            Whose::Promised(_) => {
-                let proc = Proc::open().map_err(|_| Errno::ENOENT)?;
-                below_proc(&hands.child.as_ref().ok_or(Errno::ECHILD)?.who(&proc))
-            }
+            Whose::Promised(_) => below_proc(&hands.child.as_ref().ok_or(Errno::ECHILD)?.who(&proc)),
         }
     }
 }
@@ -242,7 +237,7 @@ impl Effect {
             Effect::Helper(target, kind, map) => by_helper(target.as_ref().ok_or(Errno::ESRCH)?, *kind, map),
             Effect::HelperOfChild(kind, map) => {
                 let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
-                let at = Address { pid: child.pid, inode: target::pidfs_inode(child.fd.as_fd()) };
+                let at = Address { pid: child.pid, inode: target::pidfs_inode(child.fd.as_fd())? };
                 by_helper(&Target::open(&Proc::open()?, at)?, *kind, map)
             }
             Effect::Await(reader) => await_maps(*reader, hands),
@@ -301,9 +296,9 @@ fn await_maps(reader: Option<RawFd>, hands: &Hands) -> Done {
 
 /// The maps of `target` as a table, with what the outside ids are one step
 /// further out: in the initial user namespace, if ours is a child of it.
-fn shown(target: &Target) -> std::result::Result<String, Errno> {
-    let proc = Proc::open().map_err(|_| Errno::ENOENT)?;
-    let initial = proc.ns_id("self", ns::Kind::User) == Some(ns::INITIAL_USER);
+fn shown(target: &Target) -> std::result::Result<String, Refusal> {
+    let proc = Proc::open()?;
+    let initial = proc.in_initial()?;
     let last = if initial { "initial" } else { "parent's" };
     let mut text = format!("{:>14} {:>10} {:>10} {last:>10}\n", "inside", "outside", "count");
     for kind in Kind::BOTH {

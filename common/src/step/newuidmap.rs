@@ -102,7 +102,7 @@ pub fn ways(
     setgroups: Option<bool>,
     serves: bool,
 ) -> Result<Ways> {
-    let own = proc.own();
+    let own = proc.me()?;
     let me = Both { uid: own.uid[1], gid: own.gid[1] };
     let is_own = |kind: Kind, map: &Map| matches!(map.extents(), [e] if e.count == 1 && e.outside == *me.of(kind));
     let single = Both { uid: is_own(Kind::Uid, &maps.uid), gid: is_own(Kind::Gid, &maps.gid) };
@@ -150,7 +150,12 @@ pub fn run(
     let answer = helper::run(&program, &words[1..]).map_err(|e| Failure::os(act.as_str(), e))?;
     // The helper knows the process by a number only; what counts is the map
     // of the process that we hold.
-    let written = target::map_of(target, kind).unwrap_or_default();
+    let read_back = |e| Failure::os(format!("read /proc/{}/{} back", target.pid, kind.map_file()), e);
+    let written = match target::map_of(target, kind) {
+        // Why it refused, and that the target has ended, is found below.
+        Err(e) if answer.status == 0 && e != Errno::ESRCH && e != Errno::ENOENT => return Err(read_back(e)),
+        text => text.unwrap_or_default(),
+    };
     let written = proc::extents(&String::from_utf8_lossy(&written));
     // Whoever wrote it may have joined what touches.
     let joined = |extents: &[Extent]| Map::new(extents.to_vec());

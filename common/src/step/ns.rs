@@ -261,7 +261,7 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
     if errno == Errno::ENOSPC {
         return limit(proc, kinds);
     }
-    if errno != Errno::EPERM {
+    if errno != Errno::EPERM || kinds.is_empty() {
         return None;
     }
     if kinds.contains(&Kind::User) {

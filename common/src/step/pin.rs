@@ -109,7 +109,7 @@ impl Effect {
                 hands.undo.push(Box::new(move || unpin(&again).unwrap_or_default()));
                 Ok(())
             }
-            Effect::Newer(parents) => Ok(be_newer(*parents)?),
+            Effect::Newer(parents) => be_newer(*parents),
             Effect::Unpin(file) => {
                 if !is_pin(&look(file)?) {
                     return Err(Failure::refused(format!("{}: no namespace is pinned here", self.act())).into());
@@ -132,8 +132,8 @@ pub fn own_number(proc: &Proc) -> Option<u64> {
     sys::mount_namespace_id(proc.ns("self", Kind::Mnt).ok()?.as_fd()).ok()
 }
 
-fn be_newer(parents: u64) -> std::result::Result<(), Errno> {
-    let proc = Proc::open().map_err(|_| Errno::ENOENT)?;
+fn be_newer(parents: u64) -> Done {
+    let proc = Proc::open()?;
     let is_newer = || own_number(&proc).is_none_or(|number| number > parents);
     if is_newer() {
         return Ok(());
@@ -149,7 +149,7 @@ fn be_newer(parents: u64) -> std::result::Result<(), Errno> {
             break;
         }
     }
-    sched_setaffinity(me, &before)
+    Ok(sched_setaffinity(me, &before)?)
 }
 
 fn look(file: &OsString) -> std::result::Result<OwnedFd, Errno> {
