@@ -6,6 +6,19 @@ MANDIR ?= $(PREFIX)/share/man
 CARGO ?= cargo
 
 TOOLS = subid-alloc ns-new uidmap-set ns-enter idmap-mount pivot-exec ns-show
+SCRIPTS = \
+	.ci/run \
+	tests/bench/idmap \
+	tests/bench/ns-show \
+	tests/bench/subid-alloc \
+	tests/build \
+	tests/demo \
+	tests/faults/run \
+	tests/lab \
+	tests/old-kernel \
+	tests/private \
+	tests/rootfs \
+	tests/run
 # Static: a tool still runs after the root has changed under it.
 MUSL = $(shell uname -m)-unknown-linux-musl
 RUST = $(shell find Cargo.toml Cargo.lock bins common -name '*.rs' -o -name 'Cargo.*')
@@ -36,6 +49,10 @@ test-all:
 test-rest:
 	@tests/run --rest
 
+# Every system call failed in turn: hours. NAME="pipeline grant": only these of tests/faults/list.
+faults: all
+	@tests/faults/run $(NAME)
+
 # Figures of this machine, for the record: no test depends on them.
 bench: all
 	@{ echo '# Figures'; for bench in tests/bench/[a-z]*; do \
@@ -46,7 +63,7 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
 	mandoc -Tlint -Wwarning man/*.[157]
-	shellcheck tests/run tests/private tests/build tests/old-kernel tests/demo tests/rootfs tests/lab tests/bench/idmap tests/bench/ns-show tests/bench/subid-alloc .ci/run
+	shellcheck $(SCRIPTS)
 
 install: all
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man7
@@ -73,4 +90,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all demo lab lab-check test test-all test-rest bench lint install install-newuidmap uninstall clean
+.PHONY: all demo lab lab-check test test-all test-rest faults bench lint install install-newuidmap uninstall clean

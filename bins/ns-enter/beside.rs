@@ -47,7 +47,7 @@ pub(crate) fn decide(cli: &Cli, args: &Args, proc: &Rc<Proc>, operand: Option<&O
         }
     };
     let Some(address) = address else { return Ok(Outcome::Plan(promised(args, stream))) };
-    if stage && !target::has_reader() {
+    if stage && target::has_reader() == Ok(false) {
         return Err(Failure::refused("standard output is no pipe, so nobody can enter: the helper would end at once"));
     }
     let target = Rc::new(Target::open(proc, address)?);

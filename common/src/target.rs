@@ -438,12 +438,21 @@ pub fn has_reader() -> std::result::Result<bool, Errno> {
 
 /// The link of the namespace of `kind` to be entered: that of its children
 /// where a process has a pid namespace that it is not in itself, like a holder.
-fn link_of(target: &Target, kind: ns::Kind) -> String {
+///
+/// # Errors
+/// Those of readlink(2).
+fn link_of(target: &Target, kind: ns::Kind) -> std::result::Result<String, Errno> {
     let link = format!("ns/{}", kind.link());
+    if kind != ns::Kind::Pid {
+        return Ok(link);
+    }
     let children = "ns/pid_for_children";
-    let text = |link: &str| readlinkat(&target.dir, link).ok();
-    let apart = kind == ns::Kind::Pid && text(children).is_some_and(|c| Some(c) != text(&link));
-    if apart { children.to_owned() } else { link }
+    match readlinkat(&target.dir, children) {
+        Ok(text) => Ok(if readlinkat(&target.dir, link.as_str())? == text { link } else { children.to_owned() }),
+        // It has made a pid namespace, and no child in it yet.
+        Err(Errno::ENOENT) => Ok(link),
+        Err(e) => Err(e),
+    }
 }
 
 /// The inode of the namespace of `kind` that a target stands for; None where
@@ -453,12 +462,13 @@ fn link_of(target: &Target, kind: ns::Kind) -> String {
 /// EACCES: it is another user's, or not dumpable; ENOENT: it is gone.
 pub fn namespace_of(proc: &Proc, target: &Target, kind: ns::Kind) -> Result<Option<u64>> {
     let link = link_of(target, kind);
-    match readlinkat(&target.dir, link.as_str()) {
+    match link.as_deref().map_err(|e| *e).and_then(|link| readlinkat(&target.dir, link)) {
         Ok(text) => Ok(text.to_str().and_then(in_brackets)),
         Err(Errno::ENOENT) if proc.own_ns(kind)?.is_none() => Ok(None),
         Err(e) => {
             // A zombie has left its namespaces: ENOENT.
             let because = untouchable(proc, &target.who()).filter(|_| e == Errno::EACCES || e == Errno::ENOENT);
+            let link = link.unwrap_or_else(|_| format!("ns/{}", kind.link()));
             Err(Failure::os(format!("read /proc/{}/{link}", target.pid), e).because(because))
         }
     }
@@ -476,7 +486,8 @@ pub fn namespace_at(proc: &Proc, who: &str, kind: ns::Kind) -> Option<u64> {
 /// # Errors
 /// EACCES: it is another user's, or not dumpable.
 pub fn pid_namespace_apart(target: &Target) -> Result<Option<OwnedFd>> {
-    let link = link_of(target, ns::Kind::Pid);
+    let said = |e| Failure::os(format!("read /proc/{}/ns/pid", target.pid), e);
+    let link = link_of(target, ns::Kind::Pid).map_err(said)?;
     if link == "ns/pid" {
         return Ok(None);
     }

@@ -121,15 +121,15 @@ pub(super) fn plain(ran: &Ran) -> Result<(), String> {
 /// Why a run may come to something else than one message of the tool whose call failed.
 fn excused(fault: &Fault, ran: &Ran) -> Option<&'static str> {
     let holder = fault.process.starts_with("ns-new") && fault.process.ends_with("- >0");
-    if holder && ran.errors.contains(" has ended") {
+    if holder && ran.errors.contains("(ESRCH)") {
         // It has given its standard error away, as whoever outlives the pipeline must.
         return Some("a holder that fails ends; who comes to enter says so");
     }
-    if fault.process == "ns-new -a -" && fault.call == "poll" && ran.errors.contains(" has ended") {
-        return Some("ns-new fails after its record has been read: two tools, two failures");
+    if ran.errors.contains("stay as long as the reader of standard output: ") {
+        return Some("a stage fails after its record has been read: two tools, two failures");
     }
-    if fault.call == "recvmsg" && fault.process.ends_with(" >0") && ran.output.contains("ran") {
-        return Some("an init that does not hear its program begin ends, and all with it: it may have begun");
+    if fault.call == "recvmsg" && ran.output.contains("ran") {
+        return Some("who does not hear that a program has begun ends, and it as well: it may have begun");
     }
     if fault.call == "poll" && fault.at < 4 && ran.errors.contains("Segmentation fault") {
         return Some("musl ends a program with privilege that cannot see its standard descriptors");

@@ -242,6 +242,10 @@ fn forbidden(facts: &Facts<'_>) -> Option<Because> {
         let text = "a seccomp filter refuses every mount(2) of this process";
         return sys::mount_is_filtered().then(|| Because::new(text));
     }
+    // Tried by the process that was refused, or it would be refused for being another.
+    if facts.who != "self" {
+        return None;
+    }
     let probe = mount(None::<&str>, "/", Some("no such type"), MsFlags::empty(), None::<&str>);
     let text = "a security module refuses every mount(2) of this process, as a Landlock domain does";
     (probe == Err(Errno::EPERM)).then(|| Because::new(text))

@@ -164,7 +164,7 @@ impl Effect {
             Effect::Entrust(target) => {
                 let parent = hands.report.as_ref().ok_or(Errno::ECHILD)?;
                 match holder::entrust(target.fd.as_fd(), parent.as_fd()) {
-                    Err(Errno::ESRCH) => sys::exit_now(125),
+                    Err(e @ Errno::ESRCH) => Err(e.into()),
                     // Whoever cannot say it has still the pipe to hold on to.
                     Ok(()) | Err(_) => Ok(()),
                 }
@@ -206,6 +206,7 @@ impl Effect {
             Effect::Attach(target) | Effect::Release(target) if errno == Errno::ENOTSOCK => {
                 Some(Because::new(format!("process {} is no holder of ns-new", target.pid)))
             }
+            Effect::Attach(target) | Effect::Entrust(target) if errno == Errno::ESRCH => target.ended(),
             Effect::Release(target) if errno == Errno::EPERM => target::untouchable(facts.proc, &target.who()),
             Effect::Attach(_)
             | Effect::Release(_)
@@ -267,7 +268,7 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
     if kinds.contains(&Kind::User) {
         return user_refused(proc);
     }
-    let lacks = !proc.own().can(CAP_SYS_ADMIN);
+    let lacks = proc.status(facts.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
     lacks.then(|| Because::new("without a user namespace (ns-new -U) this needs CAP_SYS_ADMIN, and we do not have it"))
 }
 
