@@ -54,6 +54,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("step/beside", &["step", "fail", "holder", "id", "mind", "proc", "sys", "target", "word"]),
     ("step/end", &["step", "fail", "holder", "lease", "mind", "proc", "record", "sys", "target", "word"]),
     ("step/program", &["step", "step/end", "fail", "id", "ns", "proc", "sys", "word"]),
+    ("step/bring", &["step", "step/fs", "step/inside", "step/tree", "fail", "path", "sys", "word"]),
     ("step/like", &["step", "step/program", "fail", "proc", "sys", "target"]),
     ("plan", &["cgroup", "step", "step/ns", "fail", "mind", "ns", "proc", "sys"]),
     ("idmap", &["fail", "id", "ns", "path", "plan", "proc", "step", "step/end", "step/map", "step/ns", "step/tree"]),

@@ -90,7 +90,15 @@ pub(crate) fn read(
     if args.value("as").is_some() {
         return Err(CLI.usage("--as and --like are two ways to become somebody"));
     }
-    let (wanted, strict) = wanted(args)?;
+    let (mut wanted, strict) = wanted(args)?;
+    if args.value("tools").is_some() {
+        // They are no part of the target's root, which would hide them.
+        let places = |thing: &&str| ["root", "cwd"].contains(thing);
+        if strict && wanted.iter().any(places) {
+            return Err(CLI.usage("--like=root and --like=cwd would lead away from --tools"));
+        }
+        wanted.retain(|thing| !places(thing));
+    }
     let theirs = target::read(target, "status").map_err(|e| Failure::os("read the status of the target", e))?;
     let theirs = String::from_utf8_lossy(&theirs).into_owned();
     let ours = proc.text("self/status").unwrap_or_default();

@@ -9,6 +9,7 @@ mod container;
 mod files;
 mod like;
 mod notes;
+mod tools;
 mod user;
 
 use std::ffi::{OsStr, OsString};
@@ -30,6 +31,7 @@ use common::tool::{Outcome, run};
 use common::user::shell;
 
 use files::File;
+use tools::Brought;
 use user::Somebody;
 
 const CLI: Cli = Cli {
@@ -50,6 +52,8 @@ const CLI: Cli = Cli {
             flag("try", "leave out what cannot be entered"),
             valued("as", "USER", "become this user of the target's"),
             opt("", "like", "[=WHAT,...]", "become what the target is, or just these of it"),
+            valued("tools", "DIR[=PATH]|auto", "bring programs of outside along"),
+            flag("etc", "have the target's resolv.conf and hosts without its mounts"),
             flag("pty", "give the program a terminal of its own"),
             flag("beside", "run PROGRAM outside, for as long as the namespaces live"),
             STDIN,
@@ -68,77 +72,111 @@ fn main() -> ExitCode {
 fn decide(args: &Args) -> Result<Outcome> {
     let proc = Rc::new(Proc::open()?);
     let word = args.value("target").or_else(|| args.operands.first().cloned());
-    let operand = word.map(|word| Operand::parse(&word)).transpose()?;
+    let operand = word.as_ref().map(|word| Operand::parse(word)).transpose()?;
     if args.flag("beside") {
         return beside::decide(&CLI, args, &proc, operand.as_ref());
     }
     let files = files::named(args, operand.as_ref(), &proc)?;
-    let program = |default| if args.program.is_empty() { vec![default] } else { args.program.clone() };
-    let mut is_container = false;
-    let (target, holds) = match &operand {
-        Some(Operand::Process(address)) => (Rc::new(Target::open(&proc, *address)?), false),
+    let open = |address| Ok(Rc::new(Target::open(&proc, address)?));
+    let mut found = Found { word: word.unwrap_or_default(), ..Found::default() };
+    let target = match &operand {
+        Some(Operand::Process(address)) => open(*address)?,
         Some(Operand::Stream) => match from_stream()? {
-            (Some(address), holds) => (Rc::new(Target::open(&proc, address)?), holds),
-            (None, _) => return Ok(Outcome::Plan(Plan { dry: true, ..enter_promised(program(shell())) })),
+            (Some(address), holds) => {
+                found.holds = holds;
+                open(address)?
+            }
+            (None, _) => return Ok(Outcome::Plan(enter_promised(program(args, shell())))),
         },
         Some(Operand::Name(name)) => {
-            let found = container::find(&proc, name)?;
-            is_container = found.1;
-            (found.0, false)
+            let (target, is_container) = container::find(&proc, name)?;
+            found.is_container = is_container;
+            target
         }
         None if !has_file(args) => return Err(CLI.usage("which target?")),
-        None | Some(Operand::File(_) | Operand::Descriptor(_)) => {
-            return enter_files(&files, program(shell()), args, &proc);
-        }
+        None | Some(Operand::File(_) | Operand::Descriptor(_)) => return enter_files(&files, args, &proc),
     };
-    let stream = operand == Some(Operand::Stream);
-    let terminal = own_terminal(args, stream, is_container)?;
-    let somebody = args.value("as").map(|who| named(&proc, &target, &who)).transpose()?;
-    let (kinds, mut left_out) = possible(wanted(args, &proc, &target)?, args, &proc, &target);
+    enter(args, &proc, &target, &found, &files)
+}
+
+/// What is known of a target beside the process.
+#[derive(Default)]
+struct Found {
+    /// How it was named.
+    word: OsString,
+    /// Whether it is a holder that goes with the last.
+    holds: bool,
+    /// Whether it was found by the name of a container.
+    is_container: bool,
+}
+
+fn program(args: &Args, shell: OsString) -> Vec<OsString> {
+    if args.program.is_empty() { vec![shell] } else { args.program.clone() }
+}
+
+/// The plan for a process as a target.
+fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, files: &[File]) -> Result<Outcome> {
+    let stream = found.word == "-";
+    let terminal = own_terminal(args, stream, found.is_container)?;
+    let somebody = args.value("as").map(|who| named(proc, target, &who)).transpose()?;
+    let (kinds, mut left_out) = possible(wanted(args, proc, target)?, args, proc, target);
     let partial = !left_out.is_empty();
-    let home = target::same_root(&proc, &target) && !files.iter().any(|file| file.kind == Kind::Mnt);
-    let enter = || Ok(files::enter(&files, Some((&target, &kinds)), join(args, &proc, &target, &kinds)?, &proc));
-    let mut like = like::read(args, &proc, &target, &kinds, &enter)?;
+    let home = target::same_root(proc, target) && !files.iter().any(|file| file.kind == Kind::Mnt);
+    let brought = tools::read(args, proc, target, &kinds)?;
+    let crossing =
+        |brought| Ok(files::enter(files, Some((target, &kinds)), join(args, proc, target, &kinds, brought)?, proc));
+    let mut like = like::read(args, proc, target, &kinds, &|| crossing(None))?;
     left_out.append(&mut like.left_out);
     let mut inside = Plan::default();
-    if holds {
+    if found.holds {
         inside.push(ns::Effect::Entrust(target.clone()));
     }
     stdin(args, stream, &mut inside)?;
     inside.steps.append(&mut like.first.steps);
     inside.push(own::Effect::Undumpable);
-    inside.steps.extend(enter()?.steps);
+    inside.steps.extend(crossing(brought.as_ref())?.steps);
+    let usual = somebody.is_none() && like.credentials.is_none();
+    let mut uid = Some(proc.own().uid[1]);
+    if kinds.contains(&Kind::User) && (usual || brought.is_some()) {
+        uid = become_mapped(proc, target, &mut inside);
+    }
+    brought.iter().for_each(|brought| brought.attach(&mut inside));
     if kinds.contains(&Kind::Mnt) && home {
         let (path, inode) = target::working_directory()?;
         inside.push(own::Effect::Chdir(path, Some(inode)));
     }
     inside.steps.append(&mut like.entered.steps);
-    let uid = match (&somebody, like.credentials) {
-        (Some(somebody), _) => turn_into(somebody, &proc, &target, &kinds, &mut inside),
-        (None, Some((plan, uid))) => {
+    match (&somebody, like.credentials) {
+        (Some(somebody), _) => uid = turn_into(somebody, proc, target, &kinds, &mut inside),
+        (None, Some((plan, its))) => {
             inside.steps.extend(plan.steps);
-            uid
+            uid = its;
         }
-        (None, None) if kinds.contains(&Kind::User) => credentials(&proc, &target, &mut inside),
-        (None, None) => Some(proc.own().uid[1]),
-    };
+        // An exec by any other uid drops what is not ambient.
+        (None, None) if kinds.contains(&Kind::User) && uid != Some(0) => inside.push(own::Effect::RaiseAmbient),
+        (None, None) => {}
+    }
     if args.flag("user-parent") && somebody.is_none() {
         inside.push(own::Effect::RaiseAmbient);
     }
-    let shell = match somebody {
-        Some(_) => user::shell_of(&proc, &target, uid.unwrap_or(0)),
-        None if home => shell(),
-        None => user::shell_of(&proc, &target, uid.unwrap_or(0)),
-    };
     let open = match terminal {
         Some(all) => {
             inside.push(terminal::Effect::Take(all));
-            Some((all, open_terminal(&proc, &target, &kinds, uid)?))
+            Some((all, open_terminal(proc, target, &kinds, uid)?))
         }
         None => None,
     };
-    finish(args, program(shell), like.last, &mut inside)?;
-    let mut plan = around(inside, like.cgroup, open, holds.then(|| target.clone()), left_out, &proc);
+    brought.iter().for_each(|brought| brought.path(&mut inside));
+    let ours = somebody.is_none() && (home || brought.as_ref().is_some_and(Brought::has_shell));
+    let words = if !args.program.is_empty() {
+        args.program.clone()
+    } else if ours {
+        vec![shell()]
+    } else {
+        vec![user::shell_of(proc, target, uid.unwrap_or(0), &found.word)?]
+    };
+    finish(args, words, like.last, &mut inside)?;
+    let mut plan = around(inside, like.cgroup, open, found.holds.then(|| target.clone()), left_out, proc);
     if partial {
         plan.push(partial_step());
     }
@@ -229,7 +267,7 @@ fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>)
         return (kinds, Vec::new());
     }
     let refused = |kinds: &[Kind]| {
-        let inside = match join(args, proc, target, kinds) {
+        let inside = match join(args, proc, target, kinds, None) {
             Ok(inside) => inside,
             Err(failure) => return Some(failure),
         };
@@ -254,7 +292,7 @@ fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>)
 }
 
 /// The steps that enter `kinds`.
-fn join(args: &Args, proc: &Proc, target: &Rc<Target>, kinds: &[Kind]) -> Result<Plan> {
+fn join(args: &Args, proc: &Proc, target: &Rc<Target>, kinds: &[Kind], brought: Option<&Brought>) -> Result<Plan> {
     let mut inside = Plan::default();
     if args.flag("user-parent") {
         let parent = target::user_parent(proc, target)?;
@@ -263,9 +301,15 @@ fn join(args: &Args, proc: &Proc, target: &Rc<Target>, kinds: &[Kind]) -> Result
             inside.push(ns::Effect::JoinFile(Rc::new(parent), Kind::User, name));
         }
     }
+    let early = brought.map(|brought| brought.copy(proc, target, kinds, &mut inside)).transpose()?.unwrap_or(false);
     // A holder is not in its pid namespace itself: then that is entered by file.
     let apart = if kinds.contains(&Kind::Pid) { target::pid_namespace_apart(target)? } else { None };
-    let at_once: Vec<Kind> = kinds.iter().copied().filter(|k| *k != Kind::Pid || apart.is_none()).collect();
+    let at_once = kinds.iter().copied().filter(|k| match k {
+        Kind::Pid => apart.is_none(),
+        Kind::User => !early,
+        Kind::Mnt | Kind::Uts | Kind::Ipc | Kind::Cgroup | Kind::Net | Kind::Time => true,
+    });
+    let at_once: Vec<Kind> = at_once.collect();
     if !at_once.is_empty() {
         inside.push(ns::Effect::Join(target.clone(), at_once));
     }
@@ -313,7 +357,7 @@ fn from_stream() -> Result<(Option<common::record::Address>, bool)> {
 
 /// What a dry pipeline shows: no process is there to be looked at.
 fn enter_promised(program: Vec<OsString>) -> Plan {
-    let mut plan = Plan::default();
+    let mut plan = Plan { dry: true, ..Plan::default() };
     plan.push(ns::promised());
     plan.push(end::Effect::Exec(program));
     plan
@@ -347,22 +391,15 @@ fn id_inside(proc: &Proc, target: &Target, kind: IdKind) -> Option<(u32, bool)> 
     own.map(|id| (id, true)).or_else(|| map.outside(0).map(|_| (0, false)))
 }
 
-/// The steps by which the program is somebody who is mapped. Any uid but 0
-/// needs ambient capabilities for its first exec. Answers the uid inside.
-fn credentials(proc: &Proc, target: &Target, inside: &mut Plan) -> Option<u32> {
-    let mut uid_inside = None;
+/// The steps by which this process is somebody who is mapped, and his uid inside.
+fn become_mapped(proc: &Proc, target: &Target, inside: &mut Plan) -> Option<u32> {
     let id = |kind| id_inside(proc, target, kind);
-    if let (Some((uid, keeps_uid)), Some((gid, keeps_gid))) = (id(IdKind::Uid), id(IdKind::Gid)) {
-        uid_inside = Some(uid);
-        if !(keeps_uid && keeps_gid) {
-            let groups = proc.setgroups(&target.who()).unwrap_or(false);
-            inside.push(own::Effect::Become { uid, gid, groups });
-        }
+    let (Some((uid, keeps_uid)), Some((gid, keeps_gid))) = (id(IdKind::Uid), id(IdKind::Gid)) else { return None };
+    if !(keeps_uid && keeps_gid) {
+        let groups = proc.setgroups(&target.who()).unwrap_or(false);
+        inside.push(own::Effect::Become { uid, gid, groups });
     }
-    if uid_inside != Some(0) {
-        inside.push(own::Effect::RaiseAmbient);
-    }
-    uid_inside
+    Some(uid)
 }
 
 /// With `-` standard input is the stream, which is not for the program.
@@ -385,14 +422,15 @@ fn finish(args: &Args, program: Vec<OsString>, last: Plan, inside: &mut Plan) ->
 }
 
 /// Enters what files stand for, and nothing else.
-fn enter_files(files: &[File], program: Vec<OsString>, args: &Args, proc: &Rc<Proc>) -> Result<Outcome> {
+fn enter_files(files: &[File], args: &Args, proc: &Rc<Proc>) -> Result<Outcome> {
     let of_process = |kind: &Kind| args.flag(kind.option()) && args.value(kind.option()).is_none();
     if let Some(kind) = Kind::ALL.into_iter().find(of_process) {
         return Err(CLI.usage(&format!("--{} needs a file, or a process for a target", kind.option())));
     }
-    let flags = ["all", "user-parent", "try", "like"];
-    if flags.iter().any(|option| args.flag(option)) || args.value("as").is_some() {
-        return Err(CLI.usage("--all, --user-parent, --try, --like and --as need a process for a target"));
+    let of_process = ["all", "user-parent", "try", "like", "etc", "as", "tools"];
+    let given = |option: &&&str| args.flag(option) || args.value(option).is_some();
+    if let Some(option) = of_process.iter().find(given) {
+        return Err(CLI.usage(&format!("--{option} needs a process for a target")));
     }
     let mut inside = Plan::default();
     stdin(args, false, &mut inside)?;
@@ -402,6 +440,6 @@ fn enter_files(files: &[File], program: Vec<OsString>, args: &Args, proc: &Rc<Pr
         inside.push(terminal::Effect::Take(all));
         (all, terminal::Effect::Open(None, None))
     });
-    finish(args, program, Plan::default(), &mut inside)?;
+    finish(args, program(args, shell()), Plan::default(), &mut inside)?;
     Ok(Outcome::Plan(around(inside, None, open, None, Vec::new(), proc)))
 }

@@ -1,13 +1,14 @@
 //! Who the program is to be inside, and which shell is his: by the target's own
 //! passwd and group files, looked up in its root and never out of it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
-use common::fail::{Failure, Result};
+use common::fail::{Because, Errno, Exit, Failure, Result};
 use common::id::number;
 use common::proc::Proc;
 use common::target::{self, Target};
 use common::user::{self, User};
+use common::word::quote;
 
 /// Somebody in the target.
 pub(crate) struct Somebody {
@@ -26,9 +27,8 @@ pub(crate) fn named(proc: &Proc, target: &Target, word: &str) -> Result<Somebody
     let root = target::root(proc, target)?;
     let passwd = target::file_in(&root, "/etc/passwd").map_err(|e| Failure::os("open the target's /etc/passwd", e))?;
     let is_meant = |user: &User| user.name == word || uid == Some(user.uid);
-    let user = user::in_passwd(&passwd, is_meant).ok_or_else(|| {
-        Failure::refused(format!("--as: the target's /etc/passwd has no user {}", common::word::quote(word)))
-    })?;
+    let user = user::in_passwd(&passwd, is_meant)
+        .ok_or_else(|| Failure::refused(format!("--as: the target's /etc/passwd has no user {}", quote(word))))?;
     let group = target::file_in(&root, "/etc/group").unwrap_or_default();
     let mut groups: Vec<u32> = user::groups_in(&group, &user.name).filter(|gid| *gid != user.gid).collect();
     groups.sort_unstable();
@@ -39,12 +39,22 @@ pub(crate) fn named(proc: &Proc, target: &Target, word: &str) -> Result<Somebody
 
 /// The shell of `uid` in the target, if its passwd file names one that is
 /// there; else /bin/sh.
-pub(crate) fn shell_of(proc: &Proc, target: &Target, uid: u32) -> OsString {
-    let found = || {
-        let root = target::root(proc, target).ok()?;
+///
+/// # Errors
+/// That is not there either; `word` is how the target was named.
+pub(crate) fn shell_of(proc: &Proc, target: &Target, uid: u32, word: &OsStr) -> Result<OsString> {
+    let root = target::root(proc, target)?;
+    let named = || {
         let passwd = target::file_in(&root, "/etc/passwd").ok()?;
         let user = user::in_passwd(&passwd, |user| user.uid == uid)?;
         target::is_in(&root, &user.shell).then_some(user.shell)
     };
-    found().unwrap_or_else(|| "/bin/sh".into()).into()
+    let shell = named().unwrap_or_else(|| "/bin/sh".into());
+    if target::is_in(&root, &shell) {
+        return Ok(shell.into());
+    }
+    let because = Because::new("there is no such file in the root that the program would run in");
+    let remedy = format!("ns-enter --tools auto {}", quote(word));
+    let because = if word == "-" { because } else { because.remedy(remedy) };
+    Err(Failure::os(format!("exec {shell}"), Errno::ENOENT).because(Some(because)).exit(Exit::NotFound))
 }

@@ -6,6 +6,7 @@
 //! links only what it can do.
 
 pub mod beside;
+pub mod bring;
 pub mod cgroup;
 pub mod end;
 pub mod file;

@@ -199,7 +199,7 @@ impl Effect {
 // ---- places ----
 
 /// What is made has the mode that is asked for, whatever the caller's umask.
-fn exactly<T>(make: impl FnOnce() -> T) -> T {
+pub(super) fn exactly<T>(make: impl FnOnce() -> T) -> T {
     let before = umask(Mode::empty());
     let made = make();
     umask(before);
