@@ -57,6 +57,7 @@ const CLI: Cli = Cli {
             flag("forward-signals", "nothing: all signals are handed on"),
             valued("stop-signal", "SIGNAL", "the signal handed on in place of TERM"),
             flag("init", "with -p: a first process of ours that reaps"),
+            valued("ready", "N", "say on descriptor N when the program is ready (NOTIFY_SOCKET)"),
             STDIN,
             flag("detach", "print the holder's address and leave it behind"),
             valued("with", "PID|tty", "the process, or terminal session, that it ends with"),
@@ -71,7 +72,7 @@ const CLI: Cli = Cli {
 };
 
 /// What a holder has no use for.
-const FOR_PROGRAMS: [&str; 16] = [
+const FOR_PROGRAMS: [&str; 17] = [
     "as-owner",
     "into-cgroup",
     "new-cgroup",
@@ -87,6 +88,7 @@ const FOR_PROGRAMS: [&str; 16] = [
     "forward-signals",
     "stop-signal",
     "init",
+    "ready",
     "stdin",
 ];
 

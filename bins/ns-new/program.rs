@@ -77,15 +77,17 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     if let Some(made) = &made {
         plan.push(step::cgroup::Effect::Make(made.clone(), root));
     }
+    if minding.ready.is_some() {
+        plan.push(step::notify::Effect::Listen);
+    }
     if !forks {
         plan.push(ns::Effect::Unshare(kinds));
         plan.steps.append(&mut inside.steps);
         plan.push(end::Effect::Exec(program));
         return Ok(Outcome::Plan(plan));
     }
-    if let Maps::Awaited(number, true) = maps {
-        inside.push(own::Effect::Hide(number));
-    }
+    let told = if let Maps::Awaited(number, true) = maps { Some(number) } else { None };
+    told.into_iter().chain(minding.ready).for_each(|number| inside.push(own::Effect::Hide(number)));
     inside.push(minding.follow.map_or(own::Effect::DieWithParent, own::Effect::FollowParent));
     become_or_mind(program, minding.init, &mut inside, proc);
     let why = if kinds.is_empty() {
@@ -104,7 +106,11 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     if made.is_some() && user {
         plan.push(step::cgroup::Effect::KeepUser);
     }
-    plan.push(end::Effect::TendFirst { first: first && !minding.init, init: minding.init, stop: minding.stop });
+    let Minding { init, stop, ready, .. } = minding;
+    plan.push(end::Effect::TendFirst { first: first && !init, init, stop, ready });
+    if ready.is_some() {
+        plan.push(step::notify::Effect::Forget);
+    }
     made.into_iter().for_each(|made| plan.push(step::cgroup::Effect::Remove(made)));
     Ok(Outcome::Plan(plan))
 }
@@ -166,6 +172,7 @@ struct Minding {
     init: bool,
     follow: Option<i32>,
     stop: Option<i32>,
+    ready: Option<i32>,
 }
 
 impl Minding {
@@ -182,8 +189,12 @@ impl Minding {
             return Err(CLI.usage("--init is the first process of a pid namespace: -p"));
         }
         let (follow, stop) = (signal("kill-child")?, signal("stop-signal")?);
-        let forks = init || args.flag("fork") || args.flag("kill-child") || args.flag("stop-signal");
-        Ok(Minding { forks, init, follow, stop })
+        let ready = args.value("ready").map(|word| target::descriptor(&word)).transpose()?;
+        if ready.is_some_and(|number| number < 3) {
+            return Err(CLI.usage("--ready: a descriptor that is not the program's, from 3 on"));
+        }
+        let forks = ["init", "fork", "kill-child", "stop-signal", "ready"].iter().any(|option| args.flag(option));
+        Ok(Minding { forks, init, follow, stop, ready })
     }
 }
 

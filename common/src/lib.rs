@@ -26,6 +26,7 @@
 //! * [`step`]    effects, one file for each kernel object
 //! * [`plan`]    a list of steps: printed, performed, tried
 //! * [`idmap`]   a tree with its owners shifted
+//! * [`ready`]   whether a program has said that it is ready
 //! * [`mind`]    the only poll loop
 //! * [`pty`]     a terminal between the program and ours
 //! * [`holder`]  who keeps namespaces that nobody lives in yet
@@ -53,6 +54,7 @@ pub mod plan;
 pub mod preset;
 pub mod proc;
 pub mod pty;
+pub mod ready;
 pub mod record;
 pub mod scan;
 pub mod step;

@@ -25,6 +25,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, write};
 
 use crate::proc::Proc;
+use crate::ready::Ready;
 use crate::sys;
 
 type Result<T> = std::result::Result<T, Errno>;
@@ -206,7 +207,7 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<O
     let mut fds = Vec::new();
     for part in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(raw) = part {
-            fds.extend(raw.into_iter().map(sys::received));
+            fds.extend(raw.into_iter().map(sys::own));
         }
     }
     Ok((message.bytes, fds))
@@ -333,6 +334,8 @@ pub struct Manner<'a> {
     pub stop: Option<c_int>,
     /// Where the init that the child is tells what its program does.
     pub init: Option<BorrowedFd<'a>>,
+    /// Who waits for the program to be ready.
+    pub ready: Option<Ready<'a>>,
 }
 
 /// What an init says on its line: its program has stopped; any other byte is
@@ -349,9 +352,14 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
     let (mut holder, mut init) = (manner.holder, manner.init);
     loop {
         let mut fds = vec![(signals.as_fd(), PollFlags::POLLIN)];
-        fds.extend(holder.or(init).map(|fd| (fd, PollFlags::POLLIN)));
+        let other = holder.or(init);
+        fds.extend(other.map(|fd| (fd, PollFlags::POLLIN)));
+        fds.extend(manner.ready.as_ref().map(|ready| (ready.socket, PollFlags::POLLIN)));
         let ready = wait_for(&fds, None)?;
-        if ready.get(1) == Some(&true) && holder.take().is_some() {
+        if let Some(waiting) = &manner.ready {
+            waiting.hear(&child.who(proc), proc);
+        }
+        if other.is_some() && ready.get(1) == Some(&true) && holder.take().is_some() {
             let _ = sys::pidfd_signal(child.fd.as_fd(), Signal::SIGKILL as c_int);
         }
         while let Some(fd) = init.filter(|fd| ready_within(*fd, 0) == Ok(true)) {

@@ -16,6 +16,7 @@ pub mod like;
 pub mod map;
 pub mod mount;
 pub mod newuidmap;
+pub mod notify;
 pub mod ns;
 pub mod overlay;
 pub mod own;
@@ -86,6 +87,9 @@ pub struct Hands {
 
 /// The name under which a user namespace made for its maps is handed on.
 pub const USERNS: &str = "userns";
+/// The name under which the socket is handed on where a program says that it is
+/// ready.
+pub const NOTIFY: &str = "notify";
 /// The name under which a tree is handed on: a mount that is attached nowhere.
 pub const TREE: &str = "tree";
 

@@ -174,10 +174,12 @@ pub fn lend(number: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(number) }
 }
 
-/// Takes ownership of a descriptor that a message has just brought.
-pub fn received(number: RawFd) -> OwnedFd {
-    // SAFETY: the kernel made it for us with the message (SCM_RIGHTS); whoever
-    // reads the message is the only one to know its number.
+/// Takes ownership of a descriptor that nobody owns yet: a message has just
+/// brought it, or the command line named it.
+pub fn own(number: RawFd) -> OwnedFd {
+    // SAFETY: one that came with a message (SCM_RIGHTS) is known only to who
+    // reads the message; one that our caller opened for us and named is used
+    // by its number, by one step, which takes it here as the last it does.
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 

@@ -9,12 +9,13 @@ use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::{SFlag, fstat};
 
-use super::{Done, Facts, Hands, Step};
+use super::{Done, Facts, Hands, NOTIFY, Step};
 use crate::fail::{Because, Errno, Exit, Failure};
 use crate::holder::{self, Life};
 use crate::lease::Lease;
 use crate::mind::{self, Child, Ended, Manner};
 use crate::proc::{Proc, read_all};
+use crate::ready::Ready;
 use crate::record::{Address, Record, Stream};
 use crate::sys;
 use crate::target::{Target, pidfs_inode};
@@ -73,6 +74,8 @@ pub enum Effect {
         init: bool,
         /// A signal of any number.
         stop: Option<i32>,
+        /// The descriptor by which to tell that the program is ready.
+        ready: Option<RawFd>,
     },
     /// Become a program.
     Exec(Vec<OsString>),
@@ -227,11 +230,14 @@ impl Effect {
                 let holder = holder.as_ref().map(|t| t.fd.as_fd());
                 tend(&child, &Manner { holder, first: *first, ..Manner::default() }, hands)
             }
-            Effect::TendFirst { first, init, stop } => {
+            Effect::TendFirst { first, init, stop, ready } => {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 let line = hands.line.take();
                 let init = line.as_ref().filter(|_| *init).map(AsFd::as_fd);
-                tend(&child, &Manner { first: *first, stop: *stop, init, ..Manner::default() }, hands)
+                let socket = ready.map(|_| hands.get(NOTIFY)?.try_clone_to_owned().map_err(|_| Errno::EMFILE));
+                let socket = socket.transpose()?;
+                let ready = ready.and_then(|number| Some(Ready::new(socket.as_ref()?.as_fd(), number)));
+                tend(&child, &Manner { first: *first, stop: *stop, init, ready, ..Manner::default() }, hands)
             }
             Effect::Exec(words) => Err(exec(words, hands).into()),
         }

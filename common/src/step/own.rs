@@ -44,7 +44,7 @@ pub enum Effect {
     FollowParent(i32),
     /// Let nobody trace or read this process while it crosses.
     Undumpable,
-    /// Do not hand on this descriptor.
+    /// Close this descriptor, which our caller has opened for us.
     Hide(RawFd),
     /// Hand on no descriptor above 2 but these.
     Close(Vec<RawFd>),
@@ -72,7 +72,7 @@ impl Effect {
             Effect::DieWithParent => "prctl PR_SET_PDEATHSIG SIGKILL".into(),
             Effect::FollowParent(number) => format!("prctl PR_SET_PDEATHSIG {number}"),
             Effect::Undumpable => "prctl PR_SET_DUMPABLE 0".into(),
-            Effect::Hide(number) => format!("close_range {number} {number} CLOSE_RANGE_CLOEXEC"),
+            Effect::Hide(number) => format!("close {number}"),
             Effect::Close(_) => "close_range 3 ~0 CLOSE_RANGE_CLOEXEC".into(),
         }
     }
@@ -145,7 +145,10 @@ impl Effect {
                 }
             }
             Effect::Undumpable => Ok(nix::sys::prctl::set_dumpable(false)?),
-            Effect::Hide(number) => Ok(sys::cloexec_range(*number, *number)?),
+            Effect::Hide(number) => {
+                drop(sys::own(*number));
+                Ok(())
+            }
             Effect::Close(kept) => Ok(close(kept)?),
         }
     }
