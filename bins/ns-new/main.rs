@@ -48,7 +48,7 @@ const CLI: Cli = Cli {
             flag("lo", "-n, with the loopback interface up"),
             valued("monotonic", "SECONDS", "-T, with CLOCK_MONOTONIC ahead by this much"),
             valued("boottime", "SECONDS", "-T, with CLOCK_BOOTTIME ahead by this much"),
-            valued("propagation", "HOW", "-m, with mounts slave (usual), private, shared or unchanged"),
+            valued("propagation", "slave|private|shared|unchanged", "-m, and what becomes of its mounts (slave)"),
             valued("mount-proc", "[=DIR]", "-m, with a new proc on /proc, or DIR"),
             valued("root", "DIR", "-m, with DIR for the root directory"),
             valued("wd", "DIR", "the program's working directory, looked up in its root"),
