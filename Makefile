@@ -12,8 +12,11 @@ SCRIPTS = \
 	tests/bench/ns-show \
 	tests/bench/subid-alloc \
 	tests/build \
+	tests/completions/make \
+	tests/completions/nskit.bash \
 	tests/demo \
 	tests/faults/run \
+	tests/html \
 	tests/lab \
 	tests/old-kernel \
 	tests/private \
@@ -59,18 +62,35 @@ bench: all
 	    if [ -x "$$bench" ]; then echo && "$$bench" || exit 1; fi; done; } >target/RESULTS.md
 	@mv target/RESULTS.md tests/bench/RESULTS.md
 
+# The manual and the labs, to be read in a browser.
+HTML ?= target/html
+html:
+	@tests/html $(HTML)
+	@echo "made $(HTML)/index.html"
+
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
 	mandoc -Tlint -Wwarning man/*.[157]
 	shellcheck $(SCRIPTS)
 
+# Where shells look, and the lessons as their readers see them.
+BASHDIR = $(PREFIX)/share/bash-completion/completions
+ZSHDIR = $(PREFIX)/share/zsh/site-functions
+FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
+DOCDIR = $(PREFIX)/share/doc/nskit
+LABS = $(notdir $(wildcard man/labs/[0-9]*.md))
+
 install: all
-	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man7
+	install -d $(foreach dir,$(BINDIR) $(MANDIR)/man1 $(MANDIR)/man5 $(MANDIR)/man7 \
+	    $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(DOCDIR)/labs,$(DESTDIR)$(dir))
 	cd target/bin && install -m 755 $(TOOLS) $(abspath $(DESTDIR)$(BINDIR))
 	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1
 	install -m 644 man/*.5 $(DESTDIR)$(MANDIR)/man5
 	install -m 644 man/*.7 $(DESTDIR)$(MANDIR)/man7
+	tests/completions/make target/bin $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR)
+	for lab in $(LABS); do tests/lab text $${lab%%-*} >$(DESTDIR)$(DOCDIR)/labs/$$lab || exit 1; done
+	cd $(DESTDIR)$(DOCDIR)/labs && chmod 644 *.md
 
 # uidmap-set in place of newuidmap and newgidmap, with the capabilities that
 # these have: only when it is asked for by name, and never over shadow's own.
@@ -86,8 +106,18 @@ uninstall:
 	    if [ "$$(readlink $$name)" = uidmap-set ]; then rm $$name; fi; done
 	cd $(DESTDIR)$(BINDIR) && rm -f $(TOOLS)
 	cd $(DESTDIR)$(MANDIR) && rm -f $(TOOLS:%=man1/%.1) man5/nskit-record.5 man7/nskit.7
+	cd $(DESTDIR)$(BASHDIR) && rm -f nskit $(TOOLS)
+	cd $(DESTDIR)$(FISHDIR) && rm -f $(TOOLS:%=%.fish)
+	rm -f $(DESTDIR)$(ZSHDIR)/_nskit
+	rm -rf $(DESTDIR)$(DOCDIR)
+
+# All of it for a machine without a toolchain: tar -C / -xf nskit.tar.gz
+static-tar: all
+	rm -rf target/static && $(MAKE) -s install DESTDIR=$(abspath target/static)
+	tar -C target/static --owner=0 --group=0 --sort=name -czf target/nskit.tar.gz .
+	@echo "made target/nskit.tar.gz"
 
 clean:
 	$(CARGO) clean
 
-.PHONY: all demo lab lab-check test test-all test-rest faults bench lint install install-newuidmap uninstall clean
+.PHONY: all demo lab lab-check test test-all test-rest faults bench html lint install install-newuidmap uninstall static-tar clean

@@ -1,4 +1,4 @@
-
+# shellcheck shell=bash
 # Who can be entered: holders by name, one's own processes by number.
 _nskit_targets() {
     ns-show --holders 2>/dev/null | while read -r address name _; do
