@@ -176,7 +176,11 @@ impl Look<'_> {
     /// Adds steps if they can be done, alone or once everything is entered.
     fn add(&mut self, plan: &mut Plan, entered: bool, make: &dyn Fn() -> Step) -> Result<bool> {
         if !self.strict {
-            let mut inside = if entered { (self.enter)()? } else { Plan::default() };
+            let mut inside = Plan::default();
+            if entered {
+                inside.push(own::Effect::Undumpable);
+                inside.steps.extend((self.enter)()?.steps);
+            }
             inside.push(make());
             if let Some(failure) = probe(None, inside, self.proc) {
                 self.left_out.push(failure);

@@ -267,10 +267,12 @@ fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>)
         return (kinds, Vec::new());
     }
     let refused = |kinds: &[Kind]| {
-        let inside = match join(args, proc, target, kinds, None) {
-            Ok(inside) => inside,
+        let mut inside = Plan::default();
+        inside.push(own::Effect::Undumpable);
+        match join(args, proc, target, kinds, None) {
+            Ok(join) => inside.steps.extend(join.steps),
             Err(failure) => return Some(failure),
-        };
+        }
         let mut plan = Plan::default();
         plan.push(clone(Vec::new(), "", inside, proc));
         plan.probe(proc)
