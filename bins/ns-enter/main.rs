@@ -135,16 +135,17 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, files
     inside.steps.append(&mut like.first.steps);
     inside.push(own::Effect::Undumpable);
     inside.steps.extend(crossing(brought.as_ref())?.steps);
+    // As ourselves still: the ids inside may not be let in there.
+    if kinds.contains(&Kind::Mnt) && home {
+        let (path, inode) = target::working_directory()?;
+        inside.push(own::Effect::Chdir(path, Some(inode)));
+    }
     let usual = somebody.is_none() && like.credentials.is_none();
     let mut uid = Some(proc.own().uid[1]);
     if kinds.contains(&Kind::User) && (usual || brought.is_some()) {
         uid = become_mapped(proc, target, &mut inside);
     }
     brought.iter().for_each(|brought| brought.attach(&mut inside));
-    if kinds.contains(&Kind::Mnt) && home {
-        let (path, inode) = target::working_directory()?;
-        inside.push(own::Effect::Chdir(path, Some(inode)));
-    }
     inside.steps.append(&mut like.entered.steps);
     match (&somebody, like.credentials) {
         (Some(somebody), _) => uid = turn_into(somebody, proc, target, &kinds, &mut inside),

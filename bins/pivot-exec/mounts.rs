@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::rc::Rc;
 
 use common::cli::Args;
-use common::fail::{Errno, Failure, Result};
+use common::fail::{Because, Errno, Failure, Result};
 use common::id::Kind as IdKind;
 use common::idmap::{Idmap, Maps};
 use common::path::{self, Place};
@@ -244,10 +244,11 @@ fn text(word: &OsStr) -> Result<String> {
 fn fstab(word: &OsStr) -> Result<Vec<Line>> {
     let bytes = match word.as_bytes().strip_prefix(b"fd:") {
         Some(n) => given(OsStr::from_bytes(n))?,
-        None => fs::read(word).map_err(|e| {
-            let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
-            path::not_opened(word, errno)
-        })?,
+        None => {
+            let opened = fs::File::open(word);
+            let opened = opened.map_err(|e| path::not_opened(word, Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+            read_all(opened, MOST).map_err(|e| not_read(quote(word), e))?
+        }
     };
     let lines = bytes.split(|b| *b == b'\n').enumerate();
     let lines = lines.filter(|(_, l)| !l.trim_ascii().is_empty() && !l.trim_ascii().starts_with(b"#"));
@@ -256,10 +257,18 @@ fn fstab(word: &OsStr) -> Result<Vec<Line>> {
         .collect()
 }
 
+/// The most bytes that a file or descriptor may give.
+const MOST: usize = 16 << 20;
+
 /// All that the descriptor which `word` names gives.
 pub(crate) fn given(word: &OsStr) -> Result<Vec<u8>> {
-    let said = |e| Failure::os(format!("read descriptor {}", word.to_string_lossy()), e);
-    read_all(target::duplicate(word)?, 16 << 20).map_err(said)
+    let name = format!("descriptor {}", word.to_string_lossy());
+    read_all(target::duplicate(word)?, MOST).map_err(|e| not_read(name, e))
+}
+
+fn not_read(name: String, errno: Errno) -> Failure {
+    let because = Because::new(format!("it gives more than {MOST} bytes"));
+    Failure::os(format!("read {name}"), errno).because((errno == Errno::E2BIG).then_some(because))
 }
 
 fn parse(line: &[u8]) -> std::result::Result<Line, String> {
@@ -349,7 +358,8 @@ fn typed(option: &str, word: &OsStr, proc: &Rc<Proc>, plan: &mut Plan) -> Result
         }
         "dir" => {
             let parts = parts(word, 2);
-            plan.push(Effect::Directory(parts.first().cloned().unwrap_or_default(), mode(parts.get(1), 0o755)?));
+            let asked = parts.get(1).map(|_| mode(parts.get(1), 0)).transpose()?;
+            plan.push(Effect::Directory(parts.first().cloned().unwrap_or_default(), asked));
         }
         "file" => {
             let parts = parts(word, 3);

@@ -53,8 +53,9 @@ pub enum Effect {
     Device(&'static str, (u64, u64)),
     /// A symbolic link: where it leads, where it is.
     Link(OsString, OsString),
-    /// A directory, with this mode.
-    Directory(OsString, u32),
+    /// A directory, with this mode: if none is given, 755 where it is made, and
+    /// the mode that it has where it is there.
+    Directory(OsString, Option<u32>),
     /// A file that is not there yet, with this mode and in it.
     File(OsString, u32, Rc<Vec<u8>>),
     /// Hide what is there: behind an empty directory, or the null device.
@@ -102,7 +103,7 @@ impl Effect {
                 words.extend(attribute_names(*attributes).map(str::to_owned));
                 words.join(",")
             }
-            Effect::Directory(_, mode) => format!("mode {mode:o}"),
+            Effect::Directory(_, mode) => mode.map(|mode| format!("mode {mode:o}")).unwrap_or_default(),
             Effect::File(_, mode, bytes) => format!("mode {mode:o}, {} bytes", bytes.len()),
             Effect::Attach { .. } | Effect::Device(..) | Effect::Link(..) | Effect::Mask(_) | Effect::ReadOnly(..) => {
                 String::new()
@@ -155,6 +156,7 @@ impl Effect {
             }
             Effect::Directory(at, mode) => {
                 let place = directory_in(root, at)?;
+                let Some(mode) = mode else { return Ok(()) };
                 let readable = openat(&place, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
                 Ok(fchmod(&readable, Mode::from_bits_truncate(*mode))?)
             }
@@ -165,6 +167,7 @@ impl Effect {
                     Err(Errno::ENOENT) if *optional => return Ok(()),
                     other => other?,
                 };
+                apart(root, &place)?;
                 let flags = sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE | sys::AT_EMPTY_PATH;
                 let tree = sys::open_tree(place.as_fd(), c"", flags)?;
                 sys::mount_setattr(tree.as_fd(), true, sys::MOUNT_ATTR_RDONLY, None)?;
@@ -249,8 +252,11 @@ fn not_had(root: BorrowedFd<'_>, path: &OsStr, errno: Errno) -> Refusal {
         Some(format!("it is a symbolic link to {}, which is not in the new root", quote(to)))
     };
     let file = || {
-        let there = sys::open_in_root(root, &c(path), libc::O_PATH, 0).ok()?;
-        (is_directory(&there) == Ok(false)).then(|| "it is no directory".to_owned())
+        // The deepest that there is.
+        let look = |at: &Path| Some((at.to_owned(), sys::open_in_root(root, &c(at), libc::O_PATH, 0).ok()?));
+        let (at, found) = Path::new(path).ancestors().find_map(look)?;
+        let name = if at == Path::new(path) { "it".to_owned() } else { there(at.as_os_str()) };
+        (is_directory(&found) == Ok(false)).then(|| format!("{name} is no directory"))
     };
     let closed = || {
         let look = |path: &Path| sys::open_in_root(root, &c(path), libc::O_PATH, 0);
@@ -294,7 +300,7 @@ fn file_in(root: BorrowedFd<'_>, path: &OsStr) -> std::result::Result<OwnedFd, R
     let opened = || sys::open_in_root(root, &c(path), libc::O_PATH, 0);
     match opened() {
         Err(Errno::ENOENT) => match created(root, path, 0o644) {
-            Ok(_) | Err(Refusal::Os(Errno::EEXIST, _)) => Ok(opened()?),
+            Ok(_) | Err(Refusal::Os(Errno::EEXIST, _)) => opened().map_err(|e| not_had(root, path, e)),
             Err(other) => Err(other),
         },
         other => other.map_err(|e| not_had(root, path, e)),
@@ -348,6 +354,7 @@ fn mask(root: BorrowedFd<'_>, at: &OsStr) -> Done {
         Err(Errno::ENOENT) => return Ok(()),
         other => other?,
     };
+    apart(root, &place)?;
     let attributes = sys::MOUNT_ATTR_RDONLY | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NOEXEC;
     let cover = if is_directory(&place)? {
         new_mount(c"tmpfs", &[("mode".into(), "755".into())], attributes | sys::MOUNT_ATTR_NODEV)?
