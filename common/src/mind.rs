@@ -100,7 +100,7 @@ pub fn terminal_width() -> Option<usize> {
 /// can end it and leave the program behind. (A fault of our own ends us all the
 /// same: signal(7).)
 pub fn minded() -> SigSet {
-    SigSet::all()
+    sys::every_signal()
 }
 
 /// The number of the signal that is called `word`: TERM, SIGTERM, 15, RTMIN+3.
@@ -371,8 +371,8 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
         }
         while let Some(info) = signals.read_signal()? {
             let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
-            // One of our own making is not for the program: SIGCHLD, SIGPIPE.
-            let own = number == Signal::SIGCHLD as c_int || info.ssi_pid == std::process::id();
+            // One of our own making is not for the program: a child's, SIGPIPE.
+            let own = is_news(number, info.ssi_code) || info.ssi_pid == std::process::id();
             if !own {
                 killed_for = pass_on(child, number, info.ssi_code, manner, proc).or(killed_for);
             }
@@ -388,6 +388,11 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
             Err(e) => return Err(e),
         }
     }
+}
+
+/// Whether a signal is what the kernel says of a child; anybody may send SIGCHLD.
+fn is_news(number: c_int, code: i32) -> bool {
+    number == Signal::SIGCHLD as c_int && code > 0
 }
 
 /// The next byte that comes from the other side of `fd`; None: it has gone.
@@ -430,7 +435,7 @@ pub fn be_init(program: &Child, line: BorrowedFd<'_>) -> Result<u8> {
         let Some(info) = signals.read_signal()? else { continue };
         let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
         // The terminal has signalled the program as well.
-        if number != Signal::SIGCHLD as c_int && info.ssi_code != SI_KERNEL {
+        if !is_news(number, info.ssi_code) && info.ssi_code != SI_KERNEL {
             let _ = sys::pidfd_signal(program.fd.as_fd(), number);
         }
     }

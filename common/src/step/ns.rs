@@ -7,7 +7,7 @@ use std::rc::Rc;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns, unshare};
 
-use super::{Done, Facts, Hands, Step, USERNS};
+use super::{Done, Facts, Hands, Step, USERNS, again};
 use crate::fail::{Because, Errno};
 use crate::holder;
 use crate::id;
@@ -269,7 +269,8 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
         return user_refused(proc);
     }
     let lacks = proc.status(facts.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
-    lacks.then(|| Because::new("without a user namespace (ns-new -U) this needs CAP_SYS_ADMIN, and we do not have it"))
+    let because = Because::new("without a user namespace (ns-new -U) this needs CAP_SYS_ADMIN, and we do not have it");
+    lacks.then(|| because.remedy_if(again(&["-U"])))
 }
 
 fn user_refused(proc: &Proc) -> Option<Because> {
