@@ -382,7 +382,17 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
                 let status = u8::try_from(status & 0xff).unwrap_or(1);
                 return Ok(said.map_or(Ended::Status(status), Ended::Signal));
             }
-            Ok(Some((_, sys::Change::Killed(signal)))) => return Ok(Ended::Signal(killed_for.unwrap_or(signal))),
+            Ok(Some((_, sys::Change::Killed(signal)))) => {
+                let signal = killed_for.unwrap_or(signal);
+                // The kernel's word for "stopped" and "restart": nobody has sent it.
+                let reboot = killed_for.is_none() && (manner.first || manner.init.is_some());
+                let word = [Signal::SIGINT, Signal::SIGHUP].iter().any(|word| *word as c_int == signal);
+                return Ok(if reboot && word {
+                    Ended::Status(128 + u8::try_from(signal).unwrap_or(0))
+                } else {
+                    Ended::Signal(signal)
+                });
+            }
             Ok(Some((_, sys::Change::Stopped))) => stop_with_it()?,
             Ok(None) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e),
@@ -453,7 +463,7 @@ fn stop_with_it() -> Result<()> {
 
 /// Hands a signal to the program, unless the terminal has already done so: it
 /// signals the whole foreground group. The kernel drops for a first process
-/// what it neither catches nor ignores (pid_namespaces(7)), so it gets
+/// what it neither catches nor ignores nor blocks (pid_namespaces(7)), so it gets
 /// SIGKILL in place of that; answers the signal that was meant then.
 fn pass_on(child: &Child, number: c_int, code: i32, manner: &Manner<'_>, proc: &Proc) -> Option<c_int> {
     const SI_KERNEL: i32 = 0x80;
