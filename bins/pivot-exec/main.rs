@@ -49,7 +49,7 @@ pub(crate) const CLI: Cli = Cli {
         valued("mask", "PATH", ""),
         valued("protect", "PATH", "hide what is there; let it only be read"),
         flag("mask-proc", "hide and protect what container managers do in proc"),
-        flag("systemd", "what systemd needs as PROGRAM: all of the above that it wants, and more"),
+        flag("systemd", "what systemd wants as PROGRAM: most of the above, and more"),
         flag("overlay", "keep changes of ROOT on a tmpfs that is gone at the end"),
         valued("upper", "DIR", ""),
         valued("work", "DIR", "keep changes of ROOT in the one, prepared in the other beside it"),

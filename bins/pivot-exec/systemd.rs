@@ -31,7 +31,7 @@ const WORDS: [&str; 12] = [
 ];
 
 /// The ids that Debian's and systemd's own users have, nobody being the last.
-const IDS: u64 = 65535;
+const IDS: u32 = 65535;
 
 /// The options that --systemd stands for, if it was given.
 pub(crate) fn words(args: &Args) -> Vec<OsString> {
@@ -51,7 +51,9 @@ pub(crate) fn words(args: &Args) -> Vec<OsString> {
 fn bind(source: &OsStr, at: &str) -> OsString {
     let mut word = b"--bind=".to_vec();
     for byte in source.as_bytes() {
-        word.extend(if matches!(byte, b':' | b'\\') { &b"\\"[..] } else { b"" });
+        if matches!(byte, b':' | b'\\') {
+            word.push(b'\\');
+        }
         word.push(*byte);
     }
     word.extend([b":", at.as_bytes()].concat());
@@ -66,7 +68,7 @@ pub(crate) fn checks(proc: &Proc, plan: &mut Plan) {
 }
 
 fn unmapped(kind: IdKind, proc: &Proc) -> Option<String> {
-    let mapped: u64 = proc.map("self", kind)?.iter().map(|e| u64::from(e.count.min(65535 - e.inside.min(65535)))).sum();
+    let mapped: u32 = proc.map("self", kind)?.iter().map(|e| e.count.min(IDS.saturating_sub(e.inside))).sum();
     let word = kind.word();
     (mapped < IDS)
         .then(|| format!("not all of {word}s 0-65534 are mapped here: a unit whose {word} is missing will fail"))

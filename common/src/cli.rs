@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn an_option_stands_for_others() {
-        let cli = cli(Operands::Program(1, ""));
+        let cli = cli(Operands::Program(1, &[]));
         let args = cli.parse(&["--target=1".into(), "x".into(), "-p".into(), "ls".into()]).unwrap();
         let all = cli.preceded(&args, &["--target=2".into(), "-m".into()]).unwrap();
         assert!(all.flag("mount") && all.flag("pid") && !args.flag("mount"));
