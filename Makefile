@@ -14,7 +14,6 @@ SCRIPTS = \
 	tests/build \
 	tests/completions/make \
 	tests/completions/nskit.bash \
-	tests/debian \
 	tests/demo \
 	tests/faults/run \
 	tests/html \

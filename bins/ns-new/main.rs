@@ -9,7 +9,6 @@
 mod hold;
 mod program;
 mod setup;
-mod unshare;
 
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -51,10 +50,8 @@ const CLI: Cli = Cli {
             valued("boottime", "SECONDS", "-T, with CLOCK_BOOTTIME ahead by this much"),
             valued("propagation", "slave|private|shared|unchanged", "-m, and what becomes of its mounts (slave)"),
             valued("mount-proc", "[=DIR]", "-m, with a new proc on /proc, or DIR"),
-            opt("R", "root", "DIR", "-m, with DIR for the root directory"),
-            opt("w", "wd", "DIR", "the program's working directory, looked up in its root"),
-            opt("S", "setuid", "UID", ""),
-            opt("G", "setgid", "GID", "become these ids inside, last of all"),
+            valued("root", "DIR", "-m, with DIR for the root directory"),
+            valued("wd", "DIR", "the program's working directory, looked up in its root"),
             opt("f", "fork", "", "mind the program as a child, also where it need not be one"),
             valued("kill-child", "[=SIGNAL]", "the same; it gets this signal when we die (KILL)"),
             flag("forward-signals", "nothing: all signals are handed on"),
@@ -68,7 +65,6 @@ const CLI: Cli = Cli {
             valued("release", "TARGET", "end a holder"),
             valued("unpin", "FILE", "let go of the namespace pinned to FILE"),
         ],
-        unshare::OPTIONS,
     ],
     operands: Operands::Program(0, &[]),
     runs: true,
@@ -76,9 +72,8 @@ const CLI: Cli = Cli {
 };
 
 /// What a holder has no use for.
-const FOR_PROGRAMS: [&str; 20] = [
+const FOR_PROGRAMS: [&str; 17] = [
     "as-owner",
-    "owner",
     "into-cgroup",
     "new-cgroup",
     "setgroups",
@@ -88,8 +83,6 @@ const FOR_PROGRAMS: [&str; 20] = [
     "mount-proc",
     "root",
     "wd",
-    "setuid",
-    "setgid",
     "fork",
     "kill-child",
     "forward-signals",

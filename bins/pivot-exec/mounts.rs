@@ -107,7 +107,7 @@ fn dev(proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
     line("tmpfs", "/dev", "tmpfs", "mode=755").steps(proc, plan)?;
     // Terminals belong to group tty, which is 5 everywhere; devpts refuses it
     // where gid 5 is not mapped, as with a map of one id.
-    let map = proc.map("self", IdKind::Gid).unwrap_or_default();
+    let map = proc.own_map(IdKind::Gid)?;
     let group = if map.iter().any(|e| e.inside().has(5)) { ",gid=5" } else { "" };
     line("devpts", "/dev/pts", "devpts", &format!("newinstance,ptmxmode=0666,mode=620{group}")).steps(proc, plan)?;
     line("tmpfs", "/dev/shm", "tmpfs", "mode=1777").steps(proc, plan)?;

@@ -8,7 +8,6 @@ use common::etc::{Etc, lock_pid, stale};
 use common::fail::{Failure, Result};
 use common::helper;
 use common::id::{Kind, Range, subject};
-use common::ns::{INITIAL_USER, Kind as Ns};
 use common::proc::Proc;
 use common::subid::{self, RESERVED};
 use common::survey::lacking;
@@ -128,7 +127,7 @@ impl File {
         self.overlaps();
         self.real_ids(etc, users, proc.is_some())?;
         if let Some(proc) = proc {
-            self.unmapped(proc);
+            self.unmapped(proc)?;
         }
         Ok(())
     }
@@ -266,10 +265,9 @@ impl File {
     }
 
     /// Ids that no map can have here, or that are kept for others.
-    fn unmapped(&mut self, proc: &Proc) {
-        let initial = proc.ns_id("self", Ns::User) == Some(INITIAL_USER);
-        let mapped: Vec<Range> =
-            proc.map("self", self.kind).unwrap_or_default().iter().map(|extent| extent.inside()).collect();
+    fn unmapped(&mut self, proc: &Proc) -> Result<()> {
+        let initial = proc.in_initial()?;
+        let mapped: Vec<Range> = proc.own_map(self.kind)?.iter().map(|extent| extent.inside()).collect();
         let mut found = Vec::new();
         for &(range, whose, line) in &self.grants {
             let missing = lacking(range, &mapped);
@@ -285,6 +283,7 @@ impl File {
             }
         }
         self.found.append(&mut found);
+        Ok(())
     }
 }
 

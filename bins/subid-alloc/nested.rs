@@ -83,7 +83,7 @@ struct Room<'a> {
 impl Room<'_> {
     /// What the owner is to have: without a window all that is mapped and free.
     fn wanted(&self, (start, count): (Option<u32>, Option<u32>), proc: &Proc) -> Result<Vec<Range>> {
-        let map = proc.map("self", self.kind).unwrap_or_default();
+        let map = proc.own_map(self.kind)?;
         let mapped = merged(&map.iter().map(|extent| extent.inside()).collect::<Vec<_>>());
         let free = self.others.leaves(&without(&without(&mapped, self.excluded), &[ROOT]));
         let (word, file) = (self.kind.word(), self.kind.map_file());

@@ -5,6 +5,7 @@
 //! The directory is opened once; whatever happens in it happens through that
 //! descriptor, and no link in it is followed.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -371,18 +372,38 @@ impl Prepared {
         }
     }
 
-    /// Puts the new contents in place of the old, at once.
+    /// Puts the new contents in place of the old, at once. The old are kept
+    /// beside them until this is dropped, for `put_back`.
     ///
     /// # Errors
     /// Those of rename(2).
-    pub fn rename(&self) -> Os<()> {
-        renameat(&self.etc.dir, temporary(&self.name).as_str(), &self.etc.dir, self.name.as_str())
+    pub fn replace(&self) -> Os<()> {
+        match self.exchange() {
+            // Nothing to exchange it with, or not on this file system.
+            Err(Errno::ENOENT | Errno::EINVAL) => {
+                renameat(&self.etc.dir, temporary(&self.name).as_str(), &self.etc.dir, self.name.as_str())
+            }
+            done => done,
+        }
+    }
+
+    /// Undoes `replace`: the file is as it was, or there is none again.
+    ///
+    /// # Errors
+    /// Those of rename(2) and unlink(2).
+    pub fn put_back(&self) -> Os<()> {
+        if self.source.is_some() { self.exchange() } else { self.etc.remove(&self.name) }
+    }
+
+    fn exchange(&self) -> Os<()> {
+        let name = |name: String| CString::new(name).map_err(|_| Errno::EINVAL);
+        sys::exchange(self.etc.dir.as_fd(), &name(temporary(&self.name))?, &name(self.name.clone())?)
     }
 }
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        // Gone already after a rename.
+        // What is new there, or what was old.
         let _ = self.etc.remove(&temporary(&self.name));
     }
 }

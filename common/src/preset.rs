@@ -195,18 +195,14 @@ pub fn from_words_of(
 ) -> Result<Both<Vec<Extent>>> {
     let mut all = Both::<Vec<Extent>>::default();
     for word in words {
-        let (kinds, name) = match word.as_bytes() {
-            [b'u', b':', name @ ..] => (&[Kind::Uid][..], name),
-            [b'g', b':', name @ ..] => (&[Kind::Gid][..], name),
-            name => (&Kind::BOTH[..], name),
-        };
-        if let Some(preset) = std::str::from_utf8(name).ok().and_then(Preset::named) {
+        if let Some(preset) = word.to_str().and_then(Preset::named) {
             // Who has the own id is nobody's business where it is all there is.
             let me = || if preset.is_single() { Me::nameless(proc) } else { Me::now(proc) };
             let me = other.cloned().unwrap_or_else(me);
             guard_root(preset, &me, proc, host_root)?;
             let made = maps(preset, &me)?;
-            kinds.iter().for_each(|kind| all.of_mut(*kind).extend_from_slice(made.of(*kind)));
+            all.uid.extend(made.uid);
+            all.gid.extend(made.gid);
             continue;
         }
         let said = |e| Failure::usage(format!("{}: {e}", quote(word)));
@@ -239,7 +235,7 @@ pub fn lawful_one(kind: Kind, extents: Vec<Extent>, proc: &Proc) -> Result<Map> 
     if map.extents().iter().all(|e| e.count == 1) {
         return Ok(map);
     }
-    let lines: Vec<Range> = proc.map("self", kind).unwrap_or_default().iter().map(|e| e.inside()).collect();
+    let lines: Vec<Range> = proc.own_map(kind)?.iter().map(|e| e.inside()).collect();
     match map.split_at(&lines) {
         Ok(parts) => Map::of_lines(parts).map_err(|e| wrong("map, split at the extents of our own:", e)),
         // Ids that we do not have ourselves: the kernel says so.

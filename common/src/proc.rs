@@ -41,8 +41,7 @@ pub struct Status {
     pub bounding: u64,
     /// `NoNewPrivs:`
     pub no_new_privs: bool,
-    /// `SigBlk:`, `SigIgn:` and `SigCgt:` a bit for each signal, that of signal 1
-    /// first. What is blocked may be read by signalfd(2).
+    /// `SigIgn:` and `SigCgt:` a bit for each signal, that of signal 1 first.
     pub handled: u64,
     /// `State:` its letter, Z for a zombie.
     pub state: char,
@@ -202,6 +201,16 @@ impl Proc {
     /// process sees them; empty if none has been written.
     pub fn map(&self, who: &str, kind: id::Kind) -> Option<Vec<Extent>> {
         Some(extents(&self.text(&format!("{who}/{}", kind.map_file()))?))
+    }
+
+    /// The map of the user namespace of this process, for a decision.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn own_map(&self, kind: id::Kind) -> Result<Vec<Extent>> {
+        let path = format!("self/{}", kind.map_file());
+        let text = self.read(&path).map_err(|e| Failure::os(format!("read /proc/{path}"), e))?;
+        Ok(extents(&String::from_utf8_lossy(&text)))
     }
 
     /// Whether setgroups(2) is allowed in the user namespace of `who`.
@@ -412,7 +421,7 @@ fn parse_status(text: &str) -> Status {
             "CapEff" => status.effective = hex(),
             "CapBnd" => status.bounding = hex(),
             "NoNewPrivs" => status.no_new_privs = value == "1",
-            "SigBlk" | "SigIgn" | "SigCgt" => status.handled |= hex(),
+            "SigIgn" | "SigCgt" => status.handled |= hex(),
             _ => {}
         }
     }
@@ -487,10 +496,9 @@ mod tests {
         );
         assert_eq!(mount.super_options, "rw");
         assert_eq!(extents("         0       1000          1\n").len(), 1);
-        let status = parse_status(
-            "Name:\ta\x1b b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nSigBlk:\t4\nCapEff:\t80\n",
-        );
+        let status =
+            parse_status("Name:\ta\x1b b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nCapEff:\t80\n");
         assert_eq!(status.name, "$'a\\x1b b'");
-        assert_eq!((status.uid[1], status.handled, status.state, status.can(CAP_SETUID)), (2, 7, 'Z', true));
+        assert_eq!((status.uid[1], status.handled, status.state, status.can(CAP_SETUID)), (2, 3, 'Z', true));
     }
 }

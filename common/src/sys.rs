@@ -70,18 +70,6 @@ extern "C" fn note_signals() {
 #[used]
 static AT_START: extern "C" fn() = note_signals;
 
-/// All signals. SigSet::all() lacks those that the C library keeps for itself
-/// (musl: 32 to 34), which nskit, without threads, has no use for.
-pub fn every_signal() -> nix::sys::signal::SigSet {
-    // SAFETY: an all-zero sigset_t is a valid value of this C type.
-    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel's 64 signals are the first 64 bits of it, in both
-    // libraries; it has more bits than that, and no bytes that are not bits.
-    unsafe { from_mut(&mut set).cast::<u64>().write(u64::MAX) };
-    // SAFETY: a set may hold any signals.
-    unsafe { nix::sys::signal::SigSet::from_sigset_t_unchecked(set) }
-}
-
 /// Gives SIGPIPE and SIGCHLD the dispositions back that this process was
 /// started with.
 pub fn restore_signals() {
@@ -572,6 +560,17 @@ pub fn open_in_root(dir: BorrowedFd<'_>, path: &CStr, flags: c_int, mode: u32) -
 /// Those of open(2); EXDEV: something is mounted there; ELOOP: it is a link.
 pub fn open_exactly(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
     openat2(dir, name, libc::O_RDWR, 0, RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS)
+}
+
+/// Lets two files of `dir` change their names, both at once (renameat2(2),
+/// Linux 3.15).
+///
+/// # Errors
+/// Those of rename(2); EINVAL: the file system cannot.
+pub fn exchange(dir: BorrowedFd<'_>, one: &CStr, other: &CStr) -> Result<()> {
+    let (dir, flags) = (dir.as_raw_fd(), libc::RENAME_EXCHANGE);
+    // SAFETY: both strings end in NUL and live through the call.
+    answer(unsafe { libc::syscall(libc::SYS_renameat2, dir, one.as_ptr(), dir, other.as_ptr(), flags) }).map(drop)
 }
 
 // ---- mounts ----

@@ -45,6 +45,7 @@ const CALLS: &[Call] = calls! {
     readv 19: EIO;
     writev 20: EIO ENOSPC;
     access 21: EACCES;
+    mremap 25: ;
     madvise 28: ;
     dup 32: EMFILE;
     dup2 33: EMFILE;

@@ -90,12 +90,13 @@ impl Effect {
         }
     }
 
-    /// A rename that failed, perhaps with others done already.
-    fn half_done(&self, done: usize, errno: Errno) -> Refusal {
+    /// A rename that failed: those done already are undone.
+    fn not_done(&self, done: &[Prepared], errno: Errno) -> Refusal {
         let Effect::Replace(change, names) = self else { return errno.into() };
-        if done == 0 {
+        if done.iter().all(|each| each.put_back().is_ok()) {
             return errno.into();
         }
+        let done = done.len();
         let file = |n: usize| names.get(n).map_or_else(String::new, |name| change.etc.path(name));
         let act = format!("rename over {} ({} is replaced already: run this again)", file(done), file(0));
         Failure::os(act, errno).into()
@@ -118,9 +119,11 @@ impl Effect {
                     }
                 }
                 for (n, each) in prepared.iter().enumerate() {
-                    each.rename().map_err(|e| self.half_done(n, e))?;
+                    each.replace().map_err(|e| self.not_done(&prepared[..n], e))?;
                 }
                 change.etc.sync()?;
+                // Before the lock goes: the next one writes a file of that name.
+                drop(prepared);
                 drop(change.locked.borrow_mut().take());
             }
         }
