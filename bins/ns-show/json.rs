@@ -143,11 +143,13 @@ impl Json {
     }
 }
 
-pub(crate) fn overview(all: &Overview) -> Vec<u8> {
+/// All namespaces, or the one with this inode.
+pub(crate) fn overview(all: &Overview, only: Option<u64>) -> Vec<u8> {
     let mut json = Json::default();
     json.open("", '{');
     json.open("namespaces", '[');
-    all.scan.spaces.iter().for_each(|space| json.space(all, space));
+    let wanted = all.scan.spaces.iter().filter(|space| only.is_none_or(|inode| inode == space.inode));
+    wanted.for_each(|space| json.space(all, space));
     json.close(']');
     json.open("not_seen", '{');
     json.number("processes", u64::try_from(all.scan.hidden).ok());

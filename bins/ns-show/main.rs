@@ -80,10 +80,13 @@ fn decide(args: &Args) -> Result<Outcome> {
         ([], "" | "json" | "svg") => Ok(overview(&proc, what)),
         ([], _) => Err(CLI.usage(&format!("--{what} of which TARGET?"))),
         ([_], "holders" | "can") => Err(CLI.usage(&format!("--{what} takes no TARGET"))),
-        ([word], _) => {
-            let target = Rc::new(open(&proc, &Operand::parse(word)?)?);
-            one(&proc, target, what, args)
-        }
+        ([word], _) => match Operand::parse(word)? {
+            file @ (Operand::File(_) | Operand::Descriptor(_)) => behind(&proc, &file, what),
+            process => {
+                let target = Rc::new(open(&proc, &process)?);
+                one(&proc, target, what, args)
+            }
+        },
         (_, _) => Err(CLI.usage("one TARGET")),
     }
 }
@@ -100,18 +103,33 @@ fn open(proc: &Proc, operand: &Operand) -> Result<Target> {
             pid.0.ok_or_else(|| Failure::refused("the stream is of a dry run: there is no process to show"))?
         }
         Operand::File(_) | Operand::Descriptor(_) => {
-            return Err(CLI.usage("TARGET is a process: PID, PID:INODE, - or a name"));
+            return Err(CLI.usage("this TARGET is no process"));
         }
         Operand::Name(name) => name::find(proc, name)?,
     };
     Target::open(proc, address)
 }
 
+/// The namespace behind a file.
+fn behind(proc: &Rc<Proc>, operand: &Operand, what: &str) -> Result<Outcome> {
+    if !matches!(what, "" | "json") {
+        return Err(CLI.usage(&format!("--{what} needs a process for a TARGET")));
+    }
+    let Some((file, _)) = target::namespace_file(operand)? else { return Err(CLI.usage("which TARGET?")) };
+    let inode = target::inode(&file)?;
+    let all = Overview::now(proc, Some(file));
+    if what == "json" {
+        return Ok(Outcome::Answer(json::overview(&all, Some(inode)), 0));
+    }
+    let space = all.scan.get(inode).ok_or_else(|| Failure::refused("an unknown kind of namespace"))?;
+    Ok(answer(tree::one(&all, &Names::new(proc), space, terminal_width())))
+}
+
 fn overview(proc: &Rc<Proc>, what: &str) -> Outcome {
     let names = Names::new(proc);
-    let all = Overview::now(proc);
+    let all = Overview::now(proc, None);
     match what {
-        "json" => Outcome::Answer(json::overview(&all), 0),
+        "json" => Outcome::Answer(json::overview(&all, None), 0),
         "svg" => Outcome::Answer(svg::overview(&all, &names), 0),
         _ => answer(tree::text(&all, &names, terminal_width())),
     }

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use common::id::{Both, Extent, Kind as IdKind, Range};
@@ -74,8 +75,9 @@ pub(crate) struct Overview {
 }
 
 impl Overview {
-    pub(crate) fn now(proc: &Rc<Proc>) -> Overview {
-        let scan = Scan::now(proc);
+    /// With `own` for a namespace file that this process has.
+    pub(crate) fn now(proc: &Rc<Proc>, own: Option<OwnedFd>) -> Overview {
+        let scan = Scan::now(proc, own);
         let ours = Kind::ALL.into_iter().filter_map(|kind| proc.ns_id("self", kind)).collect();
         let mut maps = Vec::new();
         for space in scan.spaces.iter().filter(|s| s.kind == Kind::User) {
@@ -137,9 +139,14 @@ impl Overview {
 
     /// What keeps a namespace, in words; names of at most `most` of each.
     pub(crate) fn kept(&self, space: &Space, names: &Names, most: usize) -> Vec<String> {
-        let mut kept = Vec::new();
         let whole = space.owner.and_then(|owner| self.scan.get(owner));
         let same = space.kind != Kind::User && whole.is_some_and(|w| w.processes == space.processes);
+        self.kept_by(space, names, most, same)
+    }
+
+    /// With `same`, the processes are those that have just been named.
+    fn kept_by(&self, space: &Space, names: &Names, most: usize, same: bool) -> Vec<String> {
+        let mut kept = Vec::new();
         match space.processes.len() {
             0 => kept.push("no process".to_owned()),
             1 if same => kept.push("the same process".to_owned()),
@@ -181,6 +188,30 @@ pub(crate) fn text(all: &Overview, names: &Names, width: Option<usize>) -> Strin
         lines(all, names, &apart, "  ", &mut text);
     }
     text.push_str(&unseen(all));
+    text
+}
+
+/// One namespace: where it belongs, what keeps it; a user namespace with its
+/// maps and all that it owns.
+pub(crate) fn one(all: &Overview, names: &Names, space: &Space, width: Option<usize>) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail, here and below.
+    if space.kind == Kind::User {
+        branch(all, names, space, 0, width, &mut text);
+    } else {
+        let ours = if all.is_ours(space.inode) { ", ours" } else { "" };
+        let _ = writeln!(text, "{}:[{}]{ours}", space.kind.link(), space.inode);
+        let _ = writeln!(text, "  {}", all.kept_by(space, names, 8, false).join("; "));
+    }
+    let belongs = if space.kind == Kind::User { "below" } else { "belongs to" };
+    match space.owner.and_then(|owner| all.scan.get(owner)) {
+        Some(owner) => drop(writeln!(text, "  {belongs} {}", all.head(owner, names))),
+        None if space.inode == INITIAL_USER => {}
+        None => drop(writeln!(text, "  {belongs} what cannot be seen from here")),
+    }
+    if let Some(id) = space.id {
+        let _ = writeln!(text, "  id {id}");
+    }
     text
 }
 

@@ -2,12 +2,14 @@
 //!
 //! There is no list of namespaces (before Linux 6.19), so every process is
 //! looked at: eight links, the number of its threads, that of its descriptors.
+//! A socket costs two calls more, and closing what they open.
 //! With many processes a child of ours does one half.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
 use nix::unistd::{pipe2, write};
 
 use crate::fail::Errno;
@@ -32,6 +34,8 @@ pub struct Found {
     pub threads: Vec<[u64; 3]>,
     /// Descriptors of namespaces: likewise.
     pub descriptors: Vec<[u64; 3]>,
+    /// Descriptors of sockets in another network namespace: likewise.
+    pub sockets: Vec<[u64; 3]>,
 }
 
 /// From so many processes on, the work is shared.
@@ -40,23 +44,27 @@ const MANY: usize = 1000;
 /// All processes that there are but this one.
 pub fn at_all(proc: &Proc) -> Vec<Found> {
     // Not ourselves: whoever looks for what keeps a namespace means others.
-    let me = proc.own().pids.first().and_then(|pid| i32::try_from(*pid).ok());
+    let own = proc.own().pids;
+    let me = own.first().and_then(|pid| i32::try_from(*pid).ok());
+    // In the proc of an outer pid namespace no number means for a call what it
+    // means there.
+    let at = |pid: i32| at(proc, pid, own.len() == 1);
     let pids: Vec<i32> = proc.pids().into_iter().filter(|pid| Some(*pid) != me).collect();
     let half = if pids.len() < MANY { pids.len() } else { pids.len() / 2 };
     let (ours, theirs) = pids.split_at(half);
-    let helper = if theirs.is_empty() { None } else { in_child(proc, theirs).ok() };
-    let mut all: Vec<Found> = ours.iter().map(|pid| at(proc, *pid)).collect();
+    let helper = if theirs.is_empty() { None } else { in_child(at, theirs).ok() };
+    let mut all: Vec<Found> = ours.iter().map(|pid| at(*pid)).collect();
     let told = helper.and_then(|(child, pipe)| {
         let bytes = read_all(pipe, usize::MAX).unwrap_or_default();
         mind::reap(&child);
         decode(&bytes).filter(|found| found.len() == theirs.len())
     });
     // A child that did not do its half leaves it to us.
-    all.extend(told.unwrap_or_else(|| theirs.iter().map(|pid| at(proc, *pid)).collect()));
+    all.extend(told.unwrap_or_else(|| theirs.iter().map(|pid| at(*pid)).collect()));
     all
 }
 
-fn in_child(proc: &Proc, pids: &[i32]) -> Result<(Child, OwnedFd), Errno> {
+fn in_child(at: impl Fn(i32) -> Found, pids: &[i32]) -> Result<(Child, OwnedFd), Errno> {
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
     // An inherited "ignore" would make the kernel reap it itself.
     sys::default_signal(nix::libc::SIGCHLD);
@@ -64,7 +72,7 @@ fn in_child(proc: &Proc, pids: &[i32]) -> Result<(Child, OwnedFd), Errno> {
         sys::Fork::Child => {
             // All of it before the first byte: nobody reads until the other
             // half is done, and a pipe is soon full.
-            let bytes: Vec<u8> = pids.iter().flat_map(|pid| encode(&at(proc, *pid))).collect();
+            let bytes: Vec<u8> = pids.iter().flat_map(|pid| encode(&at(*pid))).collect();
             let mut rest = bytes.as_slice();
             while let Ok(n @ 1..) = write(&theirs, rest) {
                 rest = &rest[n..];
@@ -75,8 +83,9 @@ fn in_child(proc: &Proc, pids: &[i32]) -> Result<(Child, OwnedFd), Errno> {
     }
 }
 
-/// One process.
-fn at(proc: &Proc, pid: i32) -> Found {
+/// One process; with `sockets` also those that it has of other network
+/// namespaces.
+fn at(proc: &Proc, pid: i32, sockets: bool) -> Found {
     let mut found = Found { pid, ..Found::default() };
     let Ok(dir) = proc.directory(&format!("{pid}/ns")) else { return found };
     match spaces(&dir) {
@@ -87,7 +96,7 @@ fn at(proc: &Proc, pid: i32) -> Found {
         }
     }
     threads(proc, &mut found);
-    found.closed = descriptors(proc, &mut found) == Err(Errno::EACCES);
+    found.closed = descriptors(proc, &mut found, sockets) == Err(Errno::EACCES);
     found
 }
 
@@ -133,7 +142,7 @@ fn threads(proc: &Proc, found: &mut Found) {
 ///
 /// # Errors
 /// EACCES: the process keeps them to itself.
-fn descriptors(proc: &Proc, found: &mut Found) -> Result<(), Errno> {
+fn descriptors(proc: &Proc, found: &mut Found, with_sockets: bool) -> Result<(), Errno> {
     let path = format!("{}/fd", found.pid);
     // Their number since Linux 6.2, before always 0.
     let count = proc.stat(&path).map_or(0, |s| s.st_size);
@@ -141,15 +150,33 @@ fn descriptors(proc: &Proc, found: &mut Found) -> Result<(), Errno> {
         return Ok(());
     }
     let dir = proc.open_at(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
-    let mut text = [0; 64];
+    let (mut text, mut sockets) = ([0; 64], Vec::new());
     for fd in numbers(&dir) {
         let Ok(name) = CString::new(fd.to_string()) else { continue };
         let Ok(n) = sys::read_link(dir.as_fd(), &name, &mut text) else { continue };
         if let Some((kind, inode)) = link(&text[..n]) {
             found.descriptors.push([word(fd), position(kind), inode]);
+        } else if with_sockets && text[..n].starts_with(b"socket:[") {
+            sockets.push(fd);
+        }
+    }
+    if let Some(process) = (!sockets.is_empty()).then(|| sys::pidfd_open(found.pid).ok()).flatten() {
+        let (net, ours) = (position(Kind::Net), Kind::ALL.into_iter().zip(found.inodes));
+        let own = ours.into_iter().find(|(kind, _)| *kind == Kind::Net).map_or(0, |(_, inode)| inode);
+        for fd in sockets {
+            let inode = behind(&process, fd).and_then(|ns| fstat(&ns).ok()).map_or(own, |stat| stat.st_ino);
+            if inode != own {
+                found.sockets.push([word(fd), net, inode]);
+            }
         }
     }
     Ok(())
+}
+
+/// The network namespace of the socket that is descriptor `fd` of a process.
+pub fn behind(process: &OwnedFd, fd: i32) -> Option<OwnedFd> {
+    let socket = sys::pidfd_getfd(process.as_fd(), fd).ok()?;
+    sys::socket_namespace(socket.as_fd()).ok()
 }
 
 /// The kind and inode of a namespace, from `KIND:[INODE]` as links have it.
@@ -173,7 +200,7 @@ fn word(number: i32) -> u64 {
 fn encode(found: &Found) -> Vec<u8> {
     let mut words = vec![word(found.pid), u64::from(found.hidden) | u64::from(found.closed) << 1];
     words.extend(found.inodes);
-    for list in [&found.threads, &found.descriptors] {
+    for list in [&found.threads, &found.descriptors, &found.sockets] {
         words.push(list.len() as u64);
         words.extend(list.iter().flatten());
     }
@@ -190,7 +217,7 @@ fn decode(bytes: &[u8]) -> Option<Vec<Found>> {
         for inode in &mut found.inodes {
             *inode = words.next()?;
         }
-        for list in [&mut found.threads, &mut found.descriptors] {
+        for list in [&mut found.threads, &mut found.descriptors, &mut found.sockets] {
             for _ in 0..words.next()? {
                 list.push([words.next()?, words.next()?, words.next()?]);
             }
@@ -208,8 +235,8 @@ mod tests {
     fn what_a_child_tells() {
         let one = Found { pid: 7, inodes: [1, 2, 3, 4, 5, 6, 7, 8], closed: true, ..Found::default() };
         let two = Found { pid: 8, hidden: true, ..Found::default() };
-        let three =
-            Found { pid: 9, threads: vec![[10, 1, 99]], descriptors: vec![[3, 6, 5], [4, 0, 6]], ..one.clone() };
+        let descriptors = vec![[3, 6, 5], [4, 0, 6]];
+        let three = Found { pid: 9, threads: vec![[10, 1, 99]], descriptors, sockets: vec![[5, 6, 98]], ..one.clone() };
         let all = [one, two, three];
         let bytes: Vec<u8> = all.iter().flat_map(encode).collect();
         assert_eq!(decode(&bytes).unwrap(), all);

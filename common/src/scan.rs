@@ -31,7 +31,7 @@ pub struct Space {
     pub processes: Vec<i32>,
     /// Threads in it that are not where their process is: process, thread.
     pub threads: Vec<(i32, i32)>,
-    /// Descriptors that refer to it: process, number.
+    /// Descriptors that refer to it, or to a socket in it: process, number.
     pub descriptors: Vec<(i32, i32)>,
     /// Where it is mounted: in which mount namespace, at which path.
     pub mounts: Vec<(u64, String)>,
@@ -65,13 +65,16 @@ pub fn told(ns: &OwnedFd) -> Told {
 }
 
 impl Scan {
-    /// Looks at everything.
-    pub fn now(proc: &Proc) -> Scan {
+    /// Looks at everything; a namespace file that we have ourselves is one more.
+    pub fn now(proc: &Proc, own: Option<OwnedFd>) -> Scan {
         let mut scan = Scan::default();
-        for found in look::at_all(proc) {
-            scan.add(&found);
-        }
+        let all = look::at_all(proc);
+        all.iter().for_each(|found| scan.add(found));
+        scan.add_sockets(&all);
         scan.ask_members(proc);
+        if let Some(file) = own {
+            scan.found_file(file);
+        }
         scan.ask_descriptors(proc);
         scan.mount_namespaces(proc);
         scan.unfound();
@@ -135,6 +138,19 @@ impl Scan {
         }
     }
 
+    /// Sockets count where nobody is: a process that was handed one of another
+    /// network namespace keeps that, but only then is it of interest.
+    fn add_sockets(&mut self, all: &[Found]) {
+        for found in all {
+            for [fd, _, inode] in &found.sockets {
+                let is_in = |s: &Space| !s.processes.is_empty() || !s.threads.is_empty();
+                if let (false, Ok(fd)) = (self.get(*inode).is_some_and(is_in), i32::try_from(*fd)) {
+                    self.space(*inode, Kind::Net).descriptors.push((found.pid, fd));
+                }
+            }
+        }
+    }
+
     /// Owner and parent of each namespace, asked through a process or thread
     /// in it; one may end meanwhile, hence several.
     fn ask_members(&mut self, proc: &Proc) {
@@ -160,7 +176,10 @@ impl Scan {
         let ways: Vec<(i32, i32)> =
             self.spaces.iter().filter(alone).filter_map(|s| s.descriptors.first().copied()).collect();
         for (pid, fd) in ways {
-            if let Ok(ns) = proc.open_at(&format!("{pid}/fd/{fd}"), OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+            let file = proc.open_at(&format!("{pid}/fd/{fd}"), OFlag::O_RDONLY | OFlag::O_NONBLOCK);
+            // ENXIO: a socket cannot be opened.
+            let file = file.ok().or_else(|| look::behind(&sys::pidfd_open(pid).ok()?, fd));
+            if let Some(ns) = file {
                 self.found_file(ns);
             }
         }
@@ -254,7 +273,8 @@ impl Scan {
         }
     }
 
-    /// What nothing above has led to: the kernel's own list (Linux 6.19).
+    /// What nothing above has led to: the kernel's own list (Linux 6.19; before,
+    /// its first answer is ENOSYS).
     fn unfound(&mut self) {
         let (mut ids, mut after) = ([0; 512], 0);
         while let Ok(n @ 1..) = sys::listns(after, &mut ids) {

@@ -386,6 +386,14 @@ pub fn namespace_file(operand: &Operand) -> Result<Option<(OwnedFd, u64)>> {
     }
 }
 
+/// The inode of an open namespace.
+///
+/// # Errors
+/// None in practice.
+pub fn inode(ns: &OwnedFd) -> Result<u64> {
+    fstat(ns).map(|s| s.st_ino).map_err(|e| Failure::os("look at the namespace", e))
+}
+
 /// The map of `kind` of an open process, read through its own directory.
 ///
 /// # Errors
