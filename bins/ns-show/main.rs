@@ -82,7 +82,7 @@ fn decide(args: &Args) -> Result<Outcome> {
         ([_], "holders" | "can") => Err(CLI.usage(&format!("--{what} takes no TARGET"))),
         ([word], _) => match Operand::parse(word)? {
             file @ (Operand::File(_) | Operand::Descriptor(_)) => behind(&proc, &file, what),
-            process => {
+            process @ (Operand::Stream | Operand::Process(_) | Operand::Name(_)) => {
                 let target = Rc::new(open(&proc, &process)?);
                 one(&proc, target, what, args)
             }

@@ -198,14 +198,29 @@ pub fn hold(life: &Life, first: Option<Child>, report: &mut Option<OwnedFd>) -> 
     }
     let first = first.map(|f| (f, sys::lend(DOOR + 4)));
     sys::close_from(if first.is_some() { lowest } else { lowest - 1 })?;
-    let _ = watch(sys::lend(DOOR + 1), sys::lend(DOOR + 2), sys::lend(DOOR + 3), first.as_ref().map(|(_, fd)| *fd));
+    let mut left = Vec::new();
+    let (door, until, signals) = (sys::lend(DOOR + 1), sys::lend(DOOR + 2), sys::lend(DOOR + 3));
+    let _ = watch(door, until, signals, first.as_ref().map(|(_, fd)| *fd), &mut left);
     if let Some((_, fd)) = first {
         let _ = sys::pidfd_signal(fd, Signal::SIGKILL as c_int);
         // Reported only once nothing is left in its pid namespace.
         let _ = waitid(Id::PIDFd(fd), WaitPidFlag::WEXITED);
     }
+    left.iter().for_each(end_helper);
     // Nothing that is dropped here may close a number twice.
     sys::exit_now(0)
+}
+
+/// Ends a helper that was left to us. A stage that is there does so, too, and
+/// waits longer before it kills; one that is being killed is seen to be gone
+/// only a moment after its pipe.
+fn end_helper(left: &Guest) {
+    let Some(helper) = &left.program else { return };
+    let _ = sys::pidfd_signal(helper.as_fd(), Signal::SIGTERM as c_int);
+    let both = [(helper.as_fd(), PollFlags::POLLIN), (left.enterer.as_fd(), PollFlags::POLLIN)];
+    if mind::wait_for(&both, Some(GRACE)).is_ok_and(|gone| gone[1]) {
+        left.end_program();
+    }
 }
 
 fn watch(
@@ -213,8 +228,9 @@ fn watch(
     until: BorrowedFd<'_>,
     signals: BorrowedFd<'_>,
     first: Option<BorrowedFd<'_>>,
+    left: &mut Vec<Guest>,
 ) -> Result<()> {
-    let (mut guests, mut left): (Vec<Guest>, Vec<Guest>) = (Vec::new(), Vec::new());
+    let mut guests: Vec<Guest> = Vec::new();
     // Unlimited until somebody has been attached and nobody is any more.
     let mut limit = None;
     loop {
@@ -227,11 +243,8 @@ fn watch(
         let heard = if ready[2] { hear(signals)? } else { Heard::default() };
         if over || heard.goes || (limit.is_some() && !ready[1] && !ready[2]) {
             // What the last one said before he left is for our parent.
-            while mind::ready_within(door, 0)? && take_in(door, until, &mut left)?.is_some() {}
+            while mind::ready_within(door, 0)? && take_in(door, until, left)?.is_some() {}
             guests.iter().for_each(Guest::end_program);
-            // A stage that is there ends its helper itself, and more gently.
-            let alone = left.iter().filter(|g| mind::ready_within(g.enterer.as_fd(), 0) == Ok(true));
-            alone.for_each(Guest::end_program);
             return Ok(());
         }
         let had = !guests.is_empty();
@@ -244,7 +257,7 @@ fn watch(
             stays
         });
         if ready[1] {
-            guests.extend(take_in(door, until, &mut left)?.flatten());
+            guests.extend(take_in(door, until, left)?.flatten());
         }
         for pid in &heard.knocked {
             let _ = write(until, &[HERE]);

@@ -20,6 +20,17 @@ use crate::proc::Proc;
 use crate::sys;
 use crate::word::{c, quote};
 
+/// Why no descriptor was to be had (EMFILE): as many are open as this process
+/// may have, but for those that have just been closed again.
+pub fn used_up(errno: Errno) -> Option<Because> {
+    const CLOSED_AGAIN: u64 = 16;
+    let (soft, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).ok()?;
+    let open = fs::read_dir("/proc/self/fd").map_or(0, |dir| dir.count() as u64);
+    let text = format!("no more than {soft} descriptors may be open (ulimit -n)");
+    (errno == Errno::EMFILE && soft <= open + CLOSED_AGAIN)
+        .then(|| Because::new(text).remedy_if((hard >= soft + 64).then(|| format!("ulimit -Sn {}", soft + 64))))
+}
+
 /// A directory or file that was looked at while planning.
 #[derive(Clone, Debug)]
 pub struct Place {

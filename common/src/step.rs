@@ -35,6 +35,7 @@ use nix::sys::stat::fstat;
 use crate::fail::{Because, Errno, Exit, Failure};
 use crate::mind::Child;
 use crate::ns::Kind;
+use crate::path::used_up;
 use crate::proc::{CAP_SYS_ADMIN, Proc};
 use crate::sys;
 
@@ -232,7 +233,7 @@ impl Step {
         match refusal {
             Refusal::Whole(failure) => *failure,
             Refusal::Os(errno, text) => {
-                let because = (self.because)(errno, facts);
+                let because = (self.because)(errno, facts).or_else(|| used_up(errno));
                 let told = if text.is_empty() { None } else { Some(Because::new(format!("the kernel says: {text}"))) };
                 Failure::os(self.act.clone(), errno).because(because.or(told)).exit((self.exit)(errno))
             }

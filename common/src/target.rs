@@ -19,6 +19,7 @@ use crate::holder;
 use crate::id::{self, number};
 use crate::mind;
 use crate::ns;
+use crate::path::used_up;
 use crate::proc::{PROC_SUPER_MAGIC, Proc, in_brackets, read_all, status_in};
 use crate::record::{Address, MAX_STREAM, Record, Stream};
 use crate::sys;
@@ -119,15 +120,17 @@ impl Target {
     /// ESRCH, ESTALE: it is gone, or the number is another's by now.
     pub fn open(proc: &Proc, at: Address) -> Result<Target> {
         let said = |e| Failure::os(format!("open process {at}"), e);
+        let is_about_it = |e| matches!(e, Errno::ESRCH | Errno::ENOENT | Errno::EINVAL);
+        let refused = |e| said(e).because(if is_about_it(e) { another(proc, at) } else { used_up(e) });
         let fd = match at.inode {
             // The inode alone names the process, whatever its number is here.
             Some(inode) => match sys::pidfd_by_inode(inode) {
                 Ok(fd) => fd,
                 Err(Errno::ESTALE) => return Err(said(Errno::ESRCH).because(another(proc, at))),
                 // Older than Linux 6.14: by number, then compared.
-                Err(_) => by_number(at.pid).map_err(|e| said(e).because(another(proc, at)))?,
+                Err(_) => by_number(at.pid).map_err(refused)?,
             },
-            None => by_number(at.pid).map_err(|e| said(e).because(another(proc, at)))?,
+            None => by_number(at.pid).map_err(refused)?,
         };
         let inode = pidfs_inode(fd.as_fd()).map_err(said)?;
         if at.inode.is_some() && inode != at.inode {
@@ -135,7 +138,7 @@ impl Target {
         }
         let pid = proc.number_of(fd.as_fd()).unwrap_or(at.pid);
         Target::with(proc, fd, Address { pid, inode: inode.or(at.inode) }).map_err(|e| {
-            let because = if e == Errno::ENOENT { hidden(proc, &pid.to_string()) } else { None };
+            let because = if e == Errno::ENOENT { hidden(proc, &pid.to_string()) } else { used_up(e) };
             said(e).because(because)
         })
     }
@@ -379,11 +382,17 @@ pub fn namespace_file(operand: &Operand) -> Result<Option<(OwnedFd, u64)>> {
     let fd = fd.map_err(|e| Failure::os(said.as_str(), e))?;
     match sys::ns_kind(fd.as_fd()) {
         Ok(flag) => Ok(Some((fd, flag))),
-        Err(e) => {
-            Err(Failure::os(format!("{said} as a namespace"), e)
-                .because(Some(Because::new("it is not a namespace file"))))
-        }
+        Err(e) => Err(Failure::os(format!("{said} as a namespace"), e).because(no_namespace(&fd, e))),
     }
+}
+
+fn no_namespace(fd: &OwnedFd, errno: Errno) -> Option<Because> {
+    if errno == Errno::ENOTTY {
+        return Some(Because::new("it is not a namespace file"));
+    }
+    let flags = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFL).map_or(OFlag::empty(), OFlag::from_bits_truncate);
+    let text = "it has been opened with O_PATH: that is a place in a file system, and no namespace";
+    (errno == Errno::EBADF && flags.contains(OFlag::O_PATH)).then(|| Because::new(text))
 }
 
 /// The inode of an open namespace.
@@ -558,6 +567,21 @@ pub fn is_in(root: &OwnedFd, path: &str) -> bool {
 pub fn is_dead(ns: BorrowedFd<'_>) -> Option<Because> {
     (sys::first_process(ns) == Err(Errno::ESRCH))
         .then(|| Because::new("the first process of the pid namespace has ended: no other can begin there"))
+}
+
+/// Whether a pid namespace is other than ours and those below it.
+pub fn is_not_below(proc: &Proc, ns: BorrowedFd<'_>) -> Option<Because> {
+    let ours = proc.ns_id("self", ns::Kind::Pid)?;
+    let inode = |ns: BorrowedFd<'_>| fstat(ns).ok().map(|s| s.st_ino);
+    let mut at = ns.try_clone_to_owned().ok()?;
+    while inode(at.as_fd())? != ours {
+        match sys::ns_parent(at.as_fd()) {
+            Ok(parent) => at = parent,
+            Err(Errno::EPERM) => return Some(Because::new("it is a pid namespace that is not below ours")),
+            Err(_) => return None,
+        }
+    }
+    None
 }
 
 /// The parent of a target's user namespace.

@@ -1,6 +1,6 @@
 //! Namespaces: made, entered, held. namespaces(7), unshare(2), setns(2).
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
@@ -13,7 +13,7 @@ use crate::holder;
 use crate::id;
 use crate::mind::{self, Child};
 use crate::ns::{self, Kind, flag_names, flags};
-use crate::proc::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Proc};
+use crate::proc::{CAP_SYS_ADMIN, CAP_SYS_CHROOT, CAP_SYS_RESOURCE, Proc};
 use crate::sys;
 use crate::target::{self, Target};
 
@@ -197,11 +197,10 @@ impl Effect {
             Effect::Unshare(kinds) => refused(kinds, errno, facts),
             Effect::NewUser => refused(&[Kind::User], errno, facts),
             Effect::Join(target, kinds) => join_refused(target, kinds, errno, facts),
+            Effect::Hostname(name) if errno == Errno::EINVAL => too_long(name),
             Effect::Hostname(_) => facts.foreign(Kind::Uts, "-u").filter(|_| errno == Errno::EPERM),
             Effect::Loopback => facts.foreign(Kind::Net, "-n").filter(|_| errno == Errno::EPERM),
-            Effect::Clocks(monotonic, boottime) => {
-                clocks_refused(monotonic.seconds.min(boottime.seconds), errno, facts)
-            }
+            Effect::Clocks(monotonic, boottime) => clocks_refused([monotonic.seconds, boottime.seconds], errno, facts),
             Effect::JoinFile(fd, kind, _) => join_file_refused(fd, *kind, errno, facts),
             Effect::Attach(target) | Effect::Release(target) if errno == Errno::ENOTSOCK => {
                 Some(Because::new(format!("process {} is no holder of ns-new", target.pid)))
@@ -246,13 +245,19 @@ fn into_pid(hands: &mut Hands) -> Done {
 // ---- why not ----
 
 /// Why the clocks of a new time namespace could not be set.
-fn clocks_refused(least: i64, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+fn clocks_refused(ahead: [i64; 2], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    // KTIME_SEC_MAX / 2 (kernel/time/namespace.c): 146 years.
+    const MOST: i64 = 4_611_686_018;
     if errno != Errno::ERANGE {
         return refused(&[Kind::Time], errno, facts);
     }
     let up = facts.proc.text("uptime")?;
     let up: i64 = up.split('.').next()?.parse().ok()?;
-    (least < -up)
+    let [one, other] = ahead;
+    if one.max(other) > MOST - up {
+        return Some(Because::new(format!("a clock would be past {MOST} seconds, which is the last one")));
+    }
+    (one.min(other) < -up)
         .then(|| Because::new(format!("a clock would become negative: this system has been up for {up} seconds")))
 }
 
@@ -262,6 +267,12 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
     if errno == Errno::ENOSPC {
         return limit(proc, kinds);
     }
+    if errno == Errno::EINVAL && kinds.contains(&Kind::Pid) {
+        return elsewhere(facts);
+    }
+    if errno == Errno::ENOMEM {
+        return target::is_dead(children(facts)?.as_fd());
+    }
     if errno != Errno::EPERM || kinds.is_empty() {
         return None;
     }
@@ -270,6 +281,23 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
     }
     let lacks = proc.status(facts.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
     lacks.then(|| Because::new("without a user namespace (ns-new -U) this needs CAP_SYS_ADMIN, and we do not have it"))
+}
+
+/// The pid namespace that our children are born in.
+fn children(facts: &Facts<'_>) -> Option<OwnedFd> {
+    facts.proc.open_at("self/ns/pid_for_children", OFlag::O_RDONLY).ok()
+}
+
+/// Whether our children are born in another pid namespace than we are in.
+fn elsewhere(facts: &Facts<'_>) -> Option<Because> {
+    let apart = children(facts).is_none_or(|ns| !target::is_ours(facts.proc, &ns, Kind::Pid));
+    let text = "our children would be born in a new pid namespace already (unshare --pid without --fork), and one of these has to begin before another can be made";
+    apart.then(|| Because::new(text))
+}
+
+/// Names are in struct new_utsname, 64 bytes each: uname(2).
+pub(super) fn too_long(name: &OsStr) -> Option<Because> {
+    (name.len() > 64).then(|| Because::new(format!("a name has at most 64 bytes, and this one has {}", name.len())))
 }
 
 fn user_refused(proc: &Proc) -> Option<Because> {
@@ -362,6 +390,9 @@ fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>
 }
 
 fn join_file_refused(ns: &OwnedFd, kind: Kind, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    if errno == Errno::EINVAL && kind == Kind::Pid {
+        return target::is_not_below(facts.proc, ns.as_fd());
+    }
     if errno != Errno::EPERM {
         return None;
     }
@@ -398,12 +429,13 @@ fn beyond_us(ns: OwnedFd, kind: Kind, whose: &str, proc: &Proc) -> Option<Becaus
 /// Every kind but the user namespace takes CAP_SYS_ADMIN in the user namespace
 /// that one is in, too: the owner has it only after entering his own.
 fn without_user(kinds: &[Kind], proc: &Proc) -> Option<Because> {
-    let alone = !kinds.contains(&Kind::User) && !proc.own().can(CAP_SYS_ADMIN);
-    alone.then(|| {
-        Because::new(
-            "it also needs CAP_SYS_ADMIN in the user namespace that we are in: enter the target's as well (-U)",
-        )
-    })
+    let (own, alone) = (proc.own(), !kinds.contains(&Kind::User));
+    if alone && !own.can(CAP_SYS_ADMIN) {
+        let text = "it also needs CAP_SYS_ADMIN in the user namespace that we are in: enter the target's as well (-U)";
+        return Some(Because::new(text));
+    }
+    let text = "to enter a mount namespace needs CAP_SYS_CHROOT, too, and we do not have it";
+    (alone && kinds.contains(&Kind::Mnt) && !own.can(CAP_SYS_CHROOT)).then(|| Because::new(text))
 }
 
 #[cfg(test)]

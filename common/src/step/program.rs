@@ -250,6 +250,7 @@ impl Effect {
                 (missing != 0).then(|| Because::new(text))
             }
             Effect::Limit(name, _, hard) if errno == Errno::EPERM => over(name, *hard),
+            Effect::DomainName(name) if errno == Errno::EINVAL => super::ns::too_long(name),
             Effect::DomainName(_) if errno == Errno::EPERM => facts.foreign(ns::Kind::Uts, "-u"),
             Effect::Filter(_) if errno == Errno::EACCES => {
                 let may = facts.proc.status(facts.who).is_some_and(|s| s.no_new_privs || s.can(CAP_SYS_ADMIN));
