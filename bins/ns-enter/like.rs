@@ -20,7 +20,7 @@ use common::step::{Step, own};
 use common::target::{self, Target};
 use common::word::quote;
 
-use super::{CLI, id_inside};
+use super::{CLI, id_inside, nsenter};
 
 /// What can be taken over, as the option names it.
 const THINGS: [&str; 14] = [
@@ -84,7 +84,7 @@ pub(crate) fn read(
     kinds: &[Kind],
     enter: &dyn Fn() -> Result<Plan>,
 ) -> Result<Like> {
-    if !args.flag("like") {
+    if !args.flag("like") && nsenter::like(args).is_empty() {
         return Ok(Like::default());
     }
     if args.value("as").is_some() {
@@ -126,11 +126,12 @@ pub(crate) fn read(
 }
 
 fn wanted(args: &Args) -> Result<(Vec<&'static str>, bool)> {
-    let lists = args.values("like");
-    let words = lists.iter().map(|list| list.to_string_lossy().into_owned()).collect::<Vec<_>>().join(",");
-    if words.is_empty() {
+    let mut lists: Vec<String> = args.values("like").iter().map(|list| list.to_string_lossy().into_owned()).collect();
+    if lists.is_empty() && args.flag("like") {
         return Ok((THINGS.to_vec(), false));
     }
+    lists.extend(nsenter::like(args).into_iter().map(str::to_owned));
+    let words = lists.join(",");
     let known = |word: &str| {
         let found = THINGS.into_iter().find(|thing| *thing == word);
         found.ok_or_else(|| CLI.usage(&format!("--like: {} is none of {}", quote(word), THINGS.join(", "))))

@@ -9,10 +9,12 @@ mod container;
 mod files;
 mod like;
 mod notes;
+mod nsenter;
 mod tools;
 mod user;
 
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -59,6 +61,7 @@ const CLI: Cli = Cli {
             STDIN,
             KEEP_FD,
         ],
+        nsenter::OPTIONS,
     ],
     operands: Operands::Program(1, &["target", "user", "mount", "pid", "net", "ipc", "uts", "cgroup", "time"]),
     runs: true,
@@ -121,7 +124,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, files
     let somebody = args.value("as").map(|who| named(proc, target, &who)).transpose()?;
     let (kinds, mut left_out) = possible(wanted(args, proc, target)?, args, proc, target);
     let partial = !left_out.is_empty();
-    let home = target::same_root(proc, target) && !files.iter().any(|file| file.kind == Kind::Mnt);
+    let is_home = target::same_root(proc, target) && !files.iter().any(|file| file.kind == Kind::Mnt);
     let brought = tools::read(args, proc, target, &kinds)?;
     let crossing =
         |brought| Ok(files::enter(files, Some((target, &kinds)), join(args, proc, target, &kinds, brought)?, proc));
@@ -135,27 +138,40 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, files
     inside.steps.append(&mut like.first.steps);
     inside.push(own::Effect::Undumpable);
     inside.steps.extend(crossing(brought.as_ref())?.steps);
+    let home = if kinds.contains(&Kind::Mnt) && is_home { Some(target::working_directory()?) } else { None };
+    let go = |(path, inode): &(PathBuf, (u64, u64))| own::Effect::Chdir(path.clone(), Some(*inode));
     // As ourselves still: the ids inside may not be let in there.
-    if kinds.contains(&Kind::Mnt) && home {
-        let (path, inode) = target::working_directory()?;
-        inside.push(own::Effect::Chdir(path, Some(inode)));
+    home.iter().for_each(|home| inside.push(go(home)));
+    let ids = nsenter::ids(args)?;
+    if ids.is_some() && (somebody.is_some() || like.credentials.is_some()) {
+        return Err(CLI.usage("--setuid and --setgid: one way to become somebody is enough"));
     }
     let usual = somebody.is_none() && like.credentials.is_none();
     let mut uid = Some(proc.own().uid[1]);
     if kinds.contains(&Kind::User) && (usual || brought.is_some()) {
         uid = become_mapped(proc, target, &mut inside);
     }
-    brought.iter().for_each(|brought| brought.attach(&mut inside));
+    if let Some(brought) = &brought {
+        brought.attach(&mut inside);
+        home.iter().for_each(|home| inside.push(go(home)));
+    }
     inside.steps.append(&mut like.entered.steps);
+    nsenter::directories(args, &mut inside)?;
     match (&somebody, like.credentials) {
         (Some(somebody), _) => uid = turn_into(somebody, proc, target, &kinds, &mut inside),
         (None, Some((plan, its))) => {
             inside.steps.extend(plan.steps);
             uid = its;
         }
-        // An exec by any other uid drops what is not ambient.
-        (None, None) if kinds.contains(&Kind::User) && uid != Some(0) => inside.push(own::Effect::RaiseAmbient),
-        (None, None) => {}
+        (None, None) => {
+            let (plan, its) = ids.unwrap_or_default();
+            inside.steps.extend(plan.steps);
+            // An exec by any other uid drops what is not ambient.
+            if its.is_none() && kinds.contains(&Kind::User) && uid != Some(0) {
+                inside.push(own::Effect::RaiseAmbient);
+            }
+            uid = its.or(uid);
+        }
     }
     if args.flag("user-parent") && somebody.is_none() {
         inside.push(own::Effect::RaiseAmbient);
@@ -168,7 +184,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, files
         None => None,
     };
     brought.iter().for_each(|brought| brought.path(&mut inside));
-    let ours = somebody.is_none() && (home || brought.as_ref().is_some_and(Brought::has_shell));
+    let ours = somebody.is_none() && (is_home || brought.as_ref().is_some_and(Brought::has_shell));
     let words = if !args.program.is_empty() {
         args.program.clone()
     } else if ours {
@@ -435,10 +451,15 @@ fn enter_files(files: &[File], args: &Args, proc: &Rc<Proc>) -> Result<Outcome> 
     if let Some(option) = of_process.iter().find(given) {
         return Err(CLI.usage(&format!("--{option} needs a process for a target")));
     }
+    if let Some(thing) = nsenter::like(args).first() {
+        return Err(CLI.usage(&format!("--like={thing} needs a process for a target")));
+    }
     let mut inside = Plan::default();
     stdin(args, false, &mut inside)?;
     inside.push(own::Effect::Undumpable);
     inside.steps.extend(files::enter(files, None, Plan::default(), proc).steps);
+    nsenter::directories(args, &mut inside)?;
+    inside.steps.extend(nsenter::ids(args)?.unwrap_or_default().0.steps);
     let open = own_terminal(args, false, false)?.map(|all| {
         inside.push(terminal::Effect::Take(all));
         (all, terminal::Effect::Open(None, None))

@@ -91,6 +91,11 @@ impl Place {
         self.of.as_ref().map_or_else(|| path.clone(), |of| format!("{path} in {of}"))
     }
 
+    /// What is there, shared.
+    pub fn descriptor(&self) -> Rc<OwnedFd> {
+        self.fd.clone()
+    }
+
     /// Lends what is there.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
