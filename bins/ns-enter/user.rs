@@ -29,7 +29,10 @@ pub(crate) fn named(proc: &Proc, target: &Target, word: &str) -> Result<Somebody
     let is_meant = |user: &User| user.name == word || uid == Some(user.uid);
     let user = user::in_passwd(&passwd, is_meant)
         .ok_or_else(|| Failure::refused(format!("--as: the target's /etc/passwd has no user {}", quote(word))))?;
-    let group = target::file_in(&root, "/etc/group").unwrap_or_default();
+    let group = match target::file_in(&root, "/etc/group") {
+        Err(Errno::ENOENT) => Vec::new(),
+        other => other.map_err(|e| Failure::os("open the target's /etc/group", e))?,
+    };
     let mut groups: Vec<u32> = user::groups_in(&group, &user.name).filter(|gid| *gid != user.gid).collect();
     groups.sort_unstable();
     groups.dedup();

@@ -534,8 +534,14 @@ fn openat2(dir: BorrowedFd<'_>, path: &CStr, flags: c_int, mode: u32, resolve: u
     }
     let flags = u64::try_from(flags | libc::O_CLOEXEC).unwrap_or(0);
     let how = How { flags, mode: u64::from(mode), resolve };
-    // SAFETY: the path ends in NUL; `how` has the size that is passed.
-    descriptor(unsafe { libc::syscall(OPENAT2, dir.as_raw_fd(), path.as_ptr(), from_ref(&how), size_of::<How>()) })
+    let open = || {
+        // SAFETY: the path ends in NUL; `how` has the size that is passed.
+        descriptor(unsafe { libc::syscall(OPENAT2, dir.as_raw_fd(), path.as_ptr(), from_ref(&how), size_of::<How>()) })
+    };
+    // Where somebody renames or mounts anything meanwhile, the kernel cannot tell
+    // that a `..` has not led out: EAGAIN.
+    let mut tries = (0..1000).map(|_| open());
+    tries.find(|opened| !matches!(opened, Err(Errno::EAGAIN))).unwrap_or(Err(Errno::EAGAIN))
 }
 
 const RESOLVE_NO_XDEV: u64 = 1;
