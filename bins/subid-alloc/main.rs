@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::cli::{Args, Cli, HOST_ROOT, Operands, Stage, flag, valued};
+use common::cli::{Args, Cli, HOST_ROOT, Operands, Stage, flag, opt, valued};
 use common::etc::{Etc, Locked, PATIENCE};
 use common::fail::{Failure, Result};
 use common::id::{Kind, Range};
@@ -53,7 +53,7 @@ const CLI: Cli = Cli {
         valued("align", "N", "begin at a multiple of N (65536 for as many ids or more)"),
         flag("uids", "only uids (/etc/subuid)"),
         flag("gids", "only gids (/etc/subgid)"),
-        valued("root", "DIR", "the files of the tree at DIR"),
+        opt("R", "root", "DIR", "the files of the tree at DIR"),
         valued("wait", "SECONDS", "how long to wait for locks (15)"),
         flag("nested", "grant what is mapped in this user namespace"),
         valued("exclude", "ID[-ID]", "with --nested: but not these"),
