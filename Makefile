@@ -14,6 +14,7 @@ SCRIPTS = \
 	tests/build \
 	tests/completions/make \
 	tests/completions/nskit.bash \
+	tests/debian \
 	tests/demo \
 	tests/faults/run \
 	tests/html \

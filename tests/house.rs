@@ -38,7 +38,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("target", &["fail", "holder", "id", "mind", "ns", "path", "proc", "record", "sys", "user", "word"]),
     ("feature", &["fail", "ns", "proc", "sys", "target"]),
     ("name", &["fail", "holder", "proc", "record", "target"]),
-    ("step", &["fail", "mind", "ns", "path", "proc", "sys"]),
+    ("step", &["fail", "mind", "ns", "path", "proc", "sys", "word"]),
     ("step/cgroup", &["step", "cgroup", "fail", "mind", "ns", "proc", "sys"]),
     ("step/notify", &["step", "fail", "mind", "sys", "word"]),
     ("step/newuidmap", &["step", "fail", "helper", "id", "proc", "subid", "target", "user"]),

@@ -14,8 +14,8 @@
 //! * `...` alone: any lines, or none
 //!
 //! `<!-- needs: WORD... -->` says what the file cannot be run without: `root`, `alice` (the users
-//! of the private world), `userns` (user namespaces for the ordinary user), or a program. `long`
-//! keeps the file out of a quick run.
+//! of the private world), `userns` (user namespaces for the ordinary user), `debian` (the archive of
+//! tests/debian at target/debian.tar), or a program. `long` keeps the file out of a quick run.
 //!
 //! With `terminal` among them the commands are typed into shells on terminals, as people do. A
 //! command may start another shell there, which then reads what follows. No status is seen there:

@@ -15,7 +15,7 @@ use common::target::{self, Operand, Target};
 use common::tool::Outcome;
 
 use crate::CLI;
-use crate::setup;
+use crate::{setup, unshare};
 
 /// Ends a holder.
 pub(crate) fn release(word: &OsStr, proc: &Proc) -> Result<Outcome> {
@@ -49,7 +49,7 @@ fn check_name(args: &Args, proc: &Proc) -> Result<()> {
 /// A holder of `kinds`.
 pub(crate) fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Outcome> {
     check_name(args, proc)?;
-    if args.flag("map-root-user") || args.value("map").is_some() {
+    if args.flag("map-root-user") || args.value("map").is_some() || unshare::maps(args) {
         return Err(CLI.usage("a holder is mapped from outside, by uidmap-set"));
     }
     if args.piped() && !target::has_reader().map_err(|e| Failure::os("fstat standard output", e))? {

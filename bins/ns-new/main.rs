@@ -9,6 +9,7 @@
 mod hold;
 mod program;
 mod setup;
+mod unshare;
 
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -52,6 +53,8 @@ const CLI: Cli = Cli {
             valued("mount-proc", "[=DIR]", "-m, with a new proc on /proc, or DIR"),
             opt("R", "root", "DIR", "-m, with DIR for the root directory"),
             opt("w", "wd", "DIR", "the program's working directory, looked up in its root"),
+            opt("S", "setuid", "UID", ""),
+            opt("G", "setgid", "GID", "become these ids inside, last of all"),
             opt("f", "fork", "", "mind the program as a child, also where it need not be one"),
             valued("kill-child", "[=SIGNAL]", "the same; it gets this signal when we die (KILL)"),
             flag("forward-signals", "nothing: all signals are handed on"),
@@ -65,6 +68,7 @@ const CLI: Cli = Cli {
             valued("release", "TARGET", "end a holder"),
             valued("unpin", "FILE", "let go of the namespace pinned to FILE"),
         ],
+        unshare::OPTIONS,
     ],
     operands: Operands::Program(0, &[]),
     runs: true,
@@ -72,8 +76,9 @@ const CLI: Cli = Cli {
 };
 
 /// What a holder has no use for.
-const FOR_PROGRAMS: [&str; 17] = [
+const FOR_PROGRAMS: [&str; 20] = [
     "as-owner",
+    "owner",
     "into-cgroup",
     "new-cgroup",
     "setgroups",
@@ -83,6 +88,8 @@ const FOR_PROGRAMS: [&str; 17] = [
     "mount-proc",
     "root",
     "wd",
+    "setuid",
+    "setgid",
     "fork",
     "kill-child",
     "forward-signals",

@@ -24,7 +24,7 @@ use common::target;
 use common::tool::Outcome;
 use common::user::{self, User};
 
-use crate::{CLI, setup};
+use crate::{CLI, setup, unshare};
 
 /// By whom the maps are written.
 enum Maps {
@@ -73,6 +73,7 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     credentials(args, &maps, as_owner.unwrap_or_else(|| Me::nameless(proc).own), &mut inside);
     setup::inside(args, &setup::kinds(args), &mut inside)?;
     directories(args, proc, &mut inside)?;
+    unshare::ids(args, &mut inside)?;
     let mut plan = Plan::default();
     if let Some(made) = &made {
         plan.push(step::cgroup::Effect::Make(made.clone(), root));
@@ -138,7 +139,7 @@ fn root_inside(maps: &Maps, owner: Option<&Both<u32>>, proc: &Proc) -> Option<(u
 
 /// Who is to own the new namespaces.
 fn owner(args: &Args, kinds: &[Kind]) -> Result<Option<Me>> {
-    let Some(word) = args.value("as-owner") else { return Ok(None) };
+    let Some(word) = args.value("as-owner").or_else(|| args.value("owner")) else { return Ok(None) };
     let ids = word.to_str().and_then(|w| w.split_once(':')).map(|(u, g)| (number(u.as_bytes()), number(g.as_bytes())));
     let id = |n: Option<u64>| n.and_then(|n| u32::try_from(n).ok()).filter(|n| *n != u32::MAX);
     let Some((Some(uid), Some(gid))) = ids.map(|(u, g)| (id(u), id(g))) else {
@@ -207,10 +208,7 @@ fn pins(args: &Args, kinds: &[Kind]) -> Result<Vec<pin::Effect>> {
 // ---- who writes the maps ----
 
 fn maps(args: &Args, kinds: &[Kind], owner: Option<&Me>, proc: &Proc) -> Result<Maps> {
-    let mut words = args.values("map");
-    if args.flag("map-root-user") {
-        words.push("root".into());
-    }
+    let words = unshare::words(args, owner, proc)?;
     let setgroups = match args.value("setgroups").as_ref().map(|word| word.to_str()) {
         None => None,
         Some(Some("allow")) => Some(true),

@@ -5,9 +5,11 @@
 //!
 //! * [`mounts`]   what belongs into the new root, while the old one is there
 //! * [`process`]  what the program is started with, once it is gone
+//! * [`systemd`]  both, for systemd
 
 mod mounts;
 mod process;
+mod systemd;
 
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -47,6 +49,7 @@ pub(crate) const CLI: Cli = Cli {
         valued("mask", "PATH", ""),
         valued("protect", "PATH", "hide what is there; let it only be read"),
         flag("mask-proc", "hide and protect what container managers do in proc"),
+        flag("systemd", "what systemd wants as PROGRAM: most of the above, and more"),
         flag("overlay", "keep changes of ROOT on a tmpfs that is gone at the end"),
         valued("upper", "DIR", ""),
         valued("work", "DIR", "keep changes of ROOT in the one, prepared in the other beside it"),
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
 
 fn decide(args: &Args) -> Result<Outcome> {
     let proc = Rc::new(Proc::open()?);
+    let args = &CLI.preceded(args, &systemd::words(args))?;
     let root = args.operands.first().ok_or_else(|| CLI.usage("which ROOT?"))?;
     if args.program.is_empty() {
         return Err(CLI.usage("which program?"));
@@ -93,6 +97,9 @@ fn decide(args: &Args) -> Result<Outcome> {
     let place = directory(root)?;
     let nosuid = warning(&place, &proc);
     let mut plan = Plan::default();
+    if args.flag("systemd") {
+        plan.push(ns::Effect::CheckFirst);
+    }
     // Until the exec this process has the old root; whoever lives in these
     // namespaces already could reach through it.
     plan.push(own::Effect::Undumpable);
@@ -111,6 +118,9 @@ fn decide(args: &Args) -> Result<Outcome> {
     mounts::steps(args, &proc, &mut plan)?;
     if args.flag("read-only") {
         plan.push(mount::Effect::ReadOnly);
+    }
+    if args.flag("systemd") {
+        systemd::checks(&proc, &mut plan);
     }
     if let Some(name) = args.value("hostname") {
         plan.push(ns::Effect::Hostname(name));

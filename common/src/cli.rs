@@ -210,6 +210,17 @@ impl Cli {
         }
     }
 
+    /// The same command line with `words`, options that another one stands for,
+    /// typed before all others.
+    ///
+    /// # Errors
+    /// Wrong usage, which is a mistake of the tool.
+    pub fn preceded(&self, args: &Args, words: &[OsString]) -> Result<Args> {
+        let mut all = self.parse(words)?;
+        all.given.extend(args.given.iter().cloned());
+        Ok(Args { operands: args.operands.clone(), program: args.program.clone(), ..all })
+    }
+
     /// A wrong command line, said with where to read on.
     pub fn usage(&self, what: &str) -> Failure {
         let what = narrow(what);
@@ -356,6 +367,16 @@ mod tests {
         assert_eq!(parse(then, "a -m b -- x -p"), (words("a b"), words("x -p"), true, false));
         assert_eq!(parse(then, "a -m b"), (words("a b"), vec![], true, false));
         assert_eq!(parse(then, "a --"), (words("a"), vec![], false, false));
+    }
+
+    #[test]
+    fn an_option_stands_for_others() {
+        let cli = cli(Operands::Program(1, &[]));
+        let args = cli.parse(&["--target=1".into(), "x".into(), "-p".into(), "ls".into()]).unwrap();
+        let all = cli.preceded(&args, &["--target=2".into(), "-m".into()]).unwrap();
+        assert!(all.flag("mount") && all.flag("pid") && !args.flag("mount"));
+        assert_eq!(all.in_order(&["target"]), [("target", "2".into()), ("target", "1".into())]);
+        assert_eq!((all.operands, all.program), (args.operands, args.program));
     }
 
     #[test]

@@ -100,7 +100,7 @@ pub fn terminal_width() -> Option<usize> {
 /// can end it and leave the program behind. (A fault of our own ends us all the
 /// same: signal(7).)
 pub fn minded() -> SigSet {
-    SigSet::all()
+    sys::every_signal()
 }
 
 /// The number of the signal that is called `word`: TERM, SIGTERM, 15, RTMIN+3.
@@ -371,8 +371,8 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
         }
         while let Some(info) = signals.read_signal()? {
             let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
-            // One of our own making is not for the program: SIGCHLD, SIGPIPE.
-            let own = number == Signal::SIGCHLD as c_int || info.ssi_pid == std::process::id();
+            // One of our own making is not for the program: a child's, SIGPIPE.
+            let own = is_news(number, info.ssi_code) || info.ssi_pid == std::process::id();
             if !own {
                 killed_for = pass_on(child, number, info.ssi_code, manner, proc).or(killed_for);
             }
@@ -382,12 +382,27 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
                 let status = u8::try_from(status & 0xff).unwrap_or(1);
                 return Ok(said.map_or(Ended::Status(status), Ended::Signal));
             }
-            Ok(Some((_, sys::Change::Killed(signal)))) => return Ok(Ended::Signal(killed_for.unwrap_or(signal))),
+            Ok(Some((_, sys::Change::Killed(signal)))) => {
+                let signal = killed_for.unwrap_or(signal);
+                // The kernel's word for "stopped" and "restart": nobody has sent it.
+                let reboot = killed_for.is_none() && (manner.first || manner.init.is_some());
+                let word = [Signal::SIGINT, Signal::SIGHUP].iter().any(|word| *word as c_int == signal);
+                return Ok(if reboot && word {
+                    Ended::Status(128 + u8::try_from(signal).unwrap_or(0))
+                } else {
+                    Ended::Signal(signal)
+                });
+            }
             Ok(Some((_, sys::Change::Stopped))) => stop_with_it()?,
             Ok(None) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e),
         }
     }
+}
+
+/// Whether a signal is what the kernel says of a child; anybody may send SIGCHLD.
+fn is_news(number: c_int, code: i32) -> bool {
+    number == Signal::SIGCHLD as c_int && code > 0
 }
 
 /// The next byte that comes from the other side of `fd`; None: it has gone.
@@ -430,7 +445,7 @@ pub fn be_init(program: &Child, line: BorrowedFd<'_>) -> Result<u8> {
         let Some(info) = signals.read_signal()? else { continue };
         let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
         // The terminal has signalled the program as well.
-        if number != Signal::SIGCHLD as c_int && info.ssi_code != SI_KERNEL {
+        if !is_news(number, info.ssi_code) && info.ssi_code != SI_KERNEL {
             let _ = sys::pidfd_signal(program.fd.as_fd(), number);
         }
     }
@@ -448,7 +463,7 @@ fn stop_with_it() -> Result<()> {
 
 /// Hands a signal to the program, unless the terminal has already done so: it
 /// signals the whole foreground group. The kernel drops for a first process
-/// what it neither catches nor ignores (pid_namespaces(7)), so it gets
+/// what it neither catches nor ignores nor blocks (pid_namespaces(7)), so it gets
 /// SIGKILL in place of that; answers the signal that was meant then.
 fn pass_on(child: &Child, number: c_int, code: i32, manner: &Manner<'_>, proc: &Proc) -> Option<c_int> {
     const SI_KERNEL: i32 = 0x80;

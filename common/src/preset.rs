@@ -195,14 +195,18 @@ pub fn from_words_of(
 ) -> Result<Both<Vec<Extent>>> {
     let mut all = Both::<Vec<Extent>>::default();
     for word in words {
-        if let Some(preset) = word.to_str().and_then(Preset::named) {
+        let (kinds, name) = match word.as_bytes() {
+            [b'u', b':', name @ ..] => (&[Kind::Uid][..], name),
+            [b'g', b':', name @ ..] => (&[Kind::Gid][..], name),
+            name => (&Kind::BOTH[..], name),
+        };
+        if let Some(preset) = std::str::from_utf8(name).ok().and_then(Preset::named) {
             // Who has the own id is nobody's business where it is all there is.
             let me = || if preset.is_single() { Me::nameless(proc) } else { Me::now(proc) };
             let me = other.cloned().unwrap_or_else(me);
             guard_root(preset, &me, proc, host_root)?;
             let made = maps(preset, &me)?;
-            all.uid.extend(made.uid);
-            all.gid.extend(made.gid);
+            kinds.iter().for_each(|kind| all.of_mut(*kind).extend_from_slice(made.of(*kind)));
             continue;
         }
         let said = |e| Failure::usage(format!("{}: {e}", quote(word)));

@@ -41,7 +41,8 @@ pub struct Status {
     pub bounding: u64,
     /// `NoNewPrivs:`
     pub no_new_privs: bool,
-    /// `SigIgn:` and `SigCgt:` a bit for each signal, that of signal 1 first.
+    /// `SigBlk:`, `SigIgn:` and `SigCgt:` a bit for each signal, that of signal 1
+    /// first. What is blocked may be read by signalfd(2).
     pub handled: u64,
     /// `State:` its letter, Z for a zombie.
     pub state: char,
@@ -421,7 +422,7 @@ fn parse_status(text: &str) -> Status {
             "CapEff" => status.effective = hex(),
             "CapBnd" => status.bounding = hex(),
             "NoNewPrivs" => status.no_new_privs = value == "1",
-            "SigIgn" | "SigCgt" => status.handled |= hex(),
+            "SigBlk" | "SigIgn" | "SigCgt" => status.handled |= hex(),
             _ => {}
         }
     }
@@ -496,9 +497,10 @@ mod tests {
         );
         assert_eq!(mount.super_options, "rw");
         assert_eq!(extents("         0       1000          1\n").len(), 1);
-        let status =
-            parse_status("Name:\ta\x1b b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nCapEff:\t80\n");
+        let status = parse_status(
+            "Name:\ta\x1b b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nSigBlk:\t4\nCapEff:\t80\n",
+        );
         assert_eq!(status.name, "$'a\\x1b b'");
-        assert_eq!((status.uid[1], status.handled, status.state, status.can(CAP_SETUID)), (2, 3, 'Z', true));
+        assert_eq!((status.uid[1], status.handled, status.state, status.can(CAP_SETUID)), (2, 7, 'Z', true));
     }
 }

@@ -25,6 +25,7 @@ pub mod program;
 pub mod terminal;
 pub mod tree;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -38,6 +39,7 @@ use crate::ns::Kind;
 use crate::path::used_up;
 use crate::proc::{CAP_SYS_ADMIN, Proc};
 use crate::sys;
+use crate::word::quote_all;
 
 /// What a refusing system call said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,7 +160,7 @@ impl Facts<'_> {
         let text = format!(
             "the {kind} namespace belongs to another user namespace: create it along with ours (ns-new {option})"
         );
-        Some(Because::new(text))
+        Some(Because::new(text).remedy_if(again(&[option])))
     }
 
     /// Why no mount may be made or changed at all (EPERM).
@@ -169,6 +171,16 @@ impl Facts<'_> {
         let lacks = self.proc.status(self.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
         lacks.then(|| Because::new("this needs CAP_SYS_ADMIN, and we do not have it"))
     }
+}
+
+/// The command line of ns-new once more, with these options before the others;
+/// none where another tool was called.
+pub fn again(options: &[&str]) -> Option<String> {
+    let mut words = std::env::args_os();
+    let called = words.next()?;
+    let is_ours = std::path::Path::new(&called).file_name().is_some_and(|name| name == "ns-new");
+    let first = [called].into_iter().chain(options.iter().map(OsString::from));
+    is_ours.then(|| quote_all(&first.chain(words).collect::<Vec<_>>()))
 }
 
 type Perform = Box<dyn Fn(&mut Hands) -> Done>;

@@ -70,6 +70,18 @@ extern "C" fn note_signals() {
 #[used]
 static AT_START: extern "C" fn() = note_signals;
 
+/// All signals. SigSet::all() lacks those that the C library keeps for itself
+/// (musl: 32 to 34), which nskit, without threads, has no use for.
+pub fn every_signal() -> nix::sys::signal::SigSet {
+    // SAFETY: an all-zero sigset_t is a valid value of this C type.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel's 64 signals are the first 64 bits of it, in both
+    // libraries; it has more bits than that, and no bytes that are not bits.
+    unsafe { from_mut(&mut set).cast::<u64>().write(u64::MAX) };
+    // SAFETY: a set may hold any signals.
+    unsafe { nix::sys::signal::SigSet::from_sigset_t_unchecked(set) }
+}
+
 /// Gives SIGPIPE and SIGCHLD the dispositions back that this process was
 /// started with.
 pub fn restore_signals() {

@@ -25,7 +25,7 @@ pub(crate) const USERS: [User; 5] = [
 ];
 
 /// Programs whose Debian package has another name.
-const PACKAGES: [(&str, &str); 21] = [
+const PACKAGES: [(&str, &str); 22] = [
     ("busybox", "busybox-static"),
     ("bwrap", "bubblewrap"),
     ("capsh", "libcap2-bin"),
@@ -47,6 +47,7 @@ const PACKAGES: [(&str, &str); 21] = [
     ("ps", "procps"),
     ("setcap", "libcap2-bin"),
     ("setfacl", "acl"),
+    ("systemd-nspawn", "systemd-container"),
 ];
 
 pub(crate) struct World {
@@ -111,6 +112,8 @@ impl World {
             "root" => Some("needs root".to_owned()),
             "alice" if self.private => None,
             "alice" => Some("needs the users of the private world".to_owned()),
+            "debian" if Path::new("target/debian.tar").exists() => None,
+            "debian" => Some("needs target/debian.tar (tests/debian)".to_owned()),
             "userns" if self.has_userns() => None,
             "userns" => Some("needs user namespaces for ordinary users".to_owned()),
             program => self.missing_program(program),

@@ -15,9 +15,9 @@ use std::rc::Rc;
 
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::libc;
-use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat, umask};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat, umask};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
-use nix::unistd::{AccessFlags, faccessat, symlinkat, write};
+use nix::unistd::{AccessFlags, faccessat, geteuid, symlinkat, write};
 
 use super::fs::{self, c, new_mount};
 use super::mount::{ROOT, full};
@@ -63,6 +63,9 @@ pub enum Effect {
     /// Let what is there only be read, with the mounts below it; with `true` it
     /// need not be there.
     ReadOnly(OsString, bool),
+    /// Check that cgroups can be made in the one that is the root of the
+    /// cgroup2 mounted here.
+    Delegated(OsString),
 }
 
 impl From<Effect> for Step {
@@ -92,6 +95,7 @@ impl Effect {
             Effect::File(at, ..) => format!("create {}", there(at)),
             Effect::Mask(at) => format!("mask {}", there(at)),
             Effect::ReadOnly(at, _) => format!("mount_setattr {} ro", there(at)),
+            Effect::Delegated(at) => format!("access {} W_OK", there(at)),
         }
     }
 
@@ -105,9 +109,12 @@ impl Effect {
             }
             Effect::Directory(_, mode) => mode.map(|mode| format!("mode {mode:o}")).unwrap_or_default(),
             Effect::File(_, mode, bytes) => format!("mode {mode:o}, {} bytes", bytes.len()),
-            Effect::Attach { .. } | Effect::Device(..) | Effect::Link(..) | Effect::Mask(_) | Effect::ReadOnly(..) => {
-                String::new()
-            }
+            Effect::Attach { .. }
+            | Effect::Device(..)
+            | Effect::Link(..)
+            | Effect::Mask(_)
+            | Effect::ReadOnly(..)
+            | Effect::Delegated(_) => String::new(),
         }
     }
 
@@ -127,6 +134,7 @@ impl Effect {
                 "only for this mount namespace: one that a less privileged one copies cannot take it off"
             }
             Effect::ReadOnly(..) => "a mount over itself: what else shows the same files stays as it is",
+            Effect::Delegated(_) => "systemd makes a cgroup for itself and for each unit, and dies where it cannot",
         }
     }
 
@@ -173,6 +181,7 @@ impl Effect {
                 sys::mount_setattr(tree.as_fd(), true, sys::MOUNT_ATTR_RDONLY, None)?;
                 Ok(sys::move_mount(tree.as_fd(), place.as_fd(), false)?)
             }
+            Effect::Delegated(at) => delegated(root, at),
         }
     }
 
@@ -194,7 +203,8 @@ impl Effect {
             | Effect::Directory(..)
             | Effect::File(..)
             | Effect::Mask(_)
-            | Effect::ReadOnly(..) => None,
+            | Effect::ReadOnly(..)
+            | Effect::Delegated(_) => None,
         }
     }
 }
@@ -325,6 +335,28 @@ fn file_with(root: BorrowedFd<'_>, at: &OsStr, mode: u32, bytes: &[u8]) -> Done 
             Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }
+    }
+    Ok(())
+}
+
+/// Whoever makes a cgroup and goes there writes to the directory that it is in,
+/// and to the cgroup.procs of that (cgroups(7)).
+fn delegated(root: BorrowedFd<'_>, at: &OsStr) -> Done {
+    let dir = sys::open_in_root(root, &c(at), libc::O_PATH | libc::O_DIRECTORY, 0)?;
+    for name in [".", "cgroup.procs"] {
+        let Err(errno) = faccessat(&dir, name, AccessFlags::W_OK, AtFlags::AT_EACCESS) else { continue };
+        let read_only = || fstatvfs(&dir).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY));
+        let anothers = || fstatat(&dir, name, AtFlags::empty()).is_ok_and(|stat| stat.st_uid != geteuid().as_raw());
+        let text = if errno == Errno::EROFS && read_only() {
+            Some("it is mounted read-only")
+        } else if errno == Errno::EACCES && anothers() {
+            Some("the cgroup that the cgroup namespace was made in is not ours: systemd needs one that is")
+        } else {
+            None
+        };
+        let file = Path::new(at).join(name);
+        let object = format!("access {} W_OK", there(if name == "." { at } else { file.as_os_str() }));
+        return Err(Failure::os(object, errno).because(text.map(Because::new)).into());
     }
     Ok(())
 }

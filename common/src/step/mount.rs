@@ -129,17 +129,7 @@ impl Effect {
                 let tree = new_mount(c"proc", &[], HARMLESS)?;
                 Ok(sys::move_mount(tree.as_fd(), place.as_fd(), false)?)
             }
-            Effect::Cover => {
-                let cwd = getcwd()?;
-                let tree = sys::open_tree(AT_FDCWD, c"/", sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE)?;
-                let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-                sys::move_mount(tree.as_fd(), root.as_fd(), false)?;
-                fchdir(&tree)?;
-                // Where the mount namespace has its root from now on, so that
-                // this is no chroot to the kernel.
-                chroot(".")?;
-                Ok(chdir(&cwd)?)
-            }
+            Effect::Cover => cover_root(),
             Effect::BindRoot(place) => {
                 let tree = tree::copy(place, true)?;
                 let at =
@@ -156,16 +146,7 @@ impl Effect {
                 hands.put(ROOT, layers.make()?);
                 Ok(())
             }
-            Effect::ReadOnlyBelow => {
-                let root = hands.get(ROOT)?;
-                let writable = !fstatvfs(root)?.flags().contains(FsFlags::ST_RDONLY);
-                sys::mount_setattr(root, true, sys::MOUNT_ATTR_RDONLY, None)?;
-                // There is no call for all but the uppermost.
-                if writable {
-                    sys::mount_clear(root, sys::MOUNT_ATTR_RDONLY)?;
-                }
-                Ok(())
-            }
+            Effect::ReadOnlyBelow => read_only_below(hands.get(ROOT)?),
             Effect::ReadOnly => Ok(sys::mount_setattr(hands.get(ROOT)?, false, sys::MOUNT_ATTR_RDONLY, None)?),
             Effect::Pivot => pivot(hands.get(ROOT)?),
         }
@@ -217,6 +198,29 @@ pub fn cover(proc: &Proc) -> Option<Effect> {
 }
 
 // ---- how ----
+
+fn cover_root() -> Done {
+    let cwd = getcwd()?;
+    let tree = sys::open_tree(AT_FDCWD, c"/", sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE)?;
+    let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    sys::move_mount(tree.as_fd(), root.as_fd(), false)?;
+    fchdir(&tree)?;
+    // Where the mount namespace has its root from now on, so that this is no
+    // chroot to the kernel.
+    chroot(".")?;
+    Ok(chdir(&cwd)?)
+}
+
+/// There is no call for all but the uppermost: that is made writable again, if
+/// it was.
+fn read_only_below(root: BorrowedFd<'_>) -> Done {
+    let writable = !fstatvfs(root)?.flags().contains(FsFlags::ST_RDONLY);
+    sys::mount_setattr(root, true, sys::MOUNT_ATTR_RDONLY, None)?;
+    if writable {
+        sys::mount_clear(root, sys::MOUNT_ATTR_RDONLY)?;
+    }
+    Ok(())
+}
 
 fn pivot(root: BorrowedFd<'_>) -> Done {
     let old = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns, unshare};
 
-use super::{Done, Facts, Hands, Step, USERNS};
-use crate::fail::{Because, Errno};
+use super::{Done, Facts, Hands, Step, USERNS, again};
+use crate::fail::{Because, Errno, Failure};
 use crate::holder;
 use crate::id;
 use crate::mind::{self, Child};
@@ -42,6 +42,8 @@ pub enum Effect {
     UseUser(Rc<OwnedFd>, String),
     /// Name the machine.
     Hostname(OsString),
+    /// Be the first process of a pid namespace, or give up.
+    CheckFirst,
     /// Set the loopback interface up.
     Loopback,
     /// A new time namespace in which clocks are ahead by this much: MONOTONIC
@@ -120,6 +122,7 @@ impl Effect {
                 format!("unshare CLONE_NEWTIME, write /proc/self/timens_offsets '{both}', enter")
             }
             Effect::Hostname(name) => format!("sethostname {}", crate::word::quote(name)),
+            Effect::CheckFirst => "check that getpid is 1".to_owned(),
         }
     }
 
@@ -147,6 +150,7 @@ impl Effect {
             Effect::Loopback => "in a new network namespace it is down, and nothing listens on 127.0.0.1",
             Effect::Clocks(..) => "offsets can be written only while nobody is in the namespace",
             Effect::Hostname(_) => "a new uts namespace begins with a copy of the old name",
+            Effect::CheckFirst => "an init is the first process of its pid namespace, to which all orphans fall",
         }
     }
 
@@ -187,6 +191,7 @@ impl Effect {
                 Ok(())
             }
             Effect::Hostname(name) => Ok(nix::unistd::sethostname(name)?),
+            Effect::CheckFirst => is_first(),
             Effect::Loopback => Ok(sys::raise_loopback()?),
             Effect::Clocks(monotonic, boottime) => clocks(*monotonic, *boottime),
         }
@@ -210,6 +215,7 @@ impl Effect {
             Effect::Attach(_)
             | Effect::Release(_)
             | Effect::IntoPid
+            | Effect::CheckFirst
             | Effect::Entrust(_)
             | Effect::TakeUser
             | Effect::UseUser(..) => None,
@@ -240,6 +246,17 @@ fn into_pid(hands: &mut Hands) -> Done {
             sys::exit_now(0)
         }
     }
+}
+
+/// Whether this is the first process; the number is that in its own namespace.
+fn is_first() -> Done {
+    let number = std::process::id();
+    if number == 1 {
+        return Ok(());
+    }
+    let text =
+        format!("this is process {number} of its pid namespace: the first is the program of ns-new -p, without --init");
+    Err(Failure::refused("be process 1").because(Some(Because::new(text))).into())
 }
 
 // ---- why not ----
@@ -280,7 +297,8 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
         return user_refused(proc);
     }
     let lacks = proc.status(facts.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
-    lacks.then(|| Because::new("without a user namespace (ns-new -U) this needs CAP_SYS_ADMIN, and we do not have it"))
+    let because = Because::new("without a user namespace (ns-new -U) this needs CAP_SYS_ADMIN, and we do not have it");
+    lacks.then(|| because.remedy_if(again(&["-U"])))
 }
 
 /// The pid namespace that our children are born in.
