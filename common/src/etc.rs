@@ -302,37 +302,41 @@ pub struct Edit {
     pub new: Vec<u8>,
 }
 
-/// New contents for one file, written beside it and safe on the disk.
+/// New contents for one file, written beside it.
 pub struct Prepared {
     etc: Rc<Etc>,
     name: String,
     source: Option<Rc<Original>>,
+    new: File,
 }
 
 /// Writes the file `name` anew beside itself, with its owner and mode: what
 /// `source` (the file as it was read; None: there was none) has, with `edits`,
-/// which are in ascending order; then syncs it.
+/// which are in ascending order. The disk begins with it, while the next file
+/// is written.
 ///
 /// # Errors
-/// Those of open(2), write(2) and fsync(2): ENOSPC, EROFS, EACCES.
+/// Those of open(2) and write(2): ENOSPC, EROFS, EACCES.
 pub fn prepare(etc: &Rc<Etc>, name: &str, source: Option<Rc<Original>>, edits: &[Edit]) -> Os<Prepared> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-    let mut new = File::from(etc.at(&temporary(name), flags, 0o600)?);
-    let prepared = Prepared { etc: etc.clone(), name: name.to_owned(), source: source.clone() };
+    let new = File::from(etc.at(&temporary(name), flags, 0o600)?);
+    // From here on it is removed again by whatever fails.
+    let mut prepared = Prepared { etc: etc.clone(), name: name.to_owned(), source: source.clone(), new };
+    let new = &prepared.new;
     let mode = match &source {
         Some(old) => {
-            let (old, made) = (fstat(&old.file)?, fstat(&new)?);
+            let (old, made) = (fstat(&old.file)?, fstat(new)?);
             if (old.st_uid, old.st_gid) != (made.st_uid, made.st_gid) {
-                fchown(&new, Some(Uid::from_raw(old.st_uid)), Some(Gid::from_raw(old.st_gid)))?;
+                fchown(new, Some(Uid::from_raw(old.st_uid)), Some(Gid::from_raw(old.st_gid)))?;
             }
             // shadow takes these bits and drops all others.
             old.st_mode & 0o664
         }
         None => 0o644,
     };
-    fchmod(&new, Mode::from_bits_truncate(mode))?;
-    copy(source.as_ref().map(|old| &old.file), edits, &mut new)?;
-    new.sync_all().map_err(errno)?;
+    fchmod(new, Mode::from_bits_truncate(mode))?;
+    copy(source.as_ref().map(|old| &old.file), edits, &mut prepared.new)?;
+    sys::begin_writing(prepared.new.as_fd());
     Ok(prepared)
 }
 
@@ -359,6 +363,19 @@ fn errno(error: io::Error) -> Errno {
 }
 
 impl Prepared {
+    /// Makes the new contents safe on the disk.
+    ///
+    /// # Errors
+    /// Those of fsync(2), which may be late ones of write(2): EIO, EDQUOT.
+    pub fn sync(&self) -> Os<()> {
+        self.new.sync_all().map_err(errno)
+    }
+
+    /// The path at which they stand until the rename.
+    pub fn path(&self) -> String {
+        self.etc.path(&temporary(&self.name))
+    }
+
     /// Whether the file is still as it was read: an editor takes no lock.
     ///
     /// # Errors

@@ -31,6 +31,7 @@ impl Taken {
     }
 
     /// Takes a range.
+    #[inline]
     pub fn add(&mut self, range: Range) {
         match self {
             Taken::Ranges(ranges) => ranges.push(range),
@@ -136,7 +137,9 @@ pub fn survey(
     Ok((survey, same))
 }
 
-/// Word by word: memcmp(3) of musl takes a byte at a time.
+/// Word by word: memcmp(3) of musl takes a byte at a time. Like `sort_out` not
+/// to become a part of its caller, which is compiled to be small.
+#[inline(never)]
 fn is_equal(a: &[u8], b: &[u8]) -> bool {
     let word = |bytes: &[u8]| <[u8; 8]>::try_from(bytes).map_or(0, u64::from_ne_bytes);
     let (mut ours, mut theirs) = (a.chunks_exact(8), b.chunks_exact(8));
@@ -144,14 +147,18 @@ fn is_equal(a: &[u8], b: &[u8]) -> bool {
     words && ours.remainder() == theirs.remainder()
 }
 
+#[inline(never)]
 fn sort_out(piece: &[u8], owner: &Owner, own: &mut Vec<Range>, taken: &mut Taken) {
     let mut rest = piece;
     while !rest.is_empty() {
         // Nearly all lines are plain, and are read once.
         let length = if let Some((word, start, count, length)) = plain(rest) {
-            match Range::new(start, count).filter(|_| owner.is(word)) {
-                Some(range) => own.push(range),
-                None => clipped(start, count).into_iter().for_each(|range| taken.add(range)),
+            if let Some(range) = clipped(start, count) {
+                if u64::from(range.count) == count && owner.is(word) {
+                    own.push(range);
+                } else {
+                    taken.add(range);
+                }
             }
             length
         } else {

@@ -591,6 +591,13 @@ pub fn exchange(dir: BorrowedFd<'_>, one: &CStr, other: &CStr) -> Result<()> {
     answer(unsafe { libc::syscall(libc::SYS_renameat2, dir, one.as_ptr(), dir, other.as_ptr(), flags) }).map(drop)
 }
 
+/// Has the disk begin with what has been written to `fd` (sync_file_range(2)):
+/// whoever syncs it later has less to wait for. No promise, and so no error.
+pub fn begin_writing(fd: BorrowedFd<'_>) {
+    // SAFETY: no memory is passed; the descriptor is open as long as `fd` lives.
+    unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 // ---- mounts ----
 
 /// open_tree(2) flag: make a detached copy.
@@ -914,6 +921,14 @@ pub fn permitted() -> u64 {
     capctl::CapState::get_current().map_or(0, |state| bits(state.permitted))
 }
 
+/// What has effect, likewise.
+///
+/// # Errors
+/// None in practice.
+pub fn effective() -> Result<u64> {
+    caps(capctl::CapState::get_current()).map(|state| bits(state.effective))
+}
+
 fn bits(set: capctl::CapSet) -> u64 {
     set.iter().fold(0, |all, cap| all | 1 << u32::from(cap as u8))
 }
@@ -1000,6 +1015,38 @@ pub fn has_attribute(fd: BorrowedFd<'_>, name: &CStr) -> bool {
     // SAFETY: the name ends in NUL; size 0 only asks for the size.
     let n = unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), std::ptr::null_mut(), 0) };
     n >= 0
+}
+
+// ---- who this process is ----
+
+// The C library's functions of these names first stop all other threads, of
+// which there are none: five more system calls for each.
+
+/// Becomes a member of these groups and no others (setgroups(2)).
+///
+/// # Errors
+/// EPERM: not permitted, or denied in this user namespace; EINVAL: unmapped.
+pub fn set_groups(ids: &[u32]) -> Result<()> {
+    // SAFETY: the kernel reads as many numbers as there are.
+    answer(unsafe { libc::syscall(libc::SYS_setgroups, ids.len(), ids.as_ptr()) }).map(drop)
+}
+
+/// Makes `id` the real, effective and saved gid (setresgid(2)).
+///
+/// # Errors
+/// EPERM; EINVAL: it is not mapped.
+pub fn set_gid(id: u32) -> Result<()> {
+    // SAFETY: no memory is passed; nskit has no threads that could differ.
+    answer(unsafe { libc::syscall(libc::SYS_setresgid, id, id, id) }).map(drop)
+}
+
+/// The same for the uid (setresuid(2)).
+///
+/// # Errors
+/// EPERM; EINVAL: it is not mapped; EAGAIN: RLIMIT_NPROC.
+pub fn set_uid(id: u32) -> Result<()> {
+    // SAFETY: as for `set_gid`.
+    answer(unsafe { libc::syscall(libc::SYS_setresuid, id, id, id) }).map(drop)
 }
 
 // ---- what the next program finds ----

@@ -28,10 +28,10 @@ pub struct Draft {
 
 /// An effect on the files of a change.
 pub enum Effect {
-    /// Write new contents beside the file and make them safe on the disk.
+    /// Write new contents beside the file.
     Prepare(Rc<Change>, Draft),
-    /// Rename everything prepared over the old files, in order, and unlock:
-    /// their names.
+    /// Make everything prepared safe on the disk, rename it over the old files,
+    /// in order, and unlock: their names.
     Replace(Rc<Change>, Vec<String>),
 }
 
@@ -85,7 +85,7 @@ impl Effect {
         match self {
             Effect::Prepare(..) => "a crash while the file itself is written would leave half of it",
             Effect::Replace(..) => {
-                "rename(2) shows every reader the old file or the new one; then the directory is synced"
+                "once both are safe on the disk: rename(2) shows every reader the old file or the new one; then the directory is synced"
             }
         }
     }
@@ -111,6 +111,9 @@ impl Effect {
             Effect::Replace(change, _) => {
                 // Out of the change first: what fails is removed again here.
                 let prepared: Vec<Prepared> = change.prepared.borrow_mut().drain(..).collect();
+                for each in &prepared {
+                    each.sync().map_err(|e| Failure::os(format!("write {}", each.path()), e))?;
+                }
                 for each in &prepared {
                     if !each.is_current()? {
                         let act = format!("{}: it has been changed meanwhile", self.act());
