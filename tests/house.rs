@@ -41,7 +41,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("step", &["fail", "mind", "ns", "path", "proc", "sys", "word"]),
     ("step/cgroup", &["step", "cgroup", "fail", "mind", "ns", "proc", "sys"]),
     ("step/notify", &["step", "fail", "mind", "sys", "word"]),
-    ("step/newuidmap", &["step", "fail", "helper", "id", "proc", "subid", "target", "user"]),
+    ("step/newuidmap", &["step", "fail", "helper", "id", "proc", "subid", "sys", "target", "user"]),
     ("step/map", &["step", "step/newuidmap", "fail", "id", "mind", "ns", "proc", "record", "sys", "target"]),
     ("step/tree", &["step", "fail", "ns", "owners", "path", "proc", "sys", "word"]),
     ("step/ns", &["step", "fail", "holder", "id", "mind", "ns", "proc", "sys", "target", "word"]),

@@ -72,16 +72,16 @@ pub(crate) fn enter(files: &[File], target: Option<(&Target, &[Kind])>, join: Pl
     };
     let of_target = Kind::ALL.into_iter().find_map(|kind| Some(place(kind, &*theirs(kind)?)));
     let mut all = vec![(of_target.unwrap_or(0), join)];
-    all.extend(files.iter().map(|file| (place(file.kind, &file.fd), one(file, proc))));
+    all.extend(files.iter().map(|file| (place(file.kind, &file.fd), one(file))));
     all.sort_by_key(|(place, _)| *place);
     Plan { steps: all.into_iter().flat_map(|(_, plan)| plan.steps).collect(), ..Plan::default() }
 }
 
-fn one(file: &File, proc: &Proc) -> Plan {
+fn one(file: &File) -> Plan {
     let mut plan = Plan::default();
     plan.push(ns::Effect::JoinFile(file.fd.clone(), file.kind, file.name.clone()));
     match file.kind {
-        Kind::User => plan.push(own::Effect::Settle(Me::nameless(proc).own)),
+        Kind::User => plan.push(own::Effect::Settle(Me::nameless().own)),
         Kind::Pid => plan.push(into_pid(file.fd.clone())),
         Kind::Mnt | Kind::Uts | Kind::Ipc | Kind::Cgroup | Kind::Net | Kind::Time => {}
     }

@@ -147,7 +147,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, files
         return Err(CLI.usage("--setuid and --setgid: one way to become somebody is enough"));
     }
     let usual = somebody.is_none() && like.credentials.is_none();
-    let mut uid = Some(proc.own().uid[1]);
+    let mut uid = Some(Me::nameless().own.uid);
     if kinds.contains(&Kind::User) && (usual || brought.is_some()) {
         uid = become_mapped(proc, target, &mut inside);
     }
@@ -406,7 +406,7 @@ fn wanted(args: &Args, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
 /// that is; and whether it is one's own.
 fn id_inside(proc: &Proc, target: &Target, kind: IdKind) -> Option<(u32, bool)> {
     let map = Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok()?;
-    let own = map.inside(*Me::nameless(proc).own.of(kind));
+    let own = map.inside(*Me::nameless().own.of(kind));
     own.map(|id| (id, true)).or_else(|| map.outside(0).map(|_| (0, false)))
 }
 

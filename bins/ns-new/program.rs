@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     }
     let as_owner = owner.map(|owner| owner.own);
     let root = root_inside(&maps, as_owner.as_ref(), proc);
-    credentials(args, &maps, as_owner.unwrap_or_else(|| Me::nameless(proc).own), &mut inside);
+    credentials(args, &maps, as_owner.unwrap_or_else(|| Me::nameless().own), &mut inside);
     setup::inside(args, &setup::kinds(args), &mut inside)?;
     directories(args, proc, &mut inside)?;
     unshare::ids(args, &mut inside)?;
@@ -129,11 +129,11 @@ fn cgroup(args: &Args, proc: &Proc) -> Result<Option<Cgroup>> {
 /// Who is root inside, as far as that is another than we, and a cgroup can be
 /// given to him.
 fn root_inside(maps: &Maps, owner: Option<&Both<u32>>, proc: &Proc) -> Option<(u32, u32)> {
-    let own = proc.own();
     let ids = match maps {
         Maps::Outside(maps, _) => (maps.uid.outside(0)?, maps.gid.outside(0)?),
         Maps::None | Maps::Own(_) | Maps::Awaited(..) => owner.map(|owner| (owner.uid, owner.gid))?,
     };
+    let own = proc.own();
     (own.can(CAP_CHOWN) && ids != (own.uid[1], own.gid[1])).then_some(ids)
 }
 
@@ -235,14 +235,14 @@ fn maps(args: &Args, kinds: &[Kind], owner: Option<&Me>, proc: &Proc) -> Result<
     let piped = words.iter().any(|word| word == "-");
     let extents =
         if piped { from_stream(&words)? } else { from_words_of(owner, &words, proc, args.flag("host-root"))? };
-    let me = Me::nameless(proc);
+    let me = Me::nameless();
     let own = |kind: IdKind| extents.of(kind).iter().all(|e| e.count == 1 && e.outside == *me.own.of(kind));
     let alone = owner.is_none() && !piped && setgroups != Some(true) && IdKind::BOTH.into_iter().all(own);
     let mut maps = lawful(extents, proc)?;
     if alone {
         return Ok(Maps::Own(maps));
     }
-    let ways = newuidmap::ways(proc, None, &mut maps, setgroups, false)?;
+    let ways = newuidmap::ways(None, &mut maps, setgroups, false)?;
     newuidmap::check_grants(None, &maps, &ways.by_helper)?;
     Ok(Maps::Outside(maps, ways))
 }

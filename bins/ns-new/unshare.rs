@@ -46,7 +46,7 @@ pub(crate) fn words(args: &Args, owner: Option<&Me>, proc: &Proc) -> Result<Vec<
     for kind in Kind::BOTH {
         let before = words.len();
         let letter = if kind == Kind::Uid { "u" } else { "g" };
-        let own = Me::nameless(proc).own;
+        let own = Me::nameless().own;
         let one = args.value(if kind == Kind::Uid { "map-user" } else { "map-group" });
         if let Some(word) = one {
             let known = if kind == Kind::Uid { word.to_str().and_then(user::named) } else { None };
@@ -63,7 +63,7 @@ pub(crate) fn words(args: &Args, owner: Option<&Me>, proc: &Proc) -> Result<Vec<
                     *alone.of_mut(kind) = false;
                 }
                 Some("subids") => {
-                    let me = owner.cloned().unwrap_or_else(|| Me::now(proc));
+                    let me = owner.cloned().unwrap_or_else(Me::now);
                     let ranges = granted(&me)?;
                     let same = ranges.of(kind).iter().map(|r| format!("{letter}:{0}:{0}:{1}", r.first, r.count));
                     words.extend(same.map(OsString::from));

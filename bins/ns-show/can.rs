@@ -120,8 +120,8 @@ fn child(kinds: &[Kind], inner: Plan, proc: &Rc<Proc>) -> Plan {
 }
 
 /// The map of the own ids, which everybody may write.
-fn mapped(proc: &Proc) -> Plan {
-    let me = Me::now(proc);
+fn mapped() -> Plan {
+    let me = Me::now();
     let one = |kind| Map::new(Preset::Root.extents(*me.own.of(kind), &[])).ok();
     let mut plan = Plan::default();
     if let (Some(uid), Some(gid)) = (one(IdKind::Uid), one(IdKind::Gid)) {
@@ -135,7 +135,7 @@ fn mapped(proc: &Proc) -> Plan {
 fn user_namespaces(proc: &Rc<Proc>) -> Vec<(String, Plan)> {
     let mut tries = vec![
         ("make a user namespace".to_owned(), child(&[Kind::User], Plan::default(), proc)),
-        ("map the own id in it".to_owned(), child(&[Kind::User], mapped(proc), proc)),
+        ("map the own id in it".to_owned(), child(&[Kind::User], mapped(), proc)),
     ];
     for kind in Kind::ALL.into_iter().skip(1) {
         let a = if kind == Kind::Ipc { "an" } else { "a" };
@@ -172,7 +172,7 @@ fn limits(proc: &Proc, found: &mut Found) {
 // ---- many ids ----
 
 fn many_ids(proc: &Rc<Proc>, found: &mut Found) {
-    let (me, own) = (Me::now(proc), proc.own());
+    let (me, own) = (Me::now(), proc.own());
     if own.can(CAP_SETUID) && own.can(CAP_SETGID) {
         found.answer("map many ids (CAP_SETUID, CAP_SETGID)", with_child(proc, &any_ids(proc)));
         return;
@@ -249,7 +249,7 @@ const HARMLESS: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 fn file_systems(proc: &Rc<Proc>) -> Vec<(String, Plan)> {
     let mut tries = Vec::new();
     for fstype in ["tmpfs", "devpts", "proc", "sysfs", "mqueue", "cgroup2"] {
-        let mut inner = mapped(proc);
+        let mut inner = mapped();
         inner.push(mount::Effect::Try(fstype, HARMLESS));
         tries.push((format!("mount {fstype} there"), child(&Kind::ALL, inner, proc)));
     }
@@ -263,7 +263,7 @@ fn file_systems(proc: &Rc<Proc>) -> Vec<(String, Plan)> {
 /// A copy of the root to mount in: nothing of it reaches the mounts of others.
 fn private_root(proc: &Proc) -> Option<Plan> {
     let root = Place::at(OsStr::new("/")).ok()?;
-    let mut plan = mapped(proc);
+    let mut plan = mapped();
     plan.push(mount::Effect::Slave);
     mount::cover(proc).into_iter().for_each(|effect| plan.push(effect));
     plan.push(mount::Effect::BindRoot(root));
@@ -323,7 +323,7 @@ fn shift(plan: &mut Plan, outside: u32) {
 }
 
 fn idmapped(proc: &Rc<Proc>) -> Vec<(String, Plan)> {
-    let mut inner = mapped(proc);
+    let mut inner = mapped();
     inner.push(mount::Effect::Try("tmpfs", HARMLESS));
     shift(&mut inner, 0);
     vec![("idmap a tmpfs of the own user namespace".to_owned(), child(&[Kind::User, Kind::Mnt], inner, proc))]

@@ -14,7 +14,6 @@ use common::cli::Args;
 use common::fail::{Because, Errno, Failure, Result};
 use common::id::{Both, Kind, Range, subject, without};
 use common::preset::{Me, Preset, maps};
-use common::proc::Proc;
 use common::subid::POOL;
 use common::survey::merged;
 use common::target;
@@ -49,8 +48,7 @@ impl Needs {
 pub(crate) fn fit(args: &Args) -> Result<Outcome> {
     let word = args.value("fit").unwrap_or_default();
     let preset = map::preset(args, Preset::Auto)?;
-    let proc = Proc::open()?;
-    let me = owner(args, &*etc(args)?)?.map_or_else(|| Me::now(&proc), Me::other);
+    let me = owner(args, &*etc(args)?)?.map_or_else(Me::now, Me::other);
     let needs = match word.as_bytes().strip_prefix(b"fd:") {
         Some(number) => in_archive(File::from(target::duplicate(OsStr::from_bytes(number))?), &word)?,
         None => in_path(Path::new(&word))?,

@@ -55,9 +55,9 @@ fn with_maps(mut stream: Stream, maps: &Both<Vec<Extent>>) -> Stream {
 }
 
 /// Whose map it is.
-fn me(args: &Args, proc: &Proc) -> Result<Me> {
+fn me(args: &Args) -> Result<Me> {
     let other: Option<User> = if args.piped() { None } else { owner(args, &*etc(args)?)? };
-    Ok(other.map_or_else(|| Me::now(proc), Me::other))
+    Ok(other.map_or_else(Me::now, Me::other))
 }
 
 pub(crate) fn map(args: &Args) -> Result<Outcome> {
@@ -65,7 +65,7 @@ pub(crate) fn map(args: &Args) -> Result<Outcome> {
     let proc = Proc::open()?;
     // First of all the stream: whoever reads runs dry if its writer does.
     let before = before(args)?;
-    let me = me(args, &proc)?;
+    let me = me(args)?;
     guard_root(preset, &me, &proc, args.flag("host-root"))?;
     let mut plan = Plan::default();
     let holder = holder(&before, &proc, &mut plan.dry)?;
@@ -94,7 +94,7 @@ pub(crate) fn cut(args: &Args) -> Result<Outcome> {
     }
     let proc = Rc::new(Proc::open()?);
     let before = before(args)?;
-    let me = Me::now(&proc);
+    let me = Me::now();
     guard_root(preset, &me, &proc, args.flag("host-root"))?;
     let mut plan = Plan::default();
     let holder = holder(&before, &proc, &mut plan.dry)?;

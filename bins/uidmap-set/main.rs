@@ -129,7 +129,7 @@ fn write(
     plan: &mut Plan,
 ) -> Result<()> {
     let serves = matches!(standing, Standing::Serving(_));
-    let ways = newuidmap::ways(proc, target, &mut maps, setgroups, serves)?;
+    let ways = newuidmap::ways(target, &mut maps, setgroups, serves)?;
     // Once privileged, we ask for nothing but what the caller has asked for.
     if matches!(standing, Standing::Ordinary) {
         newuidmap::check_grants(target, &maps, &ways.by_helper)?;

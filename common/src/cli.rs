@@ -35,6 +35,14 @@ impl Opt {
         let gap = if self.value.is_empty() || self.value.starts_with('[') { "" } else { " " };
         format!("  {short:<3} --{}{gap}{}", self.long, self.value)
     }
+
+    fn may_be_named(&self, word: &[u8]) -> bool {
+        match word.strip_prefix(b"--") {
+            Some(long) => long.split(|b| *b == b'=').next() == Some(self.long.as_bytes()),
+            // Letters may stand together.
+            None => word.first() == Some(&b'-') && self.short.bytes().any(|letter| word.contains(&letter)),
+        }
+    }
 }
 
 /// An option without a letter and without a value.
@@ -126,6 +134,8 @@ pub const COMMON: &[Opt] = &[
 /// A command line as it was typed.
 pub struct Args {
     given: Vec<Matches>,
+    /// The long names of those options that getopts was told of.
+    named: Vec<&'static str>,
     /// The long names whose letters stand apart.
     letters: Vec<(&'static str, &'static str)>,
     /// The operands, without the program to run.
@@ -148,10 +158,10 @@ impl Cli {
         self.options.iter().copied().flatten().chain(COMMON)
     }
 
-    fn grammar(&self, style: ParsingStyle) -> Options {
+    fn grammar(style: ParsingStyle, named: &[&Opt]) -> Options {
         let mut options = Options::new();
         options.parsing_style(style);
-        for opt in self.all() {
+        for opt in named {
             if opt.value.is_empty() {
                 options.optflagmulti(opt.short, opt.long, "");
             } else if opt.value.starts_with('[') {
@@ -173,16 +183,21 @@ impl Cli {
     /// Wrong usage.
     pub fn parse(&self, words: &[OsString]) -> Result<Args> {
         let mut rest: Vec<String> = words.iter().map(|w| widen(w)).collect();
-        let apart = self.all().filter(|o| o.value.starts_with('[') && !o.short.is_empty());
+        // getopts is told of no other: to tell it of fifty, and to ask it, takes
+        // longer than what a tool is for.
+        let is_named = |opt: &&Opt| words.iter().any(|word| opt.may_be_named(word.as_bytes()));
+        let named: Vec<&Opt> = self.all().filter(is_named).collect();
+        let apart = named.iter().filter(|o| o.value.starts_with('[') && !o.short.is_empty());
         let letters = apart.map(|o| (o.long, o.short)).collect();
-        let mut args = Args { given: Vec::new(), letters, operands: Vec::new(), program: Vec::new() };
+        let longs = named.iter().map(|opt| opt.long).collect();
+        let mut args = Args { given: Vec::new(), named: longs, letters, operands: Vec::new(), program: Vec::new() };
         let style = match self.operands {
             Operands::Free | Operands::FreeThenProgram => ParsingStyle::FloatingFrees,
             Operands::Program(..) => ParsingStyle::StopAtFirstFree,
         };
         loop {
             let before = rest.len();
-            let given = self.grammar(style).parse(&rest).map_err(|e| self.usage(&e.to_string()))?;
+            let given = Cli::grammar(style, &named).parse(&rest).map_err(|e| self.usage(&e.to_string()))?;
             let free = given.free.clone();
             // After `--` nothing is an option any more; getopts has eaten it.
             let ended = before > free.len() && rest[before - free.len() - 1] == "--";
@@ -218,6 +233,8 @@ impl Cli {
     pub fn preceded(&self, args: &Args, words: &[OsString]) -> Result<Args> {
         let mut all = self.parse(words)?;
         all.given.extend(args.given.iter().cloned());
+        all.named.extend(&args.named);
+        all.letters.extend(&args.letters);
         Ok(Args { operands: args.operands.clone(), program: args.program.clone(), ..all })
     }
 
@@ -274,6 +291,9 @@ impl Cli {
 impl Args {
     /// Whether the option was given, without a value if it may have one.
     pub fn flag(&self, long: &str) -> bool {
+        if !self.named.contains(&long) {
+            return false;
+        }
         let letter = self.letters.iter().find(|(known, _)| *known == long).map(|(_, letter)| *letter);
         let given = |name: &str| self.given.iter().any(|m| m.opt_defined(name) && m.opt_present(name));
         given(long) || letter.is_some_and(given)
@@ -286,6 +306,9 @@ impl Args {
 
     /// All values given for an option, in order.
     pub fn values(&self, long: &str) -> Vec<OsString> {
+        if !self.named.contains(&long) {
+            return Vec::new();
+        }
         let defined = self.given.iter().filter(|m| m.opt_defined(long));
         defined.flat_map(|m| m.opt_strs(long)).map(|v| narrow(&v)).collect()
     }

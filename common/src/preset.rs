@@ -129,15 +129,14 @@ pub struct Me {
 
 impl Me {
     /// Who this process is.
-    pub fn now(proc: &Proc) -> Me {
-        let me = Me::nameless(proc);
+    pub fn now() -> Me {
+        let me = Me::nameless();
         Me { user: user::by_uid(me.own.uid).unwrap_or(me.user), own: me.own }
     }
 
     /// The same without a look at who has this uid.
-    pub fn nameless(proc: &Proc) -> Me {
-        let status = proc.own();
-        let own = Both { uid: status.uid[1], gid: status.gid[1] };
+    pub fn nameless() -> Me {
+        let own = user::own_ids();
         let user = User { name: own.uid.to_string(), uid: own.uid, gid: own.gid, shell: String::new() };
         Me { user, own }
     }
@@ -202,7 +201,7 @@ pub fn from_words_of(
         };
         if let Some(preset) = std::str::from_utf8(name).ok().and_then(Preset::named) {
             // Who has the own id is nobody's business where it is all there is.
-            let me = || if preset.is_single() { Me::nameless(proc) } else { Me::now(proc) };
+            let me = || if preset.is_single() { Me::nameless() } else { Me::now() };
             let me = other.cloned().unwrap_or_else(me);
             guard_root(preset, &me, proc, host_root)?;
             let made = maps(preset, &me)?;

@@ -3,8 +3,9 @@
 //! nothing, judges nothing.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::string::FromUtf8Error;
 
-use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::sys::statfs::{FsType, fstatfs};
 
@@ -104,7 +105,7 @@ impl Proc {
     /// ENOENT: there is none; a refusal where it is no proc file system.
     pub fn open() -> Result<Proc> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let fd = open("/proc", flags, Mode::empty()).map_err(|e| Failure::os("open /proc", e))?;
+        let fd = openat(AT_FDCWD, "/proc", flags, Mode::empty()).map_err(|e| Failure::os("open /proc", e))?;
         match fstatfs(&fd) {
             Ok(fs) if fs.filesystem_type() == PROC_SUPER_MAGIC => Ok(Proc(fd)),
             Ok(_) => Err(Failure::refused("/proc is not a proc file system")),
@@ -131,7 +132,8 @@ impl Proc {
 
     /// The whole of the file `path` as text, if it can be read.
     pub fn text(&self, path: &str) -> Option<String> {
-        self.read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        let lossy = |e: FromUtf8Error| String::from_utf8_lossy(e.as_bytes()).into_owned();
+        Some(String::from_utf8(self.read(path).ok()?).unwrap_or_else(lossy))
     }
 
     /// The number in /proc/sys/`name`.
@@ -180,16 +182,7 @@ impl Proc {
         Some(parse_status(&self.text(&format!("{who}/status"))?))
     }
 
-    /// The capabilities and ids of this process, for a decision.
-    ///
-    /// # Errors
-    /// They cannot be read.
-    pub fn me(&self) -> Result<Status> {
-        let text = self.read("self/status").map_err(|e| Failure::os("read /proc/self/status", e))?;
-        Ok(parse_status(&String::from_utf8_lossy(&text)))
-    }
-
-    /// The same for a reason, or where only the ids count.
+    /// The capabilities and ids of this process, for a reason.
     pub fn own(&self) -> Status {
         self.status("self").unwrap_or_else(|| {
             // Not readable (no descriptor left): the ids are known all the same.
@@ -379,7 +372,7 @@ pub fn numbers(dir: &OwnedFd) -> Vec<i32> {
 /// Those of read(2); E2BIG over the limit.
 pub fn read_all(fd: impl AsFd, limit: usize) -> std::result::Result<Vec<u8>, Errno> {
     let mut all = Vec::new();
-    let mut piece = [0; 16384];
+    let mut piece = [0; 4096];
     loop {
         match nix::unistd::read(fd.as_fd(), &mut piece) {
             Ok(0) => return Ok(all),
@@ -401,27 +394,29 @@ fn parse_status(text: &str) -> Status {
     let mut status = Status { state: '?', ..Status::default() };
     for line in text.lines() {
         let Some((key, value)) = line.split_once(':') else { continue };
-        let value = value.trim();
-        let hex = || u64::from_str_radix(value, 16).unwrap_or(0);
+        // Most lines are of no interest here.
+        let value = || value.trim();
+        let hex = || u64::from_str_radix(value(), 16).unwrap_or(0);
+        let number = || value().parse().unwrap_or(0);
         let four = || {
             let mut ids = [0; 4];
-            for (id, word) in ids.iter_mut().zip(value.split_whitespace()) {
+            for (id, word) in ids.iter_mut().zip(value().split_whitespace()) {
                 *id = word.parse().unwrap_or(0);
             }
             ids
         };
         match key {
             // Anybody may call a process anything, also what a terminal obeys.
-            "Name" => status.name = quote(value),
-            "State" => status.state = value.chars().next().unwrap_or('?'),
+            "Name" => status.name = quote(value()),
+            "State" => status.state = value().chars().next().unwrap_or('?'),
             "Uid" => status.uid = four(),
             "Gid" => status.gid = four(),
-            "NSpid" => status.pids = value.split_whitespace().filter_map(|w| w.parse().ok()).collect(),
-            "PPid" => status.parent = value.parse().unwrap_or(0),
-            "Threads" => status.threads = value.parse().unwrap_or(0),
+            "NSpid" => status.pids = value().split_whitespace().filter_map(|w| w.parse().ok()).collect(),
+            "PPid" => status.parent = number(),
+            "Threads" => status.threads = number().into(),
             "CapEff" => status.effective = hex(),
             "CapBnd" => status.bounding = hex(),
-            "NoNewPrivs" => status.no_new_privs = value == "1",
+            "NoNewPrivs" => status.no_new_privs = value() == "1",
             "SigBlk" | "SigIgn" | "SigCgt" => status.handled |= hex(),
             _ => {}
         }

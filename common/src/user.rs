@@ -5,7 +5,7 @@
 use std::fmt;
 
 use crate::helper;
-use crate::id::number;
+use crate::id::{Both, number};
 
 /// One user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,11 @@ impl fmt::Display for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (uid {})", self.name, self.uid)
     }
+}
+
+/// The effective ids of this process.
+pub fn own_ids() -> Both<u32> {
+    Both { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
 }
 
 /// The users in the text of a passwd file.

@@ -8,6 +8,7 @@ use crate::helper;
 use crate::id::{Both, Extent, Kind, Map, Range, subject, without};
 use crate::proc::{self, CAP_SETGID, CAP_SETUID, Proc};
 use crate::subid;
+use crate::sys;
 use crate::target::{self, Target};
 use crate::user;
 
@@ -95,18 +96,12 @@ pub struct Ways {
 ///
 /// # Errors
 /// A helper is missing; `setgroups` cannot be as wanted.
-pub fn ways(
-    proc: &Proc,
-    target: Option<&Rc<Target>>,
-    maps: &mut Both<Map>,
-    setgroups: Option<bool>,
-    serves: bool,
-) -> Result<Ways> {
-    let own = proc.me()?;
-    let me = Both { uid: own.uid[1], gid: own.gid[1] };
+pub fn ways(target: Option<&Rc<Target>>, maps: &mut Both<Map>, setgroups: Option<bool>, serves: bool) -> Result<Ways> {
+    let effective = sys::effective().map_err(|e| Failure::os("read the own capabilities", e))?;
+    let me = user::own_ids();
     let is_own = |kind: Kind, map: &Map| matches!(map.extents(), [e] if e.count == 1 && e.outside == *me.of(kind));
     let single = Both { uid: is_own(Kind::Uid, &maps.uid), gid: is_own(Kind::Gid, &maps.gid) };
-    let can = |kind: Kind| serves || own.can(capability(kind).0);
+    let can = |kind: Kind| serves || effective >> capability(kind).0 & 1 == 1;
     let by_helper: Vec<Kind> = Kind::BOTH.into_iter().filter(|k| !single.of(*k) && !can(*k)).collect();
     for kind in &by_helper {
         *maps.of_mut(*kind) = own_apart(*kind, maps.of(*kind), *me.of(*kind))?;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, fstat};
-use nix::unistd::{Gid, Uid, chdir, isatty, setgroups, setresgid, setresuid};
+use nix::unistd::{chdir, isatty};
 
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Failure};
@@ -123,11 +123,10 @@ impl Effect {
         match self {
             Effect::Become { uid, gid, groups } => {
                 if *groups {
-                    setgroups(&[])?;
+                    sys::set_groups(&[])?;
                 }
-                let (uid, gid) = (Uid::from_raw(*uid), Gid::from_raw(*gid));
-                setresgid(gid, gid, gid)?;
-                Ok(setresuid(uid, uid, uid)?)
+                sys::set_gid(*gid)?;
+                Ok(sys::set_uid(*uid)?)
             }
             Effect::Settle(me) => settle(me, hands),
             Effect::RaiseAmbient => Ok(sys::raise_ambient()?),

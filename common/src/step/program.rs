@@ -11,7 +11,7 @@ use nix::fcntl::{AtFlags, OFlag, open};
 use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Uid, execve, execveat, fchdir, setgroups, setresgid, setresuid};
+use nix::unistd::{execve, execveat, fchdir};
 
 use super::end::exec_refused;
 use super::{Done, Facts, Hands, Step};
@@ -186,18 +186,11 @@ impl Effect {
     fn perform(&self, hands: &mut Hands) -> Done {
         match self {
             Effect::Bound(kept) => Ok(sys::bound_capabilities(*kept)?),
-            Effect::Groups(ids) => {
-                let ids: Vec<Gid> = ids.iter().map(|id| Gid::from_raw(*id)).collect();
-                Ok(setgroups(&ids)?)
-            }
-            Effect::Gid(id) => {
-                let id = Gid::from_raw(*id);
-                Ok(setresgid(id, id, id)?)
-            }
+            Effect::Groups(ids) => Ok(sys::set_groups(ids)?),
+            Effect::Gid(id) => Ok(sys::set_gid(*id)?),
             Effect::Uid(id, keep) => {
                 sys::keep_capabilities(*keep)?;
-                let id = Uid::from_raw(*id);
-                Ok(setresuid(id, id, id)?)
+                Ok(sys::set_uid(*id)?)
             }
             Effect::Ambient(caps) => Ok(sys::only_ambient(*caps)?),
             Effect::NoNewPrivileges => Ok(nix::sys::prctl::set_no_new_privs()?),
