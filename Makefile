@@ -10,6 +10,7 @@ SCRIPTS = \
 	.ci/run \
 	tests/bench/idmap \
 	tests/bench/ns-show \
+	tests/bench/pipeline \
 	tests/bench/subid-alloc \
 	tests/build \
 	tests/completions/make \
