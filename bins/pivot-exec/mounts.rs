@@ -30,6 +30,17 @@ struct Line {
     options: Vec<OsString>,
 }
 
+/// What each short form mounts.
+const SHORT: [(&str, &str); 7] = [
+    ("proc", "proc /proc proc"),
+    ("sys", "sysfs /sys sysfs ro"),
+    ("cgroup2", "cgroup2 /sys/fs/cgroup cgroup2"),
+    ("tmp", "tmpfs /tmp tmpfs mode=1777"),
+    ("dev", "tmpfs /dev tmpfs mode=755"),
+    ("dev", "devpts /dev/pts devpts newinstance,ptmxmode=0666,mode=620"),
+    ("dev", "tmpfs /dev/shm tmpfs mode=1777"),
+];
+
 /// The devices of a minimal /dev: null(4), full(4), random(4), tty(4).
 const DEVICES: [(&str, (u64, u64)); 6] =
     [("null", (1, 3)), ("zero", (1, 5)), ("full", (1, 7)), ("random", (1, 8)), ("urandom", (1, 9)), ("tty", (5, 0))];
@@ -62,23 +73,16 @@ const TYPED: [&str; 9] = ["bind", "bind-ro", "bind-dev", "tmpfs", "dir", "file",
 /// The steps in the order that shows everything: what each tool knows first,
 /// then the lines of files, then the options as they were typed.
 pub(crate) fn steps(args: &Args, proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
-    if args.flag("proc") {
-        line("proc", "/proc", "proc", "").steps(proc, plan)?;
-    }
-    if args.flag("sys") {
-        line("sysfs", "/sys", "sysfs", "ro").steps(proc, plan)?;
-    }
-    if args.flag("cgroup2") {
-        line("cgroup2", "/sys/fs/cgroup", "cgroup2", "").steps(proc, plan)?;
-    }
-    if args.flag("tmp") {
-        line("tmpfs", "/tmp", "tmpfs", "mode=1777").steps(proc, plan)?;
+    for (option, text) in SHORT {
+        if args.flag(option) {
+            short(text, proc, plan)?;
+        }
     }
     if args.flag("dev") {
-        dev(proc, plan)?;
+        devices(proc, plan);
     }
     if args.flag("mqueue") {
-        line("mqueue", "/dev/mqueue", "mqueue", "").steps(proc, plan)?;
+        short("mqueue /dev/mqueue mqueue", proc, plan)?;
     }
     for word in args.values("fstab") {
         for line in fstab(&word)? {
@@ -98,19 +102,17 @@ pub(crate) fn steps(args: &Args, proc: &Rc<Proc>, plan: &mut Plan) -> Result<()>
     Ok(())
 }
 
-fn line(source: &str, at: &str, fstype: &str, options: &str) -> Line {
-    let options = options.split(',').filter(|o| !o.is_empty()).map(OsString::from).collect();
-    Line { source: source.into(), at: at.into(), fstype: fstype.to_owned(), options }
-}
-
-fn dev(proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
-    line("tmpfs", "/dev", "tmpfs", "mode=755").steps(proc, plan)?;
+fn short(text: &str, proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
+    let mut line = parse(text.as_bytes()).map_err(Failure::usage)?;
     // Terminals belong to group tty, which is 5 everywhere; devpts refuses it
     // where gid 5 is not mapped, as with a map of one id.
-    let map = proc.own_map(IdKind::Gid)?;
-    let group = if map.iter().any(|e| e.inside().has(5)) { ",gid=5" } else { "" };
-    line("devpts", "/dev/pts", "devpts", &format!("newinstance,ptmxmode=0666,mode=620{group}")).steps(proc, plan)?;
-    line("tmpfs", "/dev/shm", "tmpfs", "mode=1777").steps(proc, plan)?;
+    if line.fstype == "devpts" && proc.own_map(IdKind::Gid)?.iter().any(|e| e.inside().has(5)) {
+        line.options.push("gid=5".into());
+    }
+    line.steps(proc, plan)
+}
+
+fn devices(proc: &Rc<Proc>, plan: &mut Plan) {
     DEVICES.into_iter().for_each(|(name, number)| plan.push(Effect::Device(name, number)));
     LINKS.into_iter().for_each(|(to, at)| plan.push(Effect::Link(to.into(), at.into())));
     // The terminal is one of another devpts, where ttyname(3) would not find
@@ -119,7 +121,6 @@ fn dev(proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
         let attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC;
         bind(terminal, "/dev/console".into(), attributes, None, proc, plan);
     }
-    Ok(())
 }
 
 fn bind(source: Place, at: OsString, attributes: u64, maps: Option<Maps>, proc: &Rc<Proc>, plan: &mut Plan) {
@@ -407,7 +408,7 @@ mod tests {
         assert_eq!((line.source.to_str(), line.at.to_str()), (Some("/a b"), Some("/c\\")));
         assert_eq!(line.attributes(), attribute("ro") | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
         assert!(parse(b"a b").is_err() && parse(b"a b c d 0 0 0").is_err() && parse(b"a /b none ro").is_err());
-        assert_eq!(super::line("tmpfs", "/t", "tmpfs", "suid,dev,ro,rw").attributes(), 0);
+        assert_eq!(parse(b"tmpfs /t tmpfs suid,dev,ro,rw").ok().unwrap().attributes(), 0);
         assert_eq!(
             (octal(OsStr::new("0755")), octal(OsStr::new("8")), octal(OsStr::new("+7"))),
             (Some(0o755), None, None)

@@ -15,20 +15,8 @@ use common::step::{end, inside};
 /// What --systemd stands for. The rest of /run is a tmpfs of systemd's own; with
 /// CAP_SYS_RAWIO its units mount file systems that a user namespace may not
 /// mount, which fails.
-const WORDS: [&str; 12] = [
-    "--proc",
-    "--sys",
-    "--cgroup2",
-    "--dev",
-    "--mqueue",
-    "--tmp",
-    "--tmpfs=/run:mode=755",
-    "--tmpfs=/run/lock:mode=1777",
-    "--cap-drop=sys_rawio",
-    "--clear-env",
-    "--keep-env=TERM",
-    "--setenv=container=nskit",
-];
+const WORDS: &str = "--proc --sys --cgroup2 --dev --mqueue --tmp --tmpfs=/run:mode=755 --tmpfs=/run/lock:mode=1777 \
+    --cap-drop=sys_rawio --clear-env --keep-env=TERM --setenv=container=nskit";
 
 /// The ids that Debian's and systemd's own users have, nobody being the last.
 const IDS: u32 = 65535;
@@ -38,7 +26,7 @@ pub(crate) fn words(args: &Args) -> Vec<OsString> {
     if !args.flag("systemd") {
         return Vec::new();
     }
-    let mut words: Vec<OsString> = WORDS.iter().map(OsString::from).collect();
+    let mut words: Vec<OsString> = WORDS.split(' ').map(OsString::from).collect();
     // Where readiness is told (sd_notify(3)): a path of outside, or the name of
     // an abstract socket, which nobody in another network namespace can reach.
     if let Some(socket) = var_os("NOTIFY_SOCKET").filter(|name| name.as_bytes().starts_with(b"/")) {
@@ -63,15 +51,18 @@ fn bind(source: &OsStr, at: &str) -> OsString {
 /// What systemd dies of, or does without and does not say.
 pub(crate) fn checks(proc: &Proc, plan: &mut Plan) {
     plan.push(inside::Effect::Delegated("/sys/fs/cgroup".into()));
-    let notes = IdKind::BOTH.into_iter().filter_map(|kind| unmapped(kind, proc)).chain(crowd(proc));
-    notes.for_each(|text| plan.push(end::Effect::Note(format!("pivot-exec: {text}\n"))));
+    let mapped = |kind| proc.map("self", kind).unwrap_or_default();
+    let count = |kind| mapped(kind).iter().map(|e| e.count.min(IDS.saturating_sub(e.inside))).sum::<u32>();
+    if IdKind::BOTH.into_iter().any(|kind| count(kind) < IDS) {
+        note(plan, "not all uids and gids 0-65534 are mapped here: a unit with one that is missing will fail");
+    }
+    if let Some(text) = crowd(proc) {
+        note(plan, &text);
+    }
 }
 
-fn unmapped(kind: IdKind, proc: &Proc) -> Option<String> {
-    let mapped: u32 = proc.map("self", kind)?.iter().map(|e| e.count.min(IDS.saturating_sub(e.inside))).sum();
-    let word = kind.word();
-    (mapped < IDS)
-        .then(|| format!("not all of {word}s 0-65534 are mapped here: a unit whose {word} is missing will fail"))
+fn note(plan: &mut Plan, text: &str) {
+    plan.push(end::Effect::Note(format!("pivot-exec: {text}\n")));
 }
 
 /// Other processes in what becomes systemd's cgroup. Only a cgroup without
@@ -79,13 +70,13 @@ fn unmapped(kind: IdKind, proc: &Proc) -> Option<String> {
 fn crowd(proc: &Proc) -> Option<String> {
     let cgroup = |who: &str| {
         let text = proc.text(&format!("{who}/cgroup"))?;
-        text.lines().find_map(|line| line.strip_prefix("0::").map(str::to_owned))
+        Some(text.lines().find(|line| line.starts_with("0::"))?.to_owned())
     };
     let own = cgroup("self")?;
     let stat = proc.text("self/stat")?;
     let me = stat.split(' ').next()?;
     let mut others = proc.pids().into_iter().map(|pid| pid.to_string()).filter(|who| who != me);
-    let other = others.find(|who| cgroup(who).as_ref() == Some(&own))?;
+    let other = others.find(|who| cgroup(who).is_some_and(|at| at == own))?;
     let name = proc.name(&other);
     Some(format!(
         "process {other} ({name}) is in the same cgroup: systemd can give its units no controllers (ns-new --new-cgroup)"

@@ -6,6 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::rc::Rc;
 
 use getopts::{HasArg, Matches, Occur, Options, ParsingStyle};
 
@@ -133,7 +134,7 @@ pub const COMMON: &[Opt] = &[
 
 /// A command line as it was typed.
 pub struct Args {
-    given: Vec<Matches>,
+    given: Vec<Rc<Matches>>,
     /// The long names of those options that getopts was told of.
     named: Vec<&'static str>,
     /// The long names whose letters stand apart.
@@ -162,17 +163,15 @@ impl Cli {
         let mut options = Options::new();
         options.parsing_style(style);
         for opt in named {
-            if opt.value.is_empty() {
-                options.optflagmulti(opt.short, opt.long, "");
-            } else if opt.value.starts_with('[') {
+            let (mut short, mut has) = (opt.short, if opt.value.is_empty() { HasArg::No } else { HasArg::Yes });
+            if opt.value.starts_with('[') {
                 // The letter would take the word after it for the value.
-                if !opt.short.is_empty() {
-                    options.optflagmulti(opt.short, "", "");
+                if !short.is_empty() {
+                    options.optflagmulti(short, "", "");
                 }
-                options.opt("", opt.long, "", opt.value, HasArg::Maybe, Occur::Multi);
-            } else {
-                options.optmulti(opt.short, opt.long, "", opt.value);
+                (short, has) = ("", HasArg::Maybe);
             }
+            options.opt(short, opt.long, "", opt.value, has, Occur::Multi);
         }
         options
     }
@@ -201,7 +200,7 @@ impl Cli {
             let free = given.free.clone();
             // After `--` nothing is an option any more; getopts has eaten it.
             let ended = before > free.len() && rest[before - free.len() - 1] == "--";
-            args.given.push(given);
+            args.given.push(Rc::new(given));
             let Operands::Program(wanted, instead) = self.operands else {
                 let words = rest.iter().rev().take_while(|word| *word != "--").count();
                 let apart = self.operands == Operands::FreeThenProgram && words < before;

@@ -354,8 +354,7 @@ fn delegated(root: BorrowedFd<'_>, at: &OsStr) -> Done {
         } else {
             None
         };
-        let file = Path::new(at).join(name);
-        let object = format!("access {} W_OK", there(if name == "." { at } else { file.as_os_str() }));
+        let object = format!("access {}/{name} W_OK", there(at));
         return Err(Failure::os(object, errno).because(text.map(Because::new)).into());
     }
     Ok(())
