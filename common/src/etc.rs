@@ -189,7 +189,7 @@ impl Locked {
                     // Safe only because .pwd.lock is ours: two stealers would race.
                     etc.remove(&lock)?;
                     self.cleared.push(format!("{} was left by process {pid}, which is gone", etc.path(&lock)));
-                } else if Instant::now() >= end || lock_pid(&etc, &lock).is_none() {
+                } else if Instant::now() >= end || (lock_pid(&etc, &lock).is_none() && etc.stat(&lock).is_ok()) {
                     return Err(Errno::EEXIST);
                 } else {
                     std::thread::sleep(PAUSE);

@@ -224,7 +224,11 @@ fn hidden(proc: &Proc, who: &str) -> Option<Because> {
 /// Those of fstatfs(2) and fstat(2).
 pub fn pidfs_inode(fd: BorrowedFd<'_>) -> std::result::Result<Option<u64>, Errno> {
     const PID_FS_MAGIC: FsType = FsType(0x5049_4446);
-    let is_pidfs = fstatfs(fd)?.filesystem_type() == PID_FS_MAGIC;
+    let is_pidfs = match fstatfs(fd) {
+        // A filter of a container's, older than the call.
+        Err(Errno::ENOSYS) => false,
+        fs => fs?.filesystem_type() == PID_FS_MAGIC,
+    };
     Ok(if is_pidfs { Some(fstat(fd)?.st_ino) } else { None })
 }
 
