@@ -45,6 +45,8 @@ pub struct Status {
     /// `SigBlk:`, `SigIgn:` and `SigCgt:` a bit for each signal, that of signal 1
     /// first. What is blocked may be read by signalfd(2).
     pub handled: u64,
+    /// `SigIgn:` alone, likewise.
+    pub ignored: u64,
     /// `State:` its letter, Z for a zombie.
     pub state: char,
 }
@@ -417,7 +419,11 @@ fn parse_status(text: &str) -> Status {
             "CapEff" => status.effective = hex(),
             "CapBnd" => status.bounding = hex(),
             "NoNewPrivs" => status.no_new_privs = value() == "1",
-            "SigBlk" | "SigIgn" | "SigCgt" => status.handled |= hex(),
+            "SigBlk" | "SigCgt" => status.handled |= hex(),
+            "SigIgn" => {
+                status.ignored = hex();
+                status.handled |= status.ignored;
+            }
             _ => {}
         }
     }
@@ -497,5 +503,6 @@ mod tests {
         );
         assert_eq!(status.name, "$'a\\x1b b'");
         assert_eq!((status.uid[1], status.handled, status.state, status.can(CAP_SETUID)), (2, 7, 'Z', true));
+        assert_eq!(status.ignored, 1);
     }
 }

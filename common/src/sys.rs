@@ -126,6 +126,15 @@ extern "C" fn _Unwind_Backtrace(_frame: *const u8, _argument: *const u8) -> c_in
     END_OF_STACK
 }
 
+/// Where std's own landing pads would go on with a panic that is unwinding. None
+/// ever is; but the unwinder behind it would be another 50 KiB in each binary.
+#[cfg(panic = "abort")]
+// SAFETY: as above; it does not return, as the ABI has it.
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume(_exception: *const u8) -> ! {
+    std::process::abort()
+}
+
 // ---- descriptors ----
 
 /// Duplicates descriptor `number`, close-on-exec, to the lowest free number

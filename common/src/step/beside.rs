@@ -314,7 +314,7 @@ impl Watch {
         [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU].into_iter().for_each(|signal| all.remove(signal));
         all.thread_set_mask()?;
         let signals = SignalFd::with_flags(&all, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        let ignored = Proc::open().map_or(0, |proc| proc.own().handled);
+        let ignored = Proc::open().map_or(0, |proc| proc.own().ignored);
         Ok(Watch { signals, ignored })
     }
 
