@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use common::cli::Args;
 use common::fail::{Failure, Result};
-use common::id::{Both, Extent, Kind, Map, number};
+use common::id::{self, Both, Extent, Kind, Map, number};
 use common::idmap::{Maps, maps_of};
 use common::ns::Kind as NsKind;
 use common::owners::owner_of;
@@ -144,17 +144,17 @@ fn named_extent(text: &[u8]) -> std::result::Result<Extent, &'static str> {
 fn as_somebody(word: &std::ffi::OsStr, source: &Place) -> Result<Both<Vec<Extent>>> {
     let text = word.to_string_lossy();
     let (user, group) = text.split_once(':').map_or((&*text, None), |(user, group)| (user, Some(group)));
-    let id = |word: &str| number(word.as_bytes()).filter(|id| *id < u64::from(u32::MAX));
+    let id = |word: &str| id::one(word.as_bytes());
     let known = user::named(user);
-    let uid = id(user).or_else(|| known.as_ref().map(|u| u.uid.into()));
+    let uid = id(user).or_else(|| known.as_ref().map(|u| u.uid));
     let uid = uid.ok_or_else(|| Failure::usage(format!("--owner-as: there is no user {}", quote(user))))?;
     let gid = match group {
         Some(group) => id(group),
-        None => known.map(|u| u.gid.into()),
+        None => known.map(|u| u.gid),
     };
     let gid = gid.ok_or_else(|| CLI.usage("--owner-as: which group? UID:GID"))?;
     let (owner, group) = owner_of(source)?;
-    let one = |disk: u32, seen: u64| Extent::new(disk.into(), seen, 1).into_iter().collect();
+    let one = |disk: u32, seen: u32| Extent::new(disk.into(), seen.into(), 1).into_iter().collect();
     Ok(Both { uid: one(owner, uid), gid: one(group, gid) })
 }
 

@@ -204,9 +204,8 @@ fn by_cgroup(proc: &Proc) -> Vec<Claim> {
     let mut found: Vec<(usize, Claim)> = Vec::new();
     for pid in proc.pids() {
         let who = pid.to_string();
-        let line = proc.text(&format!("{who}/cgroup")).unwrap_or_default();
-        let path = line.lines().find_map(|l| l.strip_prefix("0::")).unwrap_or_default();
-        let by_path = notes::cgroup(path).and_then(|(engine, id, up_to)| {
+        let path = proc.cgroup(&who).unwrap_or_default();
+        let by_path = notes::cgroup(&path).and_then(|(engine, id, up_to)| {
             // Whoever may make cgroups somewhere may call them what he likes.
             hierarchies.iter().any(|at| name::is_made_by_believed(&format!("{at}{up_to}"))).then_some((engine, id))
         });

@@ -12,7 +12,7 @@ use common::cli::Args;
 use common::fail::{Because, Errno, Failure, Result};
 use common::id::{Kind as IdKind, Map, number};
 use common::ns::{INITIAL_USER, Kind};
-use common::plan::{Plan, clone_into};
+use common::plan::Plan;
 use common::proc::{CAP_SYS_ADMIN, Proc};
 use common::step::like::Effect;
 use common::step::program::{Effect as Own, UNLIMITED, capability_names};
@@ -20,7 +20,7 @@ use common::step::{Step, own};
 use common::target::{self, Target};
 use common::word::quote;
 
-use super::{CLI, id_inside, nsenter};
+use super::{CLI, id_inside, nsenter, probe};
 
 /// What can be taken over, as the option names it.
 const THINGS: [&str; 14] = [
@@ -433,13 +433,6 @@ impl Look<'_> {
         let inheritable = inheritable & if root { permitted } else { u64::MAX };
         Ok([permitted, effective, inheritable, ambient].map(|set| set & have))
     }
-}
-
-/// The failure of a plan in a throw-away child.
-fn probe(cgroup: Option<Rc<Cgroup>>, inside: Plan, proc: &Rc<Proc>) -> Option<Failure> {
-    let mut plan = Plan::default();
-    plan.push(clone_into(cgroup, Vec::new(), "", inside, proc));
-    plan.probe(proc)
 }
 
 /// The limits in the text of /proc/PID/limits, by their names in prlimit(1):

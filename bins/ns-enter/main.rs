@@ -23,7 +23,7 @@ use common::cli::{Args, Cli, KEEP_FD, KINDS, Operands, STDIN, Stage, flag, opt, 
 use common::fail::{Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;
-use common::plan::{Plan, clone, clone_into};
+use common::plan::{Plan, clone_into};
 use common::preset::Me;
 use common::proc::Proc;
 use common::pty;
@@ -290,9 +290,7 @@ fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>)
             Ok(join) => inside.steps.extend(join.steps),
             Err(failure) => return Some(failure),
         }
-        let mut plan = Plan::default();
-        plan.push(clone(Vec::new(), "", inside, proc));
-        plan.probe(proc)
+        probe(None, inside, proc)
     };
     let (mut possible, mut left_out) = (Vec::new(), Vec::new());
     // The user namespace comes first: the others may need it.
@@ -308,6 +306,13 @@ fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>)
         }
     }
     (possible, left_out)
+}
+
+/// The failure of a plan in a throw-away child.
+fn probe(cgroup: Option<Rc<Cgroup>>, inside: Plan, proc: &Rc<Proc>) -> Option<Failure> {
+    let mut plan = Plan::default();
+    plan.push(clone_into(cgroup, Vec::new(), "", inside, proc));
+    plan.probe(proc)
 }
 
 /// The steps that enter `kinds`.

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use common::cli::{Args, Opt, flag, opt, valued};
 use common::fail::Result;
-use common::id::number;
+use common::id;
 use common::path::Place;
 use common::plan::Plan;
 use common::step::{like, program};
@@ -68,9 +68,8 @@ pub(crate) fn ids(args: &Args) -> Result<Option<(Plan, Option<u32>)>> {
         None => Ok(None),
         Some(word) if word == "follow" => Ok(None),
         Some(word) => {
-            let id = number(word.as_bytes()).and_then(|n| u32::try_from(n).ok());
             let bad = || CLI.usage(&format!("--{option} {}: not an id, nor follow", quote(&word)));
-            id.filter(|id| *id != u32::MAX).map(Some).ok_or_else(bad)
+            id::one(word.as_bytes()).map(Some).ok_or_else(bad)
         }
     };
     let (uid, gid) = (id("setuid")?, id("setgid")?);

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use common::cgroup::Cgroup;
 use common::cli::Args;
 use common::fail::{Errno, Failure, Result};
-use common::id::{Both, Kind as IdKind, Map, number};
+use common::id::{self, Both, Kind as IdKind, Map};
 use common::mind::signal_number;
 use common::ns::Kind;
 use common::path::{Place, not_opened};
@@ -140,9 +140,8 @@ fn root_inside(maps: &Maps, owner: Option<&Both<u32>>, proc: &Proc) -> Option<(u
 /// Who is to own the new namespaces.
 fn owner(args: &Args, kinds: &[Kind]) -> Result<Option<Me>> {
     let Some(word) = args.value("as-owner").or_else(|| args.value("owner")) else { return Ok(None) };
-    let ids = word.to_str().and_then(|w| w.split_once(':')).map(|(u, g)| (number(u.as_bytes()), number(g.as_bytes())));
-    let id = |n: Option<u64>| n.and_then(|n| u32::try_from(n).ok()).filter(|n| *n != u32::MAX);
-    let Some((Some(uid), Some(gid))) = ids.map(|(u, g)| (id(u), id(g))) else {
+    let ids = word.to_str().and_then(|w| w.split_once(':'));
+    let Some((Some(uid), Some(gid))) = ids.map(|(u, g)| (id::one(u.as_bytes()), id::one(g.as_bytes()))) else {
         return Err(CLI.usage("--as-owner: UID:GID, both as numbers"));
     };
     if !kinds.contains(&Kind::User) {

@@ -1,15 +1,17 @@
 //! What unshare(1) calls by other names.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 
 use common::cli::{Args, Opt, flag, opt, valued};
 use common::fail::Result;
-use common::id::{Both, Kind};
+use common::id::{self, Both, Kind};
 use common::plan::Plan;
 use common::preset::{Me, granted};
 use common::proc::Proc;
 use common::step::{own, program};
 use common::user;
+use common::word::quote;
 
 use crate::CLI;
 
@@ -94,10 +96,8 @@ pub(crate) fn words(args: &Args, owner: Option<&Me>, proc: &Proc) -> Result<Vec<
 /// The ids that the program gets last of all.
 pub(crate) fn ids(args: &Args, inside: &mut Plan) -> Result<()> {
     let id = |option: &str| -> Result<Option<u32>> {
-        let Some(number) = args.number(option)? else { return Ok(None) };
-        // -1 means "leave it" to the kernel.
-        let id = u32::try_from(number).ok().filter(|id| *id != u32::MAX);
-        id.map(Some).ok_or_else(|| CLI.usage(&format!("--{option}: not an id")))
+        let bad = |word: OsString| CLI.usage(&format!("--{option} {}: not an id", quote(&word)));
+        args.value(option).map(|word| id::one(word.as_bytes()).ok_or_else(|| bad(word))).transpose()
     };
     if let Some(gid) = id("setgid")? {
         inside.push(program::Effect::Groups(Vec::new()));

@@ -385,9 +385,8 @@ fn cgroups(proc: &Proc, found: &mut Found) {
         found.no(what, "no cgroup2 file system is mounted here");
         return;
     };
-    let text = proc.text("self/cgroup").unwrap_or_default();
-    let ours = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    let below = ours.strip_prefix(mount.root.trim_end_matches('/')).unwrap_or(ours);
+    let ours = proc.cgroup("self").unwrap_or_else(|| "/".to_owned());
+    let below = ours.strip_prefix(mount.root.trim_end_matches('/')).unwrap_or(&ours);
     let dir = format!("{}{}", mount.point, below.trim_end_matches('/'));
     let try_at = format!("{dir}/ns-show-{}", std::process::id());
     match fs::create_dir(&try_at) {

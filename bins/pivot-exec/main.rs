@@ -17,7 +17,7 @@ use std::rc::Rc;
 use common::cli::{Args, Cli, KEEP_FD, Operands, Stage, flag, valued};
 use common::fail::{Errno, Result};
 use common::id::Kind as IdKind;
-use common::ns::{self as namespace, Kind};
+use common::ns::Kind;
 use common::path::{Place, not_opened};
 use common::plan::Plan;
 use common::proc::Proc;
@@ -164,7 +164,7 @@ fn layers(args: &Args, root: &Place, proc: &Proc) -> Result<Option<Layers>> {
 fn warning(root: &Place, proc: &Proc) -> Option<String> {
     let nosuid = mount_of(root, proc).is_some_and(|m| m.options.split(',').any(|o| o == "nosuid"));
     let ids: u64 = proc.map("self", IdKind::Uid)?.iter().map(|e| u64::from(e.count)).sum();
-    let initial = proc.ns_id("self", Kind::User) == Some(namespace::INITIAL_USER);
+    let initial = proc.in_initial().ok()?;
     let text = format!(
         "pivot-exec: {} is on a mount that is nosuid: su, sudo and the like will not work\n",
         quote(&root.path)

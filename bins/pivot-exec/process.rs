@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use common::cli::Args;
 use common::fail::{Failure, Result};
-use common::id::number;
+use common::id::{number, one};
 use common::plan::Plan;
 use common::step::program::{Effect, UNLIMITED, capability, limit};
 use common::step::{end, own};
@@ -92,11 +92,6 @@ fn credentials(args: &Args, plan: &mut Plan) -> Result<()> {
         None => plan.push(own::Effect::ClearAmbient),
     }
     Ok(())
-}
-
-fn one(word: &[u8]) -> Option<u32> {
-    // -1 means "leave it" to the kernel.
-    number(word).and_then(|n| u32::try_from(n).ok()).filter(|id| *id != u32::MAX)
 }
 
 fn id(args: &Args, option: &str) -> Result<Option<u32>> {

@@ -68,15 +68,11 @@ fn note(plan: &mut Plan, text: &str) {
 /// Other processes in what becomes systemd's cgroup. Only a cgroup without
 /// processes gives controllers to those below it (cgroups(7)).
 fn crowd(proc: &Proc) -> Option<String> {
-    let cgroup = |who: &str| {
-        let text = proc.text(&format!("{who}/cgroup"))?;
-        Some(text.lines().find(|line| line.starts_with("0::"))?.to_owned())
-    };
-    let own = cgroup("self")?;
+    let own = proc.cgroup("self")?;
     let stat = proc.text("self/stat")?;
     let me = stat.split(' ').next()?;
     let mut others = proc.pids().into_iter().map(|pid| pid.to_string()).filter(|who| who != me);
-    let other = others.find(|who| cgroup(who).is_some_and(|at| at == own))?;
+    let other = others.find(|who| proc.cgroup(who).is_some_and(|at| at == own))?;
     let name = proc.name(&other);
     Some(format!(
         "process {other} ({name}) is in the same cgroup: systemd can give its units no controllers (ns-new --new-cgroup)"

@@ -205,21 +205,16 @@ impl Cgroup {
         let dir = std::fs::canonicalize(&self.dir.path).ok()?;
         let is_root = |at: &&Path| Cgroup::at(at.as_os_str()).is_ok_and(|c| sys::is_mount_root(c.dir.fd.as_fd()));
         let top = dir.ancestors().find(is_root)?;
-        let own = top.join(own_path(proc)?.trim_start_matches('/'));
+        let own = top.join(proc.cgroup("self")?.trim_start_matches('/'));
         dir.ancestors().find(|at| own.starts_with(at)).map(Path::to_owned)
     }
 }
 
 // ---- the cgroup that we are in ----
 
-/// Its path, as seen from the root of our cgroup namespace.
-fn own_path(proc: &Proc) -> Option<String> {
-    proc.text("self/cgroup")?.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
-}
-
 /// Its directory, and whether it is the root of our cgroup namespace.
 fn own(proc: &Proc) -> Result<(Dir, bool)> {
-    let path = own_path(proc).unwrap_or_default();
+    let path = proc.cgroup("self").unwrap_or_default();
     let mounts = proc.mounts("self").into_iter().rev().filter(|m| m.fstype == "cgroup2").collect::<Vec<_>>();
     let is_top = path == "/";
     let shown = || mounts.iter().filter(|m| !is_read_only(m)).find_map(|m| shown_by(m, &path));

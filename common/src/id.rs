@@ -393,6 +393,12 @@ pub fn number(word: &[u8]) -> Option<u64> {
     std::str::from_utf8(word).ok()?.parse().ok()
 }
 
+/// A uid or gid: a number below 4294967295, which to setresuid(2) and chown(2)
+/// means "leave it".
+pub fn one(word: &[u8]) -> Option<u32> {
+    number(word).and_then(|n| u32::try_from(n).ok()).filter(|id| *id != u32::MAX)
+}
+
 /// Reads a map operand, `[u:|g:|b:]INSIDE:OUTSIDE:COUNT`: for uids, gids or (the
 /// default) both.
 ///

@@ -250,6 +250,12 @@ impl Proc {
         Ok(self.own_ns(ns::Kind::User)? == Some(ns::INITIAL_USER))
     }
 
+    /// The path of the cgroup of version 2 that `who` is in, as seen from the root
+    /// of our cgroup namespace (cgroups(7)).
+    pub fn cgroup(&self, who: &str) -> Option<String> {
+        self.text(&format!("{who}/cgroup"))?.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+    }
+
     /// The mounts that `who` sees.
     pub fn mounts(&self, who: &str) -> Vec<Mount> {
         let text = self.text(&format!("{who}/mountinfo")).unwrap_or_default();

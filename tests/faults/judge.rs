@@ -15,7 +15,7 @@ const PLACES: [&str; 7] = ["/etc", "/tmp", "/run", "/dev/shm", "/mnt", "/var/tmp
 
 /// The private world, as it is to be found again.
 pub(super) struct World {
-    contents: [Vec<u8>; 2],
+    contents: Contents,
     around: BTreeMap<String, String>,
 }
 
@@ -58,7 +58,10 @@ fn below(dir: &Path, found: &mut BTreeMap<String, String>) {
 }
 
 /// What the files hold.
-pub(super) fn contents() -> [Vec<u8>; 2] {
+pub(super) type Contents = [Vec<u8>; 2];
+
+/// What they hold now.
+pub(super) fn contents() -> Contents {
     FILES.map(|file| fs::read(file).unwrap_or_default())
 }
 
@@ -68,12 +71,17 @@ impl World {
     }
 
     /// Puts the files back, and says what they were.
-    pub(super) fn reset(&self) -> [Vec<u8>; 2] {
+    pub(super) fn reset(&self) -> Contents {
         let now = contents();
         for (file, bytes) in FILES.iter().zip(&self.contents) {
             fs::write(file, bytes).unwrap();
         }
         now
+    }
+
+    /// Whether the files held something else.
+    pub(super) fn differs(&self, other: &Contents) -> bool {
+        self.contents != *other
     }
 
     /// What is there now and was not, or is no longer; what ends by itself gets a moment to do so.
@@ -138,26 +146,36 @@ fn excused(fault: &Fault, ran: &Ran) -> Option<&'static str> {
     None
 }
 
+/// What came of a run with a fault, where that is as it should be.
+pub(super) enum Verdict {
+    /// What the plain run did, and not a word.
+    Harmless,
+    /// A failure, told as it must be; or a death by the signal.
+    Told,
+    /// Neither, for a reason.
+    Excused(&'static str),
+}
+
 /// Whether a run with a fault did all the same what the plain run did, and otherwise said what it
 /// must have said.
-pub(super) fn fault(fault: &Fault, plain: &Ran, ran: &Ran) -> Result<bool, String> {
+pub(super) fn fault(fault: &Fault, plain: &Ran, ran: &Ran) -> Result<Verdict, String> {
     if ran.hung {
         return Err("it hangs".to_owned());
     }
-    if excused(fault, ran).is_some() {
-        return Ok(false);
+    if let Some(reason) = excused(fault, ran) {
+        return Ok(Verdict::Excused(reason));
     }
     if ran.errors.contains("panicked") || ran.ends.values().any(|end| [101, 134, 139].contains(end)) {
         return Err(format!("it crashes: {ran}"));
     }
-    let How::Errno(errno) = fault.how else { return Ok(false) };
+    let How::Errno(errno) = fault.how else { return Ok(Verdict::Told) };
     if ran.status == plain.status && ran.output == plain.output {
-        return Ok(ran.errors.is_empty());
+        return Ok(if ran.errors.is_empty() { Verdict::Harmless } else { Verdict::Told });
     }
     let tool = fault.process.split(' ').next().unwrap_or_default();
     if ran.output.contains(&format!("({})", errno_name(errno))) && ran.errors.is_empty() {
         // A finding of those who look for what is wrong.
-        return Ok(false);
+        return Ok(Verdict::Told);
     }
     let told: Vec<&str> =
         ran.errors.lines().filter(|line| TOOLS.iter().any(|t| line.starts_with(&format!("{t}: ")))).collect();
@@ -174,8 +192,8 @@ pub(super) fn fault(fault: &Fault, plain: &Ran, ran: &Ran) -> Result<bool, Strin
     let runs = ["ns-new", "ns-enter", "pivot-exec"].contains(&tool);
     let own = fault.process.split(" >").next().unwrap_or_default();
     match ran.ends.get(own) {
-        Some(125..=127) if runs => Ok(false),
-        Some(1..=3) if !runs => Ok(false),
+        Some(125..=127) if runs => Ok(Verdict::Told),
+        Some(1..=3) if !runs => Ok(Verdict::Told),
         end => Err(format!("it ends with {end:?}: {ran}")),
     }
 }
