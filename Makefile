@@ -8,6 +8,7 @@ CARGO ?= cargo
 TOOLS = subid-alloc ns-new uidmap-set ns-enter idmap-mount pivot-exec ns-show
 SCRIPTS = \
 	.ci/run \
+	tests/apparmor \
 	tests/bench/idmap \
 	tests/bench/ns-show \
 	tests/bench/pipeline \
@@ -15,6 +16,7 @@ SCRIPTS = \
 	tests/build \
 	tests/completions/make \
 	tests/completions/nskit.bash \
+	tests/deb \
 	tests/debian \
 	tests/demo \
 	tests/faults/run \
@@ -103,7 +105,22 @@ install-newuidmap: install
 	setcap cap_setuid,cap_setgid=ep $(DESTDIR)$(BINDIR)/uidmap-set
 	cd $(DESTDIR)$(BINDIR) && for name in newuidmap newgidmap; do ln -sf uidmap-set $$name; done
 
+# For systems on which AppArmor keeps user namespaces from ordinary users.
+APPARMORDIR ?= /etc/apparmor.d
+install-apparmor:
+	@if [ -z "$(DESTDIR)" ] && ! [ -e $(APPARMORDIR)/abi/4.0 ]; then \
+	    echo 'there is no AppArmor 4.0 here, and none before it keeps user namespaces from anybody' >&2; exit 1; fi
+	install -d $(DESTDIR)$(APPARMORDIR)
+	tests/apparmor $(BINDIR) >$(DESTDIR)$(APPARMORDIR)/nskit
+	@$(call apparmor,-r)
+
+# Tells the kernel, if this is its machine and it has AppArmor.
+apparmor = if [ -z "$(DESTDIR)" ] && aa-enabled --quiet 2>/dev/null; then \
+	    apparmor_parser $(1) $(APPARMORDIR)/nskit; fi
+
 uninstall:
+	@if grep -qs ' $(BINDIR)/ns-new ' $(DESTDIR)$(APPARMORDIR)/nskit; then \
+	    $(call apparmor,-R); rm $(DESTDIR)$(APPARMORDIR)/nskit; fi
 	cd $(DESTDIR)$(BINDIR) && for name in newuidmap newgidmap; do \
 	    if [ "$$(readlink $$name)" = uidmap-set ]; then rm $$name; fi; done
 	cd $(DESTDIR)$(BINDIR) && rm -f $(TOOLS)
@@ -119,7 +136,11 @@ static-tar: all
 	tar -C target/static --owner=0 --group=0 --sort=name -czf target/nskit.tar.gz .
 	@echo "made target/nskit.tar.gz"
 
+# For Debian and its kin: dpkg -i target/nskit_*.deb
+deb: all
+	@tests/deb target
+
 clean:
 	$(CARGO) clean
 
-.PHONY: all demo lab lab-check test test-all test-rest faults bench html lint install install-newuidmap uninstall static-tar clean
+.PHONY: all demo lab lab-check test test-all test-rest faults bench html lint install install-newuidmap install-apparmor uninstall static-tar deb clean
