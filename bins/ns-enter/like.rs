@@ -10,12 +10,12 @@ use std::rc::Rc;
 use common::cgroup::Cgroup;
 use common::cli::Args;
 use common::fail::{Because, Errno, Failure, Result};
-use common::id::{Kind as IdKind, Map, number};
+use common::id::{Kind as IdKind, Map};
 use common::ns::{INITIAL_USER, Kind};
 use common::plan::Plan;
-use common::proc::{CAP_SYS_ADMIN, Proc};
+use common::proc::{CAP_SYS_ADMIN, Proc, Status, status_in};
 use common::step::like::Effect;
-use common::step::program::{Effect as Own, UNLIMITED, capability_names};
+use common::step::program::{Effect as Own, capability_names, limits_in};
 use common::step::{Step, own};
 use common::target::{self, Target};
 use common::word::quote;
@@ -63,9 +63,9 @@ struct Look<'a> {
     strict: bool,
     target: &'a Rc<Target>,
     proc: &'a Rc<Proc>,
-    /// The text of /proc/PID/status of the two.
-    theirs: String,
-    ours: String,
+    /// The status of the two.
+    theirs: Status,
+    ours: Status,
     /// Whether the user namespace is entered.
     user: bool,
     /// What enters all.
@@ -99,9 +99,10 @@ pub(crate) fn read(
         }
         wanted.retain(|thing| !places(thing));
     }
-    let theirs = target::read(target, "status").map_err(|e| Failure::os("read the status of the target", e))?;
-    let theirs = String::from_utf8_lossy(&theirs).into_owned();
-    let ours = proc.text("self/status").unwrap_or_default();
+    let Some(theirs) = status_in(&target.dir) else {
+        return Err(Failure::refused("the status of the target cannot be read").because(target.ended()));
+    };
+    let ours = proc.own();
     let user = kinds.contains(&Kind::User);
     let mut look = Look { wanted, strict, target, proc, theirs, ours, user, enter, left_out: Vec::new() };
     let mut like = Like { cgroup: look.cgroup()?, ..Like::default() };
@@ -109,12 +110,9 @@ pub(crate) fn read(
     look.places(&mut like.entered, kinds)?;
     look.limits(&mut like.entered)?;
     let mut filters = look.filters(args.dry())?;
-    let privileges = look.field("NoNewPrivs") == look.ours("NoNewPrivs");
-    if look.wants("no-new-privs") && !privileges {
-        look.no_new_privileges(&mut like.last)?;
-    }
+    look.no_new_privileges(&mut like.last)?;
     // With no_new_privs anybody may load them; without it takes a capability.
-    let when = if look.field("NoNewPrivs") == "1" { &mut like.last } else { &mut like.entered };
+    let when = if look.theirs.no_new_privs { &mut like.last } else { &mut like.entered };
     when.steps.append(&mut filters.steps);
     like.credentials = look.credentials()?;
     if look.environment(&mut like.entered)? {
@@ -139,30 +137,9 @@ fn wanted(args: &Args) -> Result<(Vec<&'static str>, bool)> {
     Ok((words.split(',').map(known).collect::<Result<_>>()?, true))
 }
 
-fn field<'a>(text: &'a str, name: &str) -> &'a str {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.unwrap_or_default().trim()
-}
-
-fn ids(text: &str) -> Vec<u32> {
-    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
-}
-
-fn bits(text: &str) -> u64 {
-    u64::from_str_radix(text, 16).unwrap_or(0)
-}
-
 impl Look<'_> {
     fn wants(&self, thing: &str) -> bool {
         self.wanted.contains(&thing)
-    }
-
-    fn field(&self, name: &str) -> &str {
-        field(&self.theirs, name)
-    }
-
-    fn ours(&self, name: &str) -> &str {
-        field(&self.ours, name)
     }
 
     /// What cannot be had: a refusal if it was named, else noted.
@@ -251,19 +228,16 @@ impl Look<'_> {
     }
 
     fn limits(&mut self, plan: &mut Plan) -> Result<()> {
-        let umask = |text: &str| u32::from_str_radix(text, 8).ok();
-        if let Some(mask) = umask(self.field("Umask")).filter(|_| self.wants("umask")) {
-            if Some(mask) != umask(self.ours("Umask")) {
-                plan.push(Own::Umask(mask));
-            }
+        if let Some(mask) = self.theirs.umask.filter(|_| self.wants("umask") && self.theirs.umask != self.ours.umask) {
+            plan.push(Own::Umask(mask));
         }
         if !self.wants("limits") {
             return Ok(());
         }
         let theirs =
             target::read(self.target, "limits").map_err(|e| Failure::os("read the limits of the target", e))?;
-        let ours = amounts(&self.proc.text("self/limits").unwrap_or_default());
-        for limit in amounts(&String::from_utf8_lossy(&theirs)) {
+        let ours = limits_in(&self.proc.text("self/limits").unwrap_or_default());
+        for limit in limits_in(&String::from_utf8_lossy(&theirs)) {
             let (name, soft, hard) = limit;
             if !ours.contains(&limit) {
                 self.add(plan, false, &|| Own::Limit(name, soft, hard).into())?;
@@ -273,7 +247,10 @@ impl Look<'_> {
     }
 
     fn no_new_privileges(&mut self, plan: &mut Plan) -> Result<()> {
-        if self.field("NoNewPrivs") == "1" {
+        if !self.wants("no-new-privs") || self.theirs.no_new_privs == self.ours.no_new_privs {
+            return Ok(());
+        }
+        if self.theirs.no_new_privs {
             plan.push(Own::NoNewPrivileges);
             return Ok(());
         }
@@ -288,22 +265,22 @@ impl Look<'_> {
             return Ok(plan);
         }
         let pid = self.target.pid;
-        if self.ours("Seccomp") != "0" {
+        if self.ours.seccomp != 0 {
             self.without(Failure::refused("we are under a seccomp filter, which stays"))?;
         }
-        match self.field("Seccomp") {
-            "2" if dry => {
+        match self.theirs.seccomp {
+            2 if dry => {
                 let act = format!("load the seccomp filters of {pid}");
                 plan.push(Step::new(act, String::new(), "", |_| Ok(())));
             }
-            "2" => match target::filters(self.target) {
+            2 => match target::filters(self.target) {
                 Ok(filters) => filters.into_iter().for_each(|filter| plan.push(Own::Filter(Rc::new(filter)))),
                 Err(e) => {
                     let failure = Failure::os(format!("read the seccomp filters of {pid}"), e);
                     self.without(failure.because(self.no_filters(e)))?;
                 }
             },
-            "1" => self.without(Failure::refused("its strict mode of seccomp would not let a program begin"))?,
+            1 => self.without(Failure::refused("its strict mode of seccomp would not let a program begin"))?,
             _ => {}
         }
         Ok(plan)
@@ -311,11 +288,10 @@ impl Look<'_> {
 
     fn no_filters(&self, errno: Errno) -> Option<Because> {
         let initial = self.proc.ns_id("self", Kind::User) == Some(INITIAL_USER);
-        let tracer = number(self.field("TracerPid").as_bytes()).filter(|pid| *pid > 0);
-        let may = initial && self.proc.own().can(CAP_SYS_ADMIN);
-        match (errno, tracer) {
-            (Errno::EPERM, Some(pid)) => Some(Because::new(format!("process {pid} traces it already"))),
-            (Errno::EPERM, None) => target::untouchable(self.proc, &self.target.who()),
+        let may = initial && self.ours.can(CAP_SYS_ADMIN);
+        match (errno, self.theirs.tracer) {
+            (Errno::EPERM, pid @ 1..) => Some(Because::new(format!("process {pid} traces it already"))),
+            (Errno::EPERM, 0) => target::untouchable(self.proc, &self.target.who()),
             (Errno::EACCES, _) if !may => {
                 Some(Because::new("to read them takes CAP_SYS_ADMIN in the initial user namespace"))
             }
@@ -343,9 +319,8 @@ impl Look<'_> {
 
     /// The id inside that the program has, and whether it has to be changed.
     fn id(&mut self, kind: IdKind) -> Result<Option<(u32, bool)>> {
-        let name = if kind == IdKind::Uid { "Uid" } else { "Gid" };
-        let (theirs, own) = (ids(self.field(name)), ids(self.ours(name)));
-        let (Some(theirs), Some(own)) = (theirs.get(1).copied(), own.get(1).copied()) else { return Ok(None) };
+        let effective = |of: &Status| if kind == IdKind::Uid { of.uid[1] } else { of.gid[1] };
+        let (theirs, own) = (effective(&self.theirs), effective(&self.ours));
         if self.wants(kind.word()) {
             match self.inside(kind, theirs) {
                 Some(id) => return Ok(Some((id, theirs != own))),
@@ -393,13 +368,13 @@ impl Look<'_> {
     }
 
     fn groups(&mut self, plan: &mut Plan) -> Result<()> {
-        let sorted = |text: &str| {
-            let mut ids = ids(text);
+        let sorted = |of: &Status| {
+            let mut ids = of.groups.clone();
             ids.sort_unstable();
             ids
         };
-        let theirs = sorted(self.field("Groups"));
-        if !self.wants("groups") || theirs == sorted(self.ours("Groups")) {
+        let theirs = sorted(&self.theirs);
+        if !self.wants("groups") || theirs == sorted(&self.ours) {
             return Ok(());
         }
         let mut inside = Vec::new();
@@ -416,14 +391,12 @@ impl Look<'_> {
     /// they are ours to have. An exec by uid 0 would give all of the bounding
     /// set: what is not permitted to the target goes from there, too.
     fn capabilities(&mut self, root: bool, plan: &mut Plan) -> Result<[u64; 4]> {
-        let of = |name: &str| bits(self.field(name));
-        let (permitted, effective, inheritable, ambient) = (of("CapPrm"), of("CapEff"), of("CapInh"), of("CapAmb"));
+        let Status { permitted, effective, inheritable, ambient, bounding, .. } = self.theirs;
         let all = (2 << self.proc.sysctl("kernel/cap_last_cap").unwrap_or(62)) - 1;
-        let own = |name: &str| if self.user { all } else { bits(self.ours(name)) };
-        let have = own("CapPrm");
-        let bound = of("CapBnd") & if root { permitted } else { u64::MAX };
-        let beyond = own("CapBnd") & !bound != 0;
-        if beyond {
+        let own = |set: u64| if self.user { all } else { set };
+        let have = own(self.ours.permitted);
+        let bound = bounding & if root { permitted } else { u64::MAX };
+        if own(self.ours.bounding) & !bound != 0 {
             self.add(plan, true, &|| Own::Bound(bound).into())?;
         }
         if permitted & !have != 0 {
@@ -432,59 +405,5 @@ impl Look<'_> {
         }
         let inheritable = inheritable & if root { permitted } else { u64::MAX };
         Ok([permitted, effective, inheritable, ambient].map(|set| set & have))
-    }
-}
-
-/// The limits in the text of /proc/PID/limits, by their names in prlimit(1):
-/// soft and hard.
-fn amounts(text: &str) -> Vec<(&'static str, u64, u64)> {
-    const NAMES: [(&str, &str); 16] = [
-        ("Max cpu time", "cpu"),
-        ("Max file size", "fsize"),
-        ("Max data size", "data"),
-        ("Max stack size", "stack"),
-        ("Max core file size", "core"),
-        ("Max resident set", "rss"),
-        ("Max processes", "nproc"),
-        ("Max open files", "nofile"),
-        ("Max locked memory", "memlock"),
-        ("Max address space", "as"),
-        ("Max file locks", "locks"),
-        ("Max pending signals", "sigpending"),
-        ("Max msgqueue size", "msgqueue"),
-        ("Max nice priority", "nice"),
-        ("Max realtime priority", "rtprio"),
-        ("Max realtime timeout", "rttime"),
-    ];
-    let amount = |word: &str| if word == "unlimited" { Some(UNLIMITED) } else { number(word.as_bytes()) };
-    let line = |line: &str| {
-        let (_, name) = NAMES.into_iter().find(|(title, _)| line.starts_with(title))?;
-        let mut words = line.get(26..)?.split_whitespace();
-        Some((name, amount(words.next()?)?, amount(words.next()?)?))
-    };
-    text.lines().filter_map(line).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn texts() {
-        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
-                    Max cpu time              unlimited            unlimited            seconds   \n\
-                    Max realtime timeout      1                    2                    us        \n\
-                    Max new thing             1                    2                    things    \n";
-        assert_eq!(amounts(text), [("cpu", UNLIMITED, UNLIMITED), ("rttime", 1, 2)]);
-        let status = "Name:\tGroups:\nUid:\t1\t2\t3\t4\nGroups:\t7 8 \nCapEff:\t0000000000000400\n";
-        assert_eq!((ids(field(status, "Uid")), ids(field(status, "Groups"))), (vec![1, 2, 3, 4], vec![7, 8]));
-        assert_eq!((bits(field(status, "CapEff")), field(status, "None")), (0x400, ""));
-    }
-
-    /// The kernel's own text has a line for each of our names.
-    #[test]
-    fn all_limits_are_known() {
-        let text = Proc::open().unwrap().text("self/limits").unwrap();
-        assert_eq!(amounts(&text).len(), 16);
     }
 }

@@ -7,9 +7,9 @@ use std::rc::Rc;
 
 use common::cli::Args;
 use common::fail::{Failure, Result};
-use common::id::{number, one};
+use common::id::one;
 use common::plan::Plan;
-use common::step::program::{Effect, UNLIMITED, capability, limit};
+use common::step::program::{Effect, amount_in, capability, limit};
 use common::step::{end, own};
 use common::target;
 use common::word::quote;
@@ -116,9 +116,8 @@ fn rlimit(word: &OsStr) -> Result<Effect> {
     let form = "NAME=SOFT[:HARD], with a NAME of prlimit(1) and numbers, or unlimited";
     let read = || {
         let (name, amounts) = word.to_str()?.split_once('=')?;
-        let amount = |word: &str| if word == "unlimited" { Some(UNLIMITED) } else { number(word.as_bytes()) };
         let (soft, hard) = amounts.split_once(':').unwrap_or((amounts, amounts));
-        Some(Effect::Limit(limit(name)?, amount(soft)?, amount(hard)?))
+        Some(Effect::Limit(limit(name)?, amount_in(soft)?, amount_in(hard)?))
     };
     read().ok_or_else(|| wrong("rlimit", word, form))
 }

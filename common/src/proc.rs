@@ -30,18 +30,32 @@ pub struct Status {
     pub uid: [u32; 4],
     /// `Gid:` likewise.
     pub gid: [u32; 4],
+    /// `Groups:` the supplementary ones.
+    pub groups: Vec<u32>,
+    /// `Umask:` the mask of modes, where it can be seen.
+    pub umask: Option<u32>,
+    /// `TracerPid:` who traces it, 0 for nobody.
+    pub tracer: u32,
     /// `PPid:` the number of its parent, 0 for none.
     pub parent: u32,
     /// `NSpid:` its number in each pid namespace, ours first.
     pub pids: Vec<u32>,
     /// `Threads:`
     pub threads: u64,
-    /// `CapEff:` a bit for each capability.
+    /// `CapPrm:` a bit for each capability.
+    pub permitted: u64,
+    /// `CapEff:`
     pub effective: u64,
+    /// `CapInh:`
+    pub inheritable: u64,
+    /// `CapAmb:`
+    pub ambient: u64,
     /// `CapBnd:`
     pub bounding: u64,
     /// `NoNewPrivs:`
     pub no_new_privs: bool,
+    /// `Seccomp:` 0 for none, 1 for the strict mode, 2 for filters.
+    pub seccomp: u32,
     /// `SigBlk:`, `SigIgn:` and `SigCgt:` a bit for each signal, that of signal 1
     /// first. What is blocked may be read by signalfd(2).
     pub handled: u64,
@@ -406,6 +420,7 @@ fn parse_status(text: &str) -> Status {
         let value = || value.trim();
         let hex = || u64::from_str_radix(value(), 16).unwrap_or(0);
         let number = || value().parse().unwrap_or(0);
+        let all = || value().split_whitespace().filter_map(|w| w.parse().ok()).collect();
         let four = || {
             let mut ids = [0; 4];
             for (id, word) in ids.iter_mut().zip(value().split_whitespace()) {
@@ -419,12 +434,19 @@ fn parse_status(text: &str) -> Status {
             "State" => status.state = value().chars().next().unwrap_or('?'),
             "Uid" => status.uid = four(),
             "Gid" => status.gid = four(),
-            "NSpid" => status.pids = value().split_whitespace().filter_map(|w| w.parse().ok()).collect(),
+            "Groups" => status.groups = all(),
+            "NSpid" => status.pids = all(),
             "PPid" => status.parent = number(),
+            "TracerPid" => status.tracer = number(),
+            "Umask" => status.umask = u32::from_str_radix(value(), 8).ok(),
             "Threads" => status.threads = number().into(),
+            "CapPrm" => status.permitted = hex(),
             "CapEff" => status.effective = hex(),
+            "CapInh" => status.inheritable = hex(),
+            "CapAmb" => status.ambient = hex(),
             "CapBnd" => status.bounding = hex(),
             "NoNewPrivs" => status.no_new_privs = value() == "1",
+            "Seccomp" => status.seccomp = number(),
             "SigBlk" | "SigCgt" => status.handled |= hex(),
             "SigIgn" => {
                 status.ignored = hex();
@@ -505,10 +527,11 @@ mod tests {
         assert_eq!(mount.super_options, "rw");
         assert_eq!(extents("         0       1000          1\n").len(), 1);
         let status = parse_status(
-            "Name:\ta\x1b b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nSigBlk:\t4\nCapEff:\t80\n",
+            "Name:\ta\x1b b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nSigBlk:\t4\nCapEff:\t80\n\
+             Umask:\t0027\nGroups:\t7 8 \n",
         );
         assert_eq!(status.name, "$'a\\x1b b'");
         assert_eq!((status.uid[1], status.handled, status.state, status.can(CAP_SETUID)), (2, 7, 'Z', true));
-        assert_eq!(status.ignored, 1);
+        assert_eq!((status.ignored, status.umask, status.groups), (1, Some(0o27), vec![7, 8]));
     }
 }

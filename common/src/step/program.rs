@@ -16,7 +16,7 @@ use nix::unistd::{execve, execveat, fchdir};
 use super::end::exec_refused;
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Exit};
-use crate::id::Kind;
+use crate::id::{Kind, number};
 use crate::ns;
 use crate::proc::{CAP_SETGID, CAP_SETPCAP, CAP_SETUID, CAP_SYS_ADMIN};
 use crate::sys;
@@ -59,31 +59,48 @@ pub enum Effect {
     Exec(Result<RawFd, OsString>, Vec<OsString>),
 }
 
-/// The limits of setrlimit(2), by their names in prlimit(1).
-const LIMITS: [(&str, Resource); 16] = [
-    ("as", Resource::RLIMIT_AS),
-    ("core", Resource::RLIMIT_CORE),
-    ("cpu", Resource::RLIMIT_CPU),
-    ("data", Resource::RLIMIT_DATA),
-    ("fsize", Resource::RLIMIT_FSIZE),
-    ("locks", Resource::RLIMIT_LOCKS),
-    ("memlock", Resource::RLIMIT_MEMLOCK),
-    ("msgqueue", Resource::RLIMIT_MSGQUEUE),
-    ("nice", Resource::RLIMIT_NICE),
-    ("nofile", Resource::RLIMIT_NOFILE),
-    ("nproc", Resource::RLIMIT_NPROC),
-    ("rss", Resource::RLIMIT_RSS),
-    ("rtprio", Resource::RLIMIT_RTPRIO),
-    ("rttime", Resource::RLIMIT_RTTIME),
-    ("sigpending", Resource::RLIMIT_SIGPENDING),
-    ("stack", Resource::RLIMIT_STACK),
+/// The limits of setrlimit(2): as prlimit(1) and /proc/PID/limits name them.
+const LIMITS: [(&str, &str, Resource); 16] = [
+    ("as", "Max address space", Resource::RLIMIT_AS),
+    ("core", "Max core file size", Resource::RLIMIT_CORE),
+    ("cpu", "Max cpu time", Resource::RLIMIT_CPU),
+    ("data", "Max data size", Resource::RLIMIT_DATA),
+    ("fsize", "Max file size", Resource::RLIMIT_FSIZE),
+    ("locks", "Max file locks", Resource::RLIMIT_LOCKS),
+    ("memlock", "Max locked memory", Resource::RLIMIT_MEMLOCK),
+    ("msgqueue", "Max msgqueue size", Resource::RLIMIT_MSGQUEUE),
+    ("nice", "Max nice priority", Resource::RLIMIT_NICE),
+    ("nofile", "Max open files", Resource::RLIMIT_NOFILE),
+    ("nproc", "Max processes", Resource::RLIMIT_NPROC),
+    ("rss", "Max resident set", Resource::RLIMIT_RSS),
+    ("rtprio", "Max realtime priority", Resource::RLIMIT_RTPRIO),
+    ("rttime", "Max realtime timeout", Resource::RLIMIT_RTTIME),
+    ("sigpending", "Max pending signals", Resource::RLIMIT_SIGPENDING),
+    ("stack", "Max stack size", Resource::RLIMIT_STACK),
 ];
 
 /// The limit that `word` names, as prlimit(1) or setrlimit(2) does.
 pub fn limit(word: &str) -> Option<&'static str> {
     let word = word.to_ascii_lowercase();
     let word = word.strip_prefix("rlimit_").unwrap_or(&word);
-    LIMITS.iter().find(|(name, _)| *name == word).map(|(name, _)| *name)
+    LIMITS.iter().find(|(name, ..)| *name == word).map(|(name, ..)| *name)
+}
+
+/// The amount that `word` says, a number or `unlimited`.
+pub fn amount_in(word: &str) -> Option<u64> {
+    if word == "unlimited" { Some(UNLIMITED) } else { number(word.as_bytes()) }
+}
+
+/// The limits in the text of /proc/PID/limits: name, soft, hard.
+pub fn limits_in(text: &str) -> Vec<(&'static str, u64, u64)> {
+    let line = |line: &str| {
+        // The title takes 26 columns (fs/proc/base.c).
+        let (title, rest) = line.split_at_checked(26)?;
+        let (name, ..) = LIMITS.into_iter().find(|(_, known, _)| *known == title.trim_end())?;
+        let mut words = rest.split_whitespace();
+        Some((name, amount_in(words.next()?)?, amount_in(words.next()?)?))
+    };
+    text.lines().filter_map(line).collect()
 }
 
 /// The bit of the capability that `name` means, with or without `cap_`.
@@ -195,7 +212,7 @@ impl Effect {
             Effect::Ambient(caps) => Ok(sys::only_ambient(*caps)?),
             Effect::NoNewPrivileges => Ok(nix::sys::prctl::set_no_new_privs()?),
             Effect::Limit(name, soft, hard) => {
-                let (_, resource) = LIMITS.iter().find(|(known, _)| known == name).ok_or(Errno::EINVAL)?;
+                let (.., resource) = LIMITS.iter().find(|(known, ..)| known == name).ok_or(Errno::EINVAL)?;
                 Ok(setrlimit(*resource, *soft, *hard)?)
             }
             Effect::Umask(mode) => {
@@ -280,7 +297,7 @@ pub(super) fn variable(name: &OsStr, value: Option<&OsString>) -> Done {
 const FILTER: usize = 8;
 
 /// What setrlimit(2) takes for no limit.
-pub const UNLIMITED: u64 = libc::RLIM_INFINITY;
+const UNLIMITED: u64 = libc::RLIM_INFINITY;
 
 fn amount(n: u64) -> String {
     if n == UNLIMITED { "unlimited".to_owned() } else { n.to_string() }
@@ -292,7 +309,7 @@ pub(super) fn lacks(cap: u32, name: &str, facts: &Facts<'_>) -> Option<Because> 
 }
 
 fn over(name: &str, hard: u64) -> Option<Because> {
-    let (_, resource) = LIMITS.iter().find(|(known, _)| *known == name)?;
+    let (.., resource) = LIMITS.iter().find(|(known, ..)| *known == name)?;
     let (_, now) = nix::sys::resource::getrlimit(*resource).ok()?;
     let text = format!("the hard limit of {name} is {}, and may only be lowered", amount(now));
     (hard > now).then(|| Because::new(text))
@@ -337,4 +354,21 @@ fn exec(what: &Result<RawFd, OsString>, words: &[OsString], hands: &Hands) -> Er
         }
     }
     last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                    Max cpu time              unlimited            unlimited            seconds   \n\
+                    Max realtime timeout      1                    2                    us        \n\
+                    Max new thing             1                    2                    things    \n";
+        assert_eq!(limits_in(text), [("cpu", UNLIMITED, UNLIMITED), ("rttime", 1, 2)]);
+        // The kernel's own text has a line for each that we know.
+        let text = std::fs::read_to_string("/proc/self/limits").unwrap();
+        assert_eq!(limits_in(&text).len(), LIMITS.len());
+    }
 }
