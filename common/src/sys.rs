@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use nix::errno::Errno;
 
+#[cfg(panic = "abort")]
+mod heap;
+
 /// What a system call answers: a value, or the errno that it set.
 pub type Result<T> = std::result::Result<T, Errno>;
 
