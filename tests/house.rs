@@ -39,6 +39,8 @@ const MODULES: &[(&str, &[&str])] = &[
     ("target", &["fail", "holder", "id", "mind", "ns", "path", "proc", "record", "sys", "user", "word"]),
     ("feature", &["fail", "ns", "proc", "sys", "target"]),
     ("name", &["fail", "holder", "proc", "record", "target"]),
+    ("container/notes", &["id"]),
+    ("container", &["fail", "name", "proc", "record", "target", "word"]),
     ("step", &["fail", "mind", "ns", "path", "proc", "sys", "word"]),
     ("step/cgroup", &["step", "cgroup", "fail", "mind", "ns", "proc", "sys"]),
     ("step/notify", &["step", "fail", "mind", "sys", "word"]),

@@ -15,11 +15,11 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Stage, flag, valued};
+use common::container;
 use common::fail::{Failure, Result};
 use common::id::{Both, Kind, Map};
 use common::idmap::Idmap;
 use common::mounted;
-use common::name;
 use common::owners::Owners;
 use common::path::Place;
 use common::plan::Plan;
@@ -138,7 +138,7 @@ fn handed(args: &Args) -> Result<Option<(Rc<OwnedFd>, i32)>> {
 fn addressed(operand: &Operand, stream: Option<&Stream>, proc: &Proc) -> Result<(Option<Address>, bool)> {
     match operand {
         Operand::Process(address) => Ok((Some(*address), false)),
-        Operand::Name(name) => Ok((Some(name::find(proc, name)?), false)),
+        Operand::Name(name) => Ok((Some(container::find(proc, name)?.0.address), false)),
         Operand::Stream => stream
             .and_then(Stream::pid)
             .ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage")),

@@ -8,6 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::rc::Rc;
 
 use common::cli::{Args, Cli};
+use common::container;
 use common::fail::{Exit, Failure, Result};
 use common::holder;
 use common::plan::{Plan, clone};
@@ -17,8 +18,6 @@ use common::step::beside::{Effect, Helper, READY};
 use common::step::{Step, end, own};
 use common::target::{self, Operand, Target};
 use common::tool::Outcome;
-
-use crate::container;
 
 /// The options that this one goes along with.
 const ALSO: [&str; 7] = ["beside", "target", "keep-fd", "dry-run", "explain", "help", "version"];

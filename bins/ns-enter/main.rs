@@ -5,10 +5,8 @@
 //! named.
 
 mod beside;
-mod container;
 mod files;
 mod like;
-mod notes;
 mod nsenter;
 mod tools;
 mod user;
@@ -20,6 +18,7 @@ use std::rc::Rc;
 
 use common::cgroup::Cgroup;
 use common::cli::{Args, Cli, KEEP_FD, KINDS, Operands, STDIN, Stage, flag, opt, valued};
+use common::container;
 use common::fail::{Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;

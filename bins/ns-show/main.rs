@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Stage, flag, valued};
+use common::container;
 use common::fail::{Because, Failure, Result};
 use common::id::Kind as IdKind;
 use common::mind::terminal_width;
@@ -83,8 +84,7 @@ fn decide(args: &Args) -> Result<Outcome> {
         ([word], _) => match Operand::parse(word)? {
             file @ (Operand::File(_) | Operand::Descriptor(_)) => behind(&proc, &file, what),
             process @ (Operand::Stream | Operand::Process(_) | Operand::Name(_)) => {
-                let target = Rc::new(open(&proc, &process)?);
-                one(&proc, target, what, args)
+                one(&proc, open(&proc, &process)?, what, args)
             }
         },
         (_, _) => Err(CLI.usage("one TARGET")),
@@ -95,7 +95,7 @@ fn answer(text: String) -> Outcome {
     Outcome::Answer(text.into_bytes(), 0)
 }
 
-fn open(proc: &Proc, operand: &Operand) -> Result<Target> {
+fn open(proc: &Proc, operand: &Operand) -> Result<Rc<Target>> {
     let address = match operand {
         Operand::Process(address) => *address,
         Operand::Stream => {
@@ -105,9 +105,9 @@ fn open(proc: &Proc, operand: &Operand) -> Result<Target> {
         Operand::File(_) | Operand::Descriptor(_) => {
             return Err(CLI.usage("this TARGET is no process"));
         }
-        Operand::Name(name) => name::find(proc, name)?,
+        Operand::Name(name) => return Ok(container::find(proc, name)?.0),
     };
-    Target::open(proc, address)
+    Target::open(proc, address).map(Rc::new)
 }
 
 /// The namespace behind a file.

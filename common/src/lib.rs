@@ -23,6 +23,7 @@
 //! * [`target`]  the process or namespace file that an operand names
 //! * [`feature`] what newer kernels have
 //! * [`name`]    holders by name
+//! * [`container`] containers by name
 //! * [`step`]    effects, one file for each kernel object
 //! * [`plan`]    a list of steps: printed, performed, tried
 //! * [`idmap`]   a tree with its owners shifted
@@ -35,6 +36,7 @@
 
 pub mod cgroup;
 pub mod cli;
+pub mod container;
 pub mod etc;
 pub mod fail;
 pub mod feature;

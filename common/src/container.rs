@@ -1,28 +1,30 @@
 //! Containers by name or by the beginning of their id, without asking a daemon:
-//! from the files in which runtimes note theirs down, from cgroups, and from
-//! the command line of conmon.
+//! from the files in which runtimes note theirs down, from cgroups, and from the
+//! command lines of what they leave outside: conmon, the monitor of lxc.
 //!
 //! All of it may have been written by anybody. Files and cgroups count only if
 //! they are root's or the caller's, and a process only if it is the one that
 //! was noted down: by its start time, its cgroup, or its age.
 
+mod notes;
+
 use std::rc::Rc;
 
-use common::fail::{Failure, Result};
-use common::name;
-use common::proc::Proc;
-use common::record::Address;
-use common::target::{self, Target};
-use common::word::quote;
+use crate::fail::{Failure, Result};
+use crate::name;
+use crate::proc::Proc;
+use crate::record::Address;
+use crate::target::{self, Target};
+use crate::word::quote;
 
-use crate::notes::{self, Said};
+use notes::Said;
 
 /// What somebody says about a container, not yet proven.
 struct Claim {
     engine: &'static str,
     id: String,
     said: Said,
-    /// Whose note says so, and of when; None: its cgroup does, now.
+    /// Whose note says so, and of when; None: it shows, now.
     note: Option<(u32, i64)>,
 }
 
@@ -40,7 +42,7 @@ struct Container {
 ///
 /// # Errors
 /// There is none, or more than one: these are listed.
-pub(crate) fn find(proc: &Proc, word: &str) -> Result<(Rc<Target>, bool)> {
+pub fn find(proc: &Proc, word: &str) -> Result<(Rc<Target>, bool)> {
     let own = proc.own().uid[1];
     let holders = name::holders(proc).into_iter().filter(|h| h.uid == own && h.name.as_deref() == Some(word));
     let mut found: Vec<(Target, bool, String)> = Vec::new();
@@ -69,8 +71,8 @@ pub(crate) fn find(proc: &Proc, word: &str) -> Result<(Rc<Target>, bool)> {
 /// All containers that can be seen and proven.
 fn containers(proc: &Proc) -> Vec<Container> {
     let mut claims = noted(proc);
-    claims.extend(by_cgroup(proc));
-    let aliases = by_conmon(proc);
+    claims.extend(by_conmon(proc));
+    claims.extend(by_process(proc));
     let mut found: Vec<Container> = Vec::new();
     for claim in claims {
         let Some(target) = prove(proc, &claim) else { continue };
@@ -80,9 +82,7 @@ fn containers(proc: &Proc) -> Vec<Container> {
             found.len() - 1
         });
         let Some(container) = found.get_mut(at) else { continue };
-        let alias = aliases.iter().filter(|(id, _)| *id == claim.id).map(|(_, name)| name.clone());
-        let words: Vec<String> = claim.said.names.into_iter().chain(alias).collect();
-        for word in std::iter::once(claim.id).chain(words) {
+        for word in std::iter::once(claim.id).chain(claim.said.names) {
             if !container.words.contains(&word) {
                 container.words.push(word);
             }
@@ -196,23 +196,25 @@ fn claim(layout: &Layout, set: &[&str], id: String) -> Option<Claim> {
 
 // ---- processes ----
 
-/// The first process in each cgroup that is named after a container.
-fn by_cgroup(proc: &Proc) -> Vec<Claim> {
+/// The first process of each container that can be told by its cgroup, its
+/// mounts, or its parent.
+fn by_process(proc: &Proc) -> Vec<Claim> {
     let mounts = proc.mounts("self");
     let hierarchies: Vec<&str> =
         mounts.iter().filter(|m| m.fstype == "cgroup2" && m.root == "/").map(|m| m.point.as_str()).collect();
     let mut found: Vec<(usize, Claim)> = Vec::new();
     for pid in proc.pids() {
         let who = pid.to_string();
+        let Some(status) = proc.status(&who).filter(|s| s.pids.last() == Some(&1)) else { continue };
+        // Of several the one that is the first in the fewest pid namespaces.
+        let depth = status.pids.len();
         let path = proc.cgroup(&who).unwrap_or_default();
         let by_path = notes::cgroup(&path).and_then(|(engine, id, up_to)| {
             // Whoever may make cgroups somewhere may call them what he likes.
             hierarchies.iter().any(|at| name::is_made_by_believed(&format!("{at}{up_to}"))).then_some((engine, id))
         });
-        // Of several the one that is the first in the fewest pid namespaces.
-        let depth = || proc.status(&who).filter(|s| s.pids.last() == Some(&1)).map(|s| s.pids.len());
-        let Some((engine, id)) = by_path.or_else(|| nspawn(proc, &who)) else { continue };
-        let Some(depth) = depth() else { continue };
+        let otherwise = || if depth < 2 { None } else { nspawn(proc, &who).or_else(|| lxc(proc, status.parent)) };
+        let Some((engine, id)) = by_path.or_else(otherwise) else { continue };
         let said = Said { pid: Some(pid), ..Said::default() };
         let claim = Claim { engine, id, said, note: None };
         match found.iter_mut().find(|(_, c)| (c.engine, &c.id) == (engine, &claim.id)) {
@@ -228,10 +230,6 @@ fn by_cgroup(proc: &Proc) -> Vec<Claim> {
 /// the directory through which mounts come in. It takes the mounts of a
 /// namespace to forge that, so the namespace has to be root's or the caller's.
 fn nspawn(proc: &Proc, who: &str) -> Option<(&'static str, String)> {
-    let status = proc.status(who)?;
-    if status.pids.len() < 2 || status.pids.last() != Some(&1) {
-        return None;
-    }
     let mount = proc.mounts(who).into_iter().find(|m| m.point == "/run/host/incoming")?;
     let (_, name) = mount.root.split_once("nspawn/propagate/")?;
     let target = Target::open(proc, Address::parse(who.as_bytes())?).ok()?;
@@ -239,15 +237,31 @@ fn nspawn(proc: &Proc, who: &str) -> Option<(&'static str, String)> {
     (notes::is_name(name) && (owner == 0 || owner == proc.own().uid[1])).then(|| ("nspawn", name.to_owned()))
 }
 
-/// The names that podman and cri-o gave: on the command line of conmon, which
-/// has to be root's or the caller's.
-fn by_conmon(proc: &Proc) -> Vec<(String, String)> {
-    let own = proc.own().uid[1];
-    let named = |pid: &i32| {
+/// The name of the container whose first process has this parent, if that is
+/// the one which lxc leaves outside. Its cgroup need not have the name.
+fn lxc(proc: &Proc, parent: u32) -> Option<(&'static str, String)> {
+    let line = believed_line(proc, &parent.to_string())?;
+    notes::lxc_monitor(&line).map(|name| ("lxc", name))
+}
+
+/// What podman and cri-o have said to conmon: it names the file with the number
+/// of the process, wherever that is.
+fn by_conmon(proc: &Proc) -> Vec<Claim> {
+    let claim = |pid: i32| {
         let who = pid.to_string();
-        let status = proc.status(&who).filter(|s| s.name == "conmon" && (s.uid[1] == 0 || s.uid[1] == own))?;
-        // In a user namespace 0 may be anybody, who is then the caller.
-        (status.state != 'Z').then(|| notes::conmon(&proc.read(&format!("{who}/cmdline")).ok()?))?
+        let line = (proc.status(&who)?.name == "conmon").then(|| believed_line(proc, &who))??;
+        let (id, name, file) = notes::conmon(&line)?;
+        let (dir, file) = file.rsplit_once('/')?;
+        let note = name::note(dir, &[], file)?;
+        let said = Said { names: vec![name], ..notes::pid_file(&note.bytes)? };
+        Some(Claim { engine: "podman or cri-o", id, said, note: Some((note.uid, note.written)) })
     };
-    proc.pids().iter().filter_map(named).collect()
+    proc.pids().into_iter().filter_map(claim).collect()
+}
+
+/// The command line of a process that is root's or the caller's. In a user
+/// namespace 0 may be anybody, who is then the caller.
+fn believed_line(proc: &Proc, who: &str) -> Option<Vec<u8>> {
+    let status = proc.status(who).filter(|s| s.uid[1] == 0 || s.uid[1] == proc.own().uid[1])?;
+    (status.state != 'Z').then(|| proc.read(&format!("{who}/cmdline")).ok())?
 }

@@ -3,18 +3,18 @@
 //! The bytes may be anybody's. Whatever they are, the answer is a claim that
 //! has to be proven, or none.
 
-use common::id::number;
+use crate::id::number;
 use serde_json::Value;
 
 /// What a file says of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Said {
+pub(super) struct Said {
     /// The number of its first process.
-    pub(crate) pid: Option<i32>,
+    pub(super) pid: Option<i32>,
     /// When that began, in clock ticks since boot.
-    pub(crate) start: Option<u64>,
+    pub(super) start: Option<u64>,
     /// What the container is called.
-    pub(crate) names: Vec<String>,
+    pub(super) names: Vec<String>,
 }
 
 /// The annotations by which Kubernetes and nerdctl name containers in the OCI
@@ -29,7 +29,7 @@ const NAMES: [&str; 5] = [
 
 /// The state of crun or runc, the configuration of an OCI container, or that of
 /// docker: each says what the others do not.
-pub(crate) fn json(bytes: &[u8]) -> Option<Said> {
+pub(super) fn json(bytes: &[u8]) -> Option<Said> {
     let json: Value = serde_json::from_slice(bytes).ok()?;
     let first = |places: &[&str]| places.iter().find_map(|place| json.pointer(place).and_then(Value::as_u64));
     let pid = first(&["/pid", "/init_process_pid", "/State/Pid"]);
@@ -47,31 +47,31 @@ pub(crate) fn json(bytes: &[u8]) -> Option<Said> {
 }
 
 /// A file with a process number and nothing else.
-pub(crate) fn pid_file(bytes: &[u8]) -> Option<Said> {
+pub(super) fn pid_file(bytes: &[u8]) -> Option<Said> {
     let pid = number(bytes.trim_ascii()).and_then(|n| i32::try_from(n).ok()).filter(|pid| *pid > 0);
     pid.map(|pid| Said { pid: Some(pid), ..Said::default() })
 }
 
 /// What systemd-machined writes: lines of KEY=value.
-pub(crate) fn machine(bytes: &[u8]) -> Option<Said> {
+pub(super) fn machine(bytes: &[u8]) -> Option<Said> {
     let line = bytes.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"LEADER="))?;
     pid_file(line)
 }
 
 /// Whether something can be the name of a container.
-pub(crate) fn is_name(word: &str) -> bool {
+pub(super) fn is_name(word: &str) -> bool {
     !word.is_empty() && word.len() <= 255 && !word.chars().any(|c| c.is_control() || c.is_whitespace())
 }
 
 /// Whether something is one of the ids that people shorten: hexadecimal, of at
 /// least 32 digits.
-pub(crate) fn is_id(word: &str) -> bool {
+pub(super) fn is_id(word: &str) -> bool {
     word.len() >= 32 && word.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// The container that a cgroup is of: engine, id or name, and the path up to
 /// there.
-pub(crate) fn cgroup(path: &str) -> Option<(&'static str, String, &str)> {
+pub(super) fn cgroup(path: &str) -> Option<(&'static str, String, &str)> {
     let mut end = 0;
     let mut above = "";
     let mut found = None;
@@ -126,13 +126,21 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The id and the name on the command line of conmon, which podman and cri-o
-/// start for each container.
-pub(crate) fn conmon(line: &[u8]) -> Option<(String, String)> {
+/// What the command line of conmon says, which podman and cri-o start for each
+/// container: its id, its name, and the file with the number of its process.
+pub(super) fn conmon(line: &[u8]) -> Option<(String, String, String)> {
     let words: Vec<&str> = line.split(|b| *b == 0).map(|w| std::str::from_utf8(w).unwrap_or_default()).collect();
     let after = |option: &str| words.windows(2).find(|w| w.first() == Some(&option)).and_then(|w| w.get(1).copied());
-    let (id, name) = (after("-c")?, after("-n")?);
-    (is_id(id) && is_name(name)).then(|| (id.to_owned(), name.to_owned()))
+    let (id, name, file) = (after("-c")?, after("-n")?, after("-p")?);
+    (is_id(id) && is_name(name) && file.starts_with('/')).then(|| (id.to_owned(), name.to_owned(), file.to_owned()))
+}
+
+/// The name on the command line of the process that lxc leaves outside of a
+/// container: `[lxc monitor] DIR NAME`.
+pub(super) fn lxc_monitor(line: &[u8]) -> Option<String> {
+    let line = std::str::from_utf8(line).ok()?.trim_end_matches('\0');
+    let (_, name) = line.strip_prefix("[lxc monitor] /")?.rsplit_once(' ')?;
+    is_name(name).then(|| name.to_owned())
 }
 
 #[cfg(test)]
@@ -188,14 +196,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn command_lines() {
+        let line = format!("conmon\0-s\0-c\0{ID}\0-n\0web\0-p\0/run/x y/pidfile\0-n\0no\0");
+        assert_eq!(conmon(line.as_bytes()), Some((ID.into(), "web".into(), "/run/x y/pidfile".into())));
+        assert_eq!(conmon(line.replace("-p", "-q").as_bytes()), None);
+        assert_eq!(lxc_monitor(b"[lxc monitor] /a b/lxc box\0\0"), Some("box".into()));
+        for other in ["[lxc monitor] box", "[lxc monitor] /var/lib/lxc", "[lxc monitor] /var/lib/lxc ", "lxc-start box"]
+        {
+            assert_eq!(lxc_monitor(other.as_bytes()), None, "{other}");
+        }
+    }
+
     /// Whatever stands there: an answer in time, and no panic.
     #[test]
     fn anything() {
-        let seeds: [&[u8]; 4] = [
+        let seeds: [&[u8]; 5] = [
             br#"{"pid":42,"State":{"Pid":3},"annotations":{"nerdctl/name":"\u00e9"},"Name":"/x"}"#,
-            b"conmon\0-c\0abcdef0123456789abcdef0123456789abcdef\0-n\0web\0",
+            b"conmon\0-c\0abcdef0123456789abcdef0123456789abcdef\0-n\0web\0-p\0/x/pidfile\0",
             b"/a/machine-\\x2d\\x.scope/lxc.payload.b/docker-",
             b"LEADER=12\n",
+            b"[lxc monitor] /var/lib/lxc box\0",
         ];
         let mut state = 0x2545_f491_4f6c_dd1d_u64;
         let mut next = |below: usize| {
@@ -205,7 +226,7 @@ mod tests {
             usize::try_from(state % 1_000_003).unwrap() % below
         };
         for _ in 0..20_000 {
-            let mut bytes = seeds[next(4)].to_vec();
+            let mut bytes = seeds[next(5)].to_vec();
             for _ in 0..=next(4) {
                 let at = next(bytes.len());
                 match next(3) {
@@ -216,7 +237,7 @@ mod tests {
             }
             let text = String::from_utf8_lossy(&bytes);
             let names = json(&bytes).map(|s| s.names).unwrap_or_default();
-            let rest = [conmon(&bytes).map(|c| c.1), cgroup(&text).map(|c| c.1)];
+            let rest = [conmon(&bytes).map(|c| c.1), lxc_monitor(&bytes), cgroup(&text).map(|c| c.1)];
             assert!(names.into_iter().chain(rest.into_iter().flatten()).all(|n| is_name(&n)));
             let _ = (pid_file(&bytes), machine(&bytes));
         }
