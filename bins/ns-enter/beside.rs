@@ -56,8 +56,10 @@ pub(crate) fn decide(cli: &Cli, args: &Args, proc: &Rc<Proc>, operand: Option<&O
 fn plan(cli: &Cli, args: &Args, proc: &Rc<Proc>, target: Rc<Target>, stream: Option<Stream>) -> Result<Plan> {
     let (words, says) = filled(&args.program, Some(&target.who()));
     let helper = Rc::new(Helper { words, says, target: target.clone(), stage: stream.is_some(), tool: cli.name });
+    let holder = holder::is_holder(target.fd.as_fd()).then_some(target);
     let mut plan = Plan::default();
     plan.push(Effect::Adopt);
+    holder.iter().for_each(|holder| plan.push(Effect::HoldBack(holder.clone())));
     if says {
         plan.push(Effect::Pipe);
     }
@@ -68,9 +70,7 @@ fn plan(cli: &Cli, args: &Args, proc: &Rc<Proc>, target: Rc<Target>, stream: Opt
         proc,
     ));
     plan.push(Effect::Await(helper.clone()));
-    if holder::is_holder(target.fd.as_fd()) {
-        plan.push(Effect::Entrust(target));
-    }
+    holder.into_iter().for_each(|holder| plan.push(Effect::Entrust(holder)));
     if let Some(stream) = stream {
         plan.push(end::Effect::Say(stream));
     }

@@ -192,7 +192,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, files
         vec![user::shell_of(proc, target, uid.unwrap_or(0), &found.word)?]
     };
     finish(args, words, like.last, &mut inside)?;
-    let mut plan = around(inside, like.cgroup, open, found.holds.then(|| target.clone()), left_out, proc);
+    let mut plan = around(inside, kept(args)?, like.cgroup, open, found.holds.then(|| target.clone()), left_out, proc);
     if partial {
         plan.push(partial_step());
     }
@@ -236,6 +236,7 @@ fn open_terminal(proc: &Proc, target: &Target, kinds: &[Kind], uid: Option<u32>)
 /// What this process does, around what the child does inside.
 fn around(
     inside: Plan,
+    kept: Vec<i32>,
     cgroup: Option<Rc<Cgroup>>,
     terminal: Option<(bool, terminal::Effect)>,
     holder: Option<Rc<Target>>,
@@ -260,6 +261,7 @@ fn around(
         inside,
         proc,
     ));
+    kept.into_iter().filter(|n| *n > 2).for_each(|n| plan.push(own::Effect::Hide(n)));
     match all {
         Some(all) => plan.push(terminal::Effect::Proxy(holder, all)),
         None => plan.push(end::Effect::Tend(holder, false)),
@@ -435,9 +437,17 @@ fn stdin(args: &Args, stream: bool, inside: &mut Plan) -> Result<()> {
     Ok(())
 }
 
+/// The descriptors that the program has, and this process need not have then.
+fn kept(args: &Args) -> Result<Vec<i32>> {
+    let mut kept: Vec<i32> =
+        args.values("keep-fd").iter().map(|word| target::descriptor(word)).collect::<Result<_>>()?;
+    kept.sort_unstable();
+    kept.dedup();
+    Ok(kept)
+}
+
 fn finish(args: &Args, program: Vec<OsString>, last: Plan, inside: &mut Plan) -> Result<()> {
-    let kept: Result<_> = args.values("keep-fd").iter().map(|word| target::descriptor(word)).collect();
-    inside.push(own::Effect::Close(kept?));
+    inside.push(own::Effect::Close(kept(args)?));
     inside.push(own::Effect::DieWithParent);
     inside.steps.extend(last.steps);
     inside.push(end::Effect::Exec(program));
@@ -469,5 +479,5 @@ fn enter_files(files: &[File], args: &Args, proc: &Rc<Proc>) -> Result<Outcome> 
         (all, terminal::Effect::Open(None, None))
     });
     finish(args, program(args, shell()), Plan::default(), &mut inside)?;
-    Ok(Outcome::Plan(around(inside, None, open, None, Vec::new(), proc)))
+    Ok(Outcome::Plan(around(inside, kept(args)?, None, open, None, Vec::new(), proc)))
 }

@@ -45,7 +45,10 @@ const PATIENCE: u16 = 2000;
 /// What an enterer says when it attaches; any other byte is a signal.
 const HERE: u8 = 0;
 
-/// What a stage says that leaves a helper to us.
+/// What a stage says that makes a helper ready, before which nobody can enter.
+const NOT_YET: u8 = u8::MAX - 1;
+
+/// What it says when that is ready, or leaves to us.
 const BESIDE: u8 = u8::MAX;
 
 /// The signal of an enterer who cannot get to the door.
@@ -112,7 +115,7 @@ fn last_word(parent: BorrowedFd<'_>) -> Option<c_int> {
     let mut byte = [0; 1];
     let mut signal = None;
     while mind::ready_within(parent, 0) == Ok(true) && nix::unistd::read(parent, &mut byte) == Ok(1) {
-        signal = Some(c_int::from(byte[0])).filter(|n| *n != c_int::from(HERE)).or(signal);
+        signal = Some(c_int::from(byte[0])).filter(|_| ![HERE, NOT_YET, BESIDE].contains(&byte[0])).or(signal);
     }
     signal
 }
@@ -120,13 +123,20 @@ fn last_word(parent: BorrowedFd<'_>) -> Option<c_int> {
 fn wait_over(mask: &SigSet, child: &Child, life: &Life, note: &str) -> Result<()> {
     mind::be_patient(mask)?;
     let gone = [(sys::lend(1), PollFlags::empty()), (child.fd.as_fd(), PollFlags::POLLIN)];
-    if let Some(parent) = &life.parent {
-        let ready = mind::wait_for(&[gone[0], gone[1], (parent.as_fd(), PollFlags::POLLIN)], Some(PATIENCE))?;
+    let mut limit = Some(PATIENCE);
+    while let Some(parent) = &life.parent {
+        let ready = mind::wait_for(&[gone[0], gone[1], (parent.as_fd(), PollFlags::POLLIN)], limit)?;
         if ready[0] || ready[1] {
             return Ok(());
         }
-        if !ready[2] {
-            mind::tell(note);
+        match if ready[2] { mind::heard(parent.as_fd())? } else { None } {
+            Some(NOT_YET) => limit = None,
+            Some(BESIDE) => limit = Some(PATIENCE),
+            Some(_) => break,
+            None => {
+                mind::tell(note);
+                break;
+            }
         }
     }
     mind::wait_for(&gone, None).map(drop)
@@ -287,11 +297,11 @@ fn take_in(door: BorrowedFd<'_>, until: BorrowedFd<'_>, left: &mut Vec<Guest>) -
         Ok((_, fds)) => {
             let mut fds = fds.into_iter();
             let guest = fds.next().map(|enterer| Guest { enterer, program: fds.next() });
+            let _ = write(until, &byte);
             if byte[0] == BESIDE {
                 left.extend(guest);
                 return Ok(Some(None));
             }
-            let _ = write(until, &byte);
             Ok(Some(guest))
         }
         Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
@@ -411,15 +421,23 @@ pub fn entrust(holder: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> Result<()> {
     mind::send(door.as_fd(), &[HERE], &[enterer.as_fd(), me.as_fd()])
 }
 
-/// Leaves `process`, which is below this one, to a holder: if this process is
-/// killed, it is ended with the namespaces.
+/// Tells a holder, for its parent, that nobody can enter yet: a helper comes
+/// first.
+pub fn hold_back(holder: BorrowedFd<'_>) {
+    let _ = door(holder).and_then(|door| mind::send(door.as_fd(), &[NOT_YET], &[]));
+}
+
+/// Tells a holder that the helper is ready, and leaves `processes` of it, which
+/// are below this one, to the holder: if this process is killed, they are
+/// ended with the namespaces.
 ///
 /// # Errors
 /// As `attach`.
-pub fn leave_to(holder: BorrowedFd<'_>, process: BorrowedFd<'_>) -> Result<()> {
+pub fn leave_to(holder: BorrowedFd<'_>, processes: &[OwnedFd]) -> Result<()> {
     let door = door(holder)?;
     let me = sys::pidfd_open(getpid().as_raw())?;
-    mind::send(door.as_fd(), &[BESIDE], &[me.as_fd(), process])
+    mind::send(door.as_fd(), &[BESIDE], &[])?;
+    processes.iter().try_for_each(|process| mind::send(door.as_fd(), &[BESIDE], &[me.as_fd(), process.as_fd()]))
 }
 
 /// Attaches this process by a signal, where a seccomp filter keeps the door

@@ -32,6 +32,8 @@ use crate::word::{quote, quote_all};
 pub enum Effect {
     /// Let all orphans below this process fall to it.
     Adopt,
+    /// Let the holder know that nobody enters before the helper is ready.
+    HoldBack(Rc<Target>),
     /// Make the pipe by which the helper says that it is ready.
     Pipe,
     /// In the helper: leave the terminal, and have nothing of the stream.
@@ -78,6 +80,7 @@ impl Effect {
     fn act(&self) -> String {
         match self {
             Effect::Adopt => "prctl PR_SET_CHILD_SUBREAPER 1".into(),
+            Effect::HoldBack(target) => format!("tell holder {} that a helper comes first", target.address),
             Effect::Pipe => "pipe".into(),
             Effect::Apart => "setsid, with /dev/null for standard input and standard error for output".into(),
             Effect::TakePipe => format!("dup the pipe to descriptor {READY}"),
@@ -94,6 +97,7 @@ impl Effect {
     fn why(&self) -> &'static str {
         match self {
             Effect::Adopt => "a helper that goes into the background leaves its parent, and then is ours to end",
+            Effect::HoldBack(_) => "where nobody enters, its parent says so after a while",
             Effect::Pipe | Effect::TakePipe => "one that stays in the foreground says so when it is ready",
             Effect::Apart => "keys that are for the program at the end of the pipeline would signal it, too",
             Effect::Await(_) => "what it makes in the namespaces is there before a program is",
@@ -105,6 +109,10 @@ impl Effect {
     fn perform(&self, hands: &mut Hands) -> Done {
         match self {
             Effect::Adopt => Ok(nix::sys::prctl::set_child_subreaper(true)?),
+            Effect::HoldBack(target) => {
+                holder::hold_back(target.fd.as_fd());
+                Ok(())
+            }
             Effect::Pipe => {
                 let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
                 hands.put(PIPE, ours);
@@ -147,9 +155,7 @@ impl Effect {
             }
             // Whoever cannot say it does what can be done here.
             Effect::Entrust(target) => {
-                for child in children() {
-                    let _ = holder::leave_to(target.fd.as_fd(), child.as_fd());
-                }
+                let _ = holder::leave_to(target.fd.as_fd(), &children());
                 Ok(())
             }
             Effect::Stay(helper) => {
