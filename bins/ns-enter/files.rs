@@ -14,6 +14,8 @@ use common::proc::Proc;
 use common::step::{Step, ns, own};
 use common::target::{self, Operand, Target};
 
+use super::CLI;
+
 /// A namespace file.
 pub(crate) struct File {
     pub(crate) kind: Kind,
@@ -38,6 +40,18 @@ pub(crate) fn named(args: &Args, operand: Option<&Operand>, proc: &Proc) -> Resu
     files.retain(|file| file.kind == Kind::Mnt || !target::is_ours(proc, &file.fd, file.kind));
     files.sort_by_key(|file| Kind::ALL.iter().position(|kind| *kind == file.kind));
     Ok(files)
+}
+
+/// The network namespace of a socket that the target has open, unless it is ours.
+///
+/// # Errors
+/// Wrong usage; there is no such socket, or it is not ours to take.
+pub(crate) fn of_socket(args: &Args, proc: &Proc, target: &Target) -> Result<Option<File>> {
+    let Some(n) = args.number("net-socket")? else { return Ok(None) };
+    let n = i32::try_from(n).map_err(|_| CLI.usage("--net-socket: not a descriptor"))?;
+    let fd = Rc::new(target::network_of_socket(proc, target, n)?);
+    let name = format!("{} net of descriptor {n}", target.address);
+    Ok((!target::is_ours(proc, &fd, Kind::Net)).then_some(File { kind: Kind::Net, fd, name }))
 }
 
 /// A file needs no slash here, where it can be nothing else.

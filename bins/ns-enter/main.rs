@@ -98,7 +98,7 @@ fn decide(args: &Args) -> Result<Outcome> {
         None if !has_file(args) => return Err(CLI.usage("which target?")),
         None | Some(Operand::File(_) | Operand::Descriptor(_)) => return enter_files(&files, args, &proc),
     };
-    enter(args, &proc, &target, &found, &files)
+    enter(args, &proc, &target, &found, files)
 }
 
 /// What is known of a target beside the process.
@@ -117,7 +117,8 @@ fn program(args: &Args, shell: OsString) -> Vec<OsString> {
 }
 
 /// The plan for a process as a target.
-fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, files: &[File]) -> Result<Outcome> {
+fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, mut files: Vec<File>) -> Result<Outcome> {
+    files.extend(files::of_socket(args, proc, target)?);
     let stream = found.word == "-";
     let terminal = own_terminal(args, stream, found.is_container)?;
     let somebody = args.value("as").map(|who| named(proc, target, &who)).transpose()?;
@@ -126,7 +127,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, files
     let is_home = target::same_root(proc, target) && !files.iter().any(|file| file.kind == Kind::Mnt);
     let brought = tools::read(args, proc, target, &kinds)?;
     let crossing =
-        |brought| Ok(files::enter(files, Some((target, &kinds)), join(args, proc, target, &kinds, brought)?, proc));
+        |brought| Ok(files::enter(&files, Some((target, &kinds)), join(args, proc, target, &kinds, brought)?, proc));
     let mut like = like::read(args, proc, target, &kinds, &|| crossing(None))?;
     left_out.append(&mut like.left_out);
     let mut inside = Plan::default();
@@ -393,11 +394,12 @@ fn enter_promised(program: Vec<OsString>) -> Plan {
 /// do not need would fail the whole call.
 fn wanted(args: &Args, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
     let asked: Vec<Kind> = Kind::ALL.into_iter().filter(|k| args.flag(k.option())).collect();
-    let asked = if asked.is_empty() || args.flag("all") { Kind::ALL.to_vec() } else { asked };
+    let socket = args.flag("net-socket");
+    let asked = if asked.is_empty() && !socket || args.flag("all") { Kind::ALL.to_vec() } else { asked };
     let mut kinds = Vec::new();
     for kind in asked {
         let instead = kind == Kind::User && args.flag("user-parent");
-        if instead || args.value(kind.option()).is_some() {
+        if instead || kind == Kind::Net && socket || args.value(kind.option()).is_some() {
             continue;
         }
         let theirs = target::namespace_of(proc, target, kind)?;
@@ -460,7 +462,7 @@ fn enter_files(files: &[File], args: &Args, proc: &Rc<Proc>) -> Result<Outcome> 
     if let Some(kind) = Kind::ALL.into_iter().find(of_process) {
         return Err(CLI.usage(&format!("--{} needs a file, or a process for a target", kind.option())));
     }
-    let of_process = ["all", "user-parent", "try", "like", "etc", "as", "tools"];
+    let of_process = ["all", "user-parent", "try", "like", "etc", "as", "tools", "net-socket"];
     let given = |option: &&&str| args.flag(option) || args.value(option).is_some();
     if let Some(option) = of_process.iter().find(given) {
         return Err(CLI.usage(&format!("--{option} needs a process for a target")));

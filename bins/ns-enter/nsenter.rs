@@ -14,6 +14,7 @@ use common::word::quote;
 use super::CLI;
 
 pub(crate) const OPTIONS: &[Opt] = &[
+    opt("N", "net-socket", "N", "enter the network namespace of the target's socket N"),
     opt("R", "root", "[=DIR]", "the target's root directory, or DIR of here"),
     opt("w", "wd", "[=DIR]", "the target's working directory, or DIR of here"),
     valued("wdns", "DIR", "start in DIR of the target's"),

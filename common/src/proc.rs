@@ -78,6 +78,8 @@ pub const CAP_SETPCAP: u32 = 8;
 /// See above.
 pub const CAP_NET_BIND_SERVICE: u32 = 10;
 /// See above.
+pub const CAP_NET_ADMIN: u32 = 12;
+/// See above.
 pub const CAP_SYS_CHROOT: u32 = 18;
 /// See above.
 pub const CAP_SYS_ADMIN: u32 = 21;

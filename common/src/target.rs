@@ -20,7 +20,7 @@ use crate::id::{self, number};
 use crate::mind;
 use crate::ns;
 use crate::path::used_up;
-use crate::proc::{PROC_SUPER_MAGIC, Proc, in_brackets, read_all, status_in};
+use crate::proc::{CAP_NET_ADMIN, PROC_SUPER_MAGIC, Proc, in_brackets, read_all, status_in};
 use crate::record::{Address, MAX_STREAM, Record, Stream};
 use crate::sys;
 use crate::word::quote;
@@ -626,6 +626,32 @@ pub fn belongs(ns: &OwnedFd, user: &OwnedFd) -> bool {
 /// As `root`.
 pub fn user_namespace(proc: &Proc, target: &Target) -> Result<OwnedFd> {
     file_of(proc, target, "ns/user", OFlag::O_RDONLY)
+}
+
+/// The network namespace of the socket that is descriptor `n` of a target.
+///
+/// # Errors
+/// EBADF: it is not open there; EPERM; ENOTTY: it is no socket.
+pub fn network_of_socket(proc: &Proc, target: &Target, n: i32) -> Result<OwnedFd> {
+    let pid = target.pid;
+    let socket = sys::pidfd_getfd(target.fd.as_fd(), n).map_err(|e| {
+        let because = match e {
+            Errno::EBADF => Some(Because::new(format!("descriptor {n} of process {pid} is not open"))),
+            Errno::EPERM => untouchable(proc, &target.who()),
+            _ => used_up(e),
+        };
+        Failure::os(format!("pidfd_getfd {pid} {n}"), e).because(because)
+    })?;
+    sys::socket_namespace(socket.as_fd()).map_err(|e| {
+        let because = match e {
+            Errno::ENOTTY => Some(Because::new(format!("descriptor {n} of process {pid} is no socket"))),
+            Errno::EPERM if !proc.own().can(CAP_NET_ADMIN) => Some(Because::new(
+                "this needs CAP_NET_ADMIN where the network namespace belongs, and we do not have it here",
+            )),
+            _ => None,
+        };
+        Failure::os(format!("find the network namespace of descriptor {n} of {pid}"), e).because(because)
+    })
 }
 
 /// The number of a target's mount namespace, for statmount(2).
