@@ -635,22 +635,16 @@ pub fn user_namespace(proc: &Proc, target: &Target) -> Result<OwnedFd> {
 pub fn network_of_socket(proc: &Proc, target: &Target, n: i32) -> Result<OwnedFd> {
     let pid = target.pid;
     let socket = sys::pidfd_getfd(target.fd.as_fd(), n).map_err(|e| {
-        let because = match e {
-            Errno::EBADF => Some(Because::new(format!("descriptor {n} of process {pid} is not open"))),
-            Errno::EPERM => untouchable(proc, &target.who()),
-            _ => used_up(e),
-        };
-        Failure::os(format!("pidfd_getfd {pid} {n}"), e).because(because)
+        let closed = || Because::new(format!("descriptor {n} of process {pid} is not open"));
+        let because = if e == Errno::EPERM { untouchable(proc, &target.who()) } else { used_up(e) };
+        Failure::os(format!("pidfd_getfd {pid} {n}"), e).because((e == Errno::EBADF).then(closed).or(because))
     })?;
     sys::socket_namespace(socket.as_fd()).map_err(|e| {
-        let because = match e {
-            Errno::ENOTTY => Some(Because::new(format!("descriptor {n} of process {pid} is no socket"))),
-            Errno::EPERM if !proc.own().can(CAP_NET_ADMIN) => Some(Because::new(
-                "this needs CAP_NET_ADMIN where the network namespace belongs, and we do not have it here",
-            )),
-            _ => None,
-        };
-        Failure::os(format!("find the network namespace of descriptor {n} of {pid}"), e).because(because)
+        let lacks = "this needs CAP_NET_ADMIN where the network namespace belongs, and we do not have it here";
+        let lacks = (e == Errno::EPERM && !proc.own().can(CAP_NET_ADMIN)).then(|| Because::new(lacks));
+        let other = || Because::new(format!("descriptor {n} of process {pid} is no socket"));
+        Failure::os(format!("find the network namespace of descriptor {n} of {pid}"), e)
+            .because((e == Errno::ENOTTY).then(other).or(lacks))
     })
 }
 
