@@ -271,7 +271,7 @@ impl Look<'_> {
         match self.theirs.seccomp {
             2 if dry => {
                 let act = format!("load the seccomp filters of {pid}");
-                plan.push(Step::new(act, String::new(), "", |_| Ok(())));
+                plan.push(Step::new(move || act.clone(), "", |_| Ok(())));
             }
             2 => match target::filters(self.target) {
                 Ok(filters) => filters.into_iter().for_each(|filter| plan.push(Own::Filter(Rc::new(filter)))),

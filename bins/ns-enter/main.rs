@@ -273,10 +273,14 @@ fn around(
 /// Success that is not whole is 3.
 fn partial_step() -> Step {
     let why = "something was left out";
-    Step::new("leave with status 3 in place of 0".into(), String::new(), why, |hands| {
-        hands.status = if hands.status == 0 { 3 } else { hands.status };
-        Ok(())
-    })
+    Step::new(
+        || "leave with status 3 in place of 0".into(),
+        why,
+        |hands| {
+            hands.status = if hands.status == 0 { 3 } else { hands.status };
+            Ok(())
+        },
+    )
 }
 
 /// With --try, those kinds that can be entered, and why each of the others

@@ -280,9 +280,11 @@ fn overlay(proc: &Proc) -> Option<Plan> {
     let mut plan = private_root(proc)?;
     plan.push(new("tmpfs", &[]));
     plan.push(mount::Effect::Pivot);
-    plan.push(Step::new("mkdir /tmp/lower /tmp/upper /tmp/work".to_owned(), String::new(), "", |_| {
-        ["/tmp/lower", "/tmp/upper", "/tmp/work"].iter().try_for_each(fs::create_dir).map_err(|e| errno(&e).into())
-    }));
+    plan.push(Step::new(
+        || "mkdir /tmp/lower /tmp/upper /tmp/work".to_owned(),
+        "",
+        |_| ["/tmp/lower", "/tmp/upper", "/tmp/work"].iter().try_for_each(fs::create_dir).map_err(|e| errno(&e).into()),
+    ));
     plan.push(new("overlay", &[("lowerdir", "/tmp/lower"), ("upperdir", "/tmp/upper"), ("workdir", "/tmp/work")]));
     Some(plan)
 }
@@ -295,14 +297,18 @@ fn fuse(proc: &Proc) -> Option<Plan> {
     let number = kept.as_raw_fd();
     let kept = RefCell::new(vec![kept]);
     let mut plan = private_root(proc)?;
-    plan.push(Step::new("open /dev/fuse".to_owned(), String::new(), "", move |_| {
-        let mut kept = kept.borrow_mut();
-        kept.clear();
-        while kept.last().is_none_or(|device: &File| device.as_raw_fd() < number) {
-            kept.push(OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| errno(&e))?);
-        }
-        Ok(())
-    }));
+    plan.push(Step::new(
+        || "open /dev/fuse".to_owned(),
+        "",
+        move |_| {
+            let mut kept = kept.borrow_mut();
+            kept.clear();
+            while kept.last().is_none_or(|device: &File| device.as_raw_fd() < number) {
+                kept.push(OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| errno(&e))?);
+            }
+            Ok(())
+        },
+    ));
     let number = number.to_string();
     plan.push(new("fuse", &[("fd", &number), ("rootmode", "40000"), ("user_id", "0"), ("group_id", "0")]));
     Some(plan)

@@ -190,11 +190,16 @@ pub fn clone_into(
             sys::Fork::Parent(pid, fd) => {
                 drop(theirs);
                 hands.child = Some(Child { pid, fd });
-                watch_child(&steps, hands, ours, &proc)
+                if steps.first().is_some_and(|step| step.waits) {
+                    // It does nothing before, so nothing has to be waited for.
+                    hands.line = Some(ours);
+                    return Ok(());
+                }
+                watch_child(&steps, hands, ours, &proc, false)
             }
         }
     };
-    let step = Step::new(said, String::new(), why, perform).because(move |errno, facts| {
+    let step = Step::new(move || said.clone(), why, perform).because(move |errno, facts| {
         let closed = asked.as_ref().and_then(|cgroup| cgroup.refused(errno, facts.proc));
         closed.or_else(|| refused(&kinds, errno, facts))
     });
@@ -206,13 +211,17 @@ pub fn clone_into(
 pub fn go(first: &Step, proc: &Rc<Proc>) -> Step {
     let (proc, steps) = (proc.clone(), first.inner.clone().unwrap_or_default());
     let why = "the first exec comes only when everything is in place: an id without a map loses every capability there";
-    Step::new("let CHILD go on".to_owned(), String::new(), why, move |hands| {
-        let line = hands.line.take().ok_or(Errno::ECHILD)?;
-        mind::send(line.as_fd(), b"G", &[])?;
-        watch_child(&steps, hands, line, &proc)?;
-        hands.undo.clear();
-        Ok(())
-    })
+    Step::new(
+        || "let CHILD go on".to_owned(),
+        why,
+        move |hands| {
+            let line = hands.line.take().ok_or(Errno::ECHILD)?;
+            mind::send(line.as_fd(), b"G", &[])?;
+            watch_child(&steps, hands, line, &proc, true)?;
+            hands.undo.clear();
+            Ok(())
+        },
+    )
 }
 
 fn be_child(steps: &[Step], hands: &mut Hands) -> Done {
@@ -237,7 +246,9 @@ fn be_child(steps: &[Step], hands: &mut Hands) -> Done {
     sys::exit_now(status)
 }
 
-fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc) -> Done {
+/// Waits until the child has done its part; `told` is whether it has been given
+/// its word.
+fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, told: bool) -> Done {
     let mut message = [0; 4096];
     loop {
         let (n, places) = match mind::receive(ours.as_fd(), &mut message) {
@@ -250,8 +261,12 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc) ->
         let mut words = text.splitn(4, ' ');
         let what = words.next().unwrap_or_default();
         let number = words.next().and_then(|w| w.parse::<i32>().ok()).unwrap_or(-1);
-        if what == "R" {
-            // It waits for a word: there is something to be done from here.
+        if what == "A" && told {
+            continue;
+        }
+        if what == "A" || what == "R" {
+            // It waits for a word, or is an init: there is something to be done
+            // from here.
             hands.line = Some(ours);
             return Ok(());
         }

@@ -183,15 +183,16 @@ pub fn again(options: &[&str]) -> Option<String> {
     is_ours.then(|| quote_all(&first.chain(words).collect::<Vec<_>>()))
 }
 
+type Text = Box<dyn Fn() -> String>;
 type Perform = Box<dyn Fn(&mut Hands) -> Done>;
 type Reason = Box<dyn Fn(Errno, &Facts<'_>) -> Option<Because>>;
 
 /// One effect, ready to be printed or done.
 pub struct Step {
     /// Act and object: the head of a failure's first line.
-    pub act: String,
+    pub act: Text,
     /// What else the plan prints: values, flags.
-    pub detail: String,
+    pub detail: Text,
     /// The kernel rule that makes it necessary.
     pub why: &'static str,
     /// What else is printed below it: tables.
@@ -201,6 +202,8 @@ pub struct Step {
     /// Whether this step writes the stream and nothing else: then a dry run
     /// does it, with `?` for an address.
     pub says: Option<Rc<dyn Fn() -> Vec<u8>>>,
+    /// Whether a child waits here for its parent's word.
+    pub waits: bool,
     /// What a refusal means for the exit status.
     pub exit: fn(Errno) -> Exit,
     /// How it is done.
@@ -210,20 +213,31 @@ pub struct Step {
 }
 
 impl Step {
-    /// A step that says `act` (and `detail`), is needed for `why`, and is done
-    /// by `perform`. Reasons and the rest are added by the object's module.
-    pub fn new(act: String, detail: String, why: &'static str, perform: impl Fn(&mut Hands) -> Done + 'static) -> Step {
+    /// A step that says `act`, is needed for `why`, and is done by `perform`.
+    /// Reasons and the rest are added by the object's module.
+    pub fn new(
+        act: impl Fn() -> String + 'static,
+        why: &'static str,
+        perform: impl Fn(&mut Hands) -> Done + 'static,
+    ) -> Step {
         Step {
-            act,
-            detail,
+            act: Box::new(act),
+            detail: Box::new(String::new),
             why,
             below: Vec::new(),
             inner: None,
             says: None,
+            waits: false,
             exit: |_| Exit::Refused,
             perform: Box::new(perform),
             because: Box::new(|_, _| None),
         }
+    }
+
+    /// The same with what else is printed.
+    #[must_use]
+    pub fn detail(self, detail: impl Fn() -> String + 'static) -> Step {
+        Step { detail: Box::new(detail), ..self }
     }
 
     /// The same with a way to find reasons.
@@ -247,7 +261,7 @@ impl Step {
             Refusal::Os(errno, text) => {
                 let because = (self.because)(errno, facts).or_else(|| used_up(errno));
                 let told = if text.is_empty() { None } else { Some(Because::new(format!("the kernel says: {text}"))) };
-                Failure::os(self.act.clone(), errno).because(because.or(told)).exit((self.exit)(errno))
+                Failure::os((self.act)(), errno).because(because.or(told)).exit((self.exit)(errno))
             }
         }
     }
@@ -255,10 +269,8 @@ impl Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.act)?;
-        if !self.detail.is_empty() {
-            write!(f, " {}", self.detail)?;
-        }
-        Ok(())
+        f.write_str(&(self.act)())?;
+        let detail = (self.detail)();
+        if detail.is_empty() { Ok(()) } else { write!(f, " {detail}") }
     }
 }

@@ -58,8 +58,8 @@ const HARMLESS: u64 = sys::MOUNT_ATTR_RDONLY | sys::MOUNT_ATTR_NOSUID | sys::MOU
 impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);
-        let (doing, asking) = (effect.clone(), effect.clone());
-        let step = Step::new(effect.act(), String::new(), effect.why(), move |hands| doing.perform(hands));
+        let (naming, doing, asking) = (effect.clone(), effect.clone(), effect.clone());
+        let step = Step::new(move || naming.act(), effect.why(), move |hands| doing.perform(hands));
         step.because(move |errno, facts| asking.because(errno, facts))
     }
 }

@@ -40,9 +40,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);
+        let (naming, detailing) = (effect.clone(), effect.clone());
         let (doing, asking) = (effect.clone(), effect.clone());
-        let step = Step::new(effect.act(), effect.detail(), effect.why(), move |hands| doing.perform(hands));
-        step.because(move |errno, facts| asking.because(errno, facts))
+        let step = Step::new(move || naming.act(), effect.why(), move |hands| doing.perform(hands));
+        step.detail(move || detailing.detail()).because(move |errno, facts| asking.because(errno, facts))
     }
 }
 

@@ -84,17 +84,19 @@ pub enum Effect {
 /// The step that waits to be ended by the parent, or with it: alone, for
 /// whoever does not end in a program and need not have all of this.
 pub fn waiting() -> Step {
-    Step::new(Effect::Wait.act(), String::new(), Effect::Wait.why(), wait)
+    Step::new(|| Effect::Wait.act(), Effect::Wait.why(), wait)
 }
 
 impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);
-        let (doing, asking, saying) = (effect.clone(), effect.clone(), effect.clone());
-        let mut step = Step::new(effect.act(), String::new(), effect.why(), move |hands| doing.perform(hands));
+        let (naming, saying) = (effect.clone(), effect.clone());
+        let (doing, asking) = (effect.clone(), effect.clone());
+        let mut step = Step::new(move || naming.act(), effect.why(), move |hands| doing.perform(hands));
         if matches!(*effect, Effect::Say(_) | Effect::SayChild { .. }) {
             step.says = Some(Rc::new(move || saying.dry()));
         }
+        step.waits = matches!(*effect, Effect::Await);
         if matches!(*effect, Effect::Exec(_)) {
             step.exit = |errno| if errno == Errno::ENOENT { Exit::NotFound } else { Exit::NotExecutable };
         }
@@ -285,7 +287,7 @@ fn tend(child: &Child, manner: &Manner<'_>, hands: &mut Hands) -> Done {
 /// gives none, and everything ends here.
 fn await_word(hands: &Hands) -> Done {
     let report = hands.report.as_ref().ok_or(Errno::ECHILD)?;
-    mind::send(report.as_fd(), b"R", &[])?;
+    mind::send(report.as_fd(), b"A", &[])?;
     match mind::heard(report.as_fd())? {
         Some(_) => Ok(()),
         None => sys::exit_now(125),

@@ -46,8 +46,8 @@ impl Change {
 impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);
-        let doing = effect.clone();
-        Step::new(effect.act(), effect.detail(), effect.why(), move |_| doing.perform())
+        let (naming, detailing, doing) = (effect.clone(), effect.clone(), effect.clone());
+        Step::new(move || naming.act(), effect.why(), move |_| doing.perform()).detail(move || detailing.detail())
     }
 }
 

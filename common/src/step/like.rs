@@ -43,8 +43,8 @@ const MOST_BYTES: usize = 6 << 20;
 impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);
-        let (doing, asking) = (effect.clone(), effect.clone());
-        let step = Step::new(effect.act(), String::new(), effect.why(), move |hands| doing.perform(hands));
+        let (naming, doing, asking) = (effect.clone(), effect.clone(), effect.clone());
+        let step = Step::new(move || naming.act(), effect.why(), move |hands| doing.perform(hands));
         step.because(move |errno, facts| asking.because(errno, facts))
     }
 }

@@ -15,6 +15,7 @@ use crate::sys;
 use crate::word::c;
 
 /// An effect on that socket.
+#[derive(Clone, Copy)]
 pub enum Effect {
     /// Make it, and tell the program.
     Listen,
@@ -24,7 +25,8 @@ pub enum Effect {
 
 impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
-        Step::new(effect.act(), effect.detail(), effect.why(), move |hands| effect.perform(hands))
+        Step::new(move || effect.act(), effect.why(), move |hands| effect.perform(hands))
+            .detail(move || effect.detail())
     }
 }
 

@@ -90,14 +90,14 @@ fn bits(kinds: &[Kind]) -> CloneFlags {
 /// What stands in a dry pipeline for entering a process that was not made.
 pub fn promised() -> Step {
     let why = "one call for all that differ from ours: the kernel enters all or none";
-    Step::new("setns ? (the process that ns-new would make)".into(), String::new(), why, |_| Err(Errno::ESRCH.into()))
+    Step::new(|| "setns ? (the process that ns-new would make)".into(), why, |_| Err(Errno::ESRCH.into()))
 }
 
 impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);
-        let (doing, asking) = (effect.clone(), effect.clone());
-        let step = Step::new(effect.act(), String::new(), effect.why(), move |hands| doing.perform(hands));
+        let (naming, doing, asking) = (effect.clone(), effect.clone(), effect.clone());
+        let step = Step::new(move || naming.act(), effect.why(), move |hands| doing.perform(hands));
         step.because(move |errno, facts| asking.because(errno, facts))
     }
 }

@@ -116,12 +116,13 @@ pub fn capability_names(caps: u64) -> String {
 impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);
+        let (naming, detailing) = (effect.clone(), effect.clone());
         let (doing, asking) = (effect.clone(), effect.clone());
-        let mut step = Step::new(effect.act(), effect.detail(), effect.why(), move |hands| doing.perform(hands));
+        let mut step = Step::new(move || naming.act(), effect.why(), move |hands| doing.perform(hands));
         if matches!(*effect, Effect::Exec(..)) {
             step.exit = |errno| if errno == Errno::ENOENT { Exit::NotFound } else { Exit::NotExecutable };
         }
-        step.because(move |errno, facts| asking.because(errno, facts))
+        step.detail(move || detailing.detail()).because(move |errno, facts| asking.because(errno, facts))
     }
 }
 

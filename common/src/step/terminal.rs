@@ -30,8 +30,9 @@ const TERMINAL: &str = "pseudo-terminal";
 
 impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
-        let (act, why) = (effect.act(), effect.why());
-        Step::new(act, String::new(), why, move |hands| effect.perform(hands))
+        let effect = Rc::new(effect);
+        let naming = effect.clone();
+        Step::new(move || naming.act(), effect.why(), move |hands| effect.perform(hands))
     }
 }
 
