@@ -20,6 +20,7 @@ SCRIPTS = \
 	tests/debian \
 	tests/demo \
 	tests/faults/run \
+	tests/fuzz/run \
 	tests/html \
 	tests/lab \
 	tests/old-kernel \
@@ -60,6 +61,12 @@ test-rest:
 faults: all
 	@tests/faults/run $(NAME)
 
+# libFuzzer on whatever is read, SECONDS for each target of tests/fuzz/targets.rs. NAME="subid map":
+# only these.
+SECONDS ?= 60
+fuzz:
+	@tests/fuzz/run $(SECONDS) $(NAME)
+
 # Figures of this machine, for the record: no test depends on them.
 bench: all
 	@{ echo '# Figures'; for bench in tests/bench/[a-z]*; do \
@@ -74,6 +81,7 @@ html:
 
 lint:
 	$(CARGO) fmt --all --check
+	rustfmt --edition 2024 --check tests/fuzz/fuzzer.rs
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
 	mandoc -Tlint -Wwarning man/*.[157]
 	shellcheck $(SCRIPTS)
@@ -143,4 +151,4 @@ deb: all
 clean:
 	$(CARGO) clean
 
-.PHONY: all demo lab lab-check test test-all test-rest faults bench html lint install install-newuidmap install-apparmor uninstall static-tar deb clean
+.PHONY: all demo lab lab-check test test-all test-rest faults fuzz bench html lint install install-newuidmap install-apparmor uninstall static-tar deb clean

@@ -32,7 +32,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("holder", &["lease", "mind", "sys"]),
     ("helper", &["mind", "sys"]),
     ("user", &["helper", "id"]),
-    ("subid", &["fail", "helper", "id", "user"]),
+    ("subid", &["fail", "helper", "id", "user", "word"]),
     ("survey", &["fail", "id", "subid"]),
     ("etc", &["fail", "id", "proc", "sys", "word"]),
     ("preset", &["fail", "id", "proc", "subid", "user", "word"]),

@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 
 use common::fail::{Because, Errno, Exit, Failure, Result};
-use common::id::number;
+use common::id;
 use common::proc::Proc;
 use common::target::{self, Target};
 use common::user::{self, User};
@@ -23,7 +23,7 @@ pub(crate) struct Somebody {
 /// # Errors
 /// There is no such user, or no passwd file.
 pub(crate) fn named(proc: &Proc, target: &Target, word: &str) -> Result<Somebody> {
-    let uid = number(word.as_bytes()).and_then(|n| u32::try_from(n).ok());
+    let uid = id::one(word.as_bytes());
     let root = target::root(proc, target)?;
     let passwd = target::file_in(&root, "/etc/passwd").map_err(|e| Failure::os("open the target's /etc/passwd", e))?;
     let is_meant = |user: &User| user.name == word || uid == Some(user.uid);

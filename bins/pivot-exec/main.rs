@@ -3,10 +3,12 @@
 //! The last link of a chain: after it, programs are looked up in the new root.
 //! A straight line of steps, in the order that the kernel's rules leave:
 //!
+//! * [`fstab`]    lines that say what is mounted
 //! * [`mounts`]   what belongs into the new root, while the old one is there
 //! * [`process`]  what the program is started with, once it is gone
 //! * [`systemd`]  both, for systemd
 
+mod fstab;
 mod mounts;
 mod process;
 mod systemd;

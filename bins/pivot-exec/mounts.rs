@@ -16,19 +16,12 @@ use common::preset::{from_words, lawful};
 use common::proc::{Proc, read_all};
 use common::step::inside::Effect;
 use common::step::tree::attribute;
-use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
+use common::sys::{MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use common::target::{self, Operand};
 use common::word::quote;
 
 use super::CLI;
-
-/// A line of fstab(5), without its last two fields.
-struct Line {
-    source: OsString,
-    at: OsString,
-    fstype: String,
-    options: Vec<OsString>,
-}
+use super::fstab::{Line, lines, parse};
 
 /// What each short form mounts.
 const SHORT: [(&str, &str); 7] = [
@@ -132,29 +125,6 @@ fn bind(source: Place, at: OsString, attributes: u64, maps: Option<Maps>, proc: 
 // ---- lines ----
 
 impl Line {
-    fn has(&self, words: &[&str]) -> bool {
-        self.options.iter().any(|o| words.iter().any(|word| o == word))
-    }
-
-    /// MOUNT_ATTR_* bits: what cannot do harm unless it is asked for.
-    fn attributes(&self) -> u64 {
-        let mut all = match self.fstype.as_str() {
-            "proc" | "sysfs" | "cgroup" | "cgroup2" | "mqueue" => {
-                MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
-            }
-            "devpts" => MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
-            _ => MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
-        };
-        for word in self.options.iter().filter_map(|o| o.to_str()) {
-            all |= attribute(word);
-            all &= !match word {
-                "rw" => attribute("ro"),
-                other => attribute(&format!("no{other}")),
-            };
-        }
-        all
-    }
-
     fn steps(self, proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
         if self.has(&["bind", "rbind"]) {
             return self.bind(proc, plan);
@@ -251,11 +221,7 @@ fn fstab(word: &OsStr) -> Result<Vec<Line>> {
             read_all(opened, MOST).map_err(|e| not_read(quote(word), e))?
         }
     };
-    let lines = bytes.split(|b| *b == b'\n').enumerate();
-    let lines = lines.filter(|(_, l)| !l.trim_ascii().is_empty() && !l.trim_ascii().starts_with(b"#"));
-    lines
-        .map(|(n, line)| parse(line).map_err(|what| Failure::usage(format!("{}: line {}: {what}", quote(word), n + 1))))
-        .collect()
+    lines(&bytes).map_err(|(n, what)| Failure::usage(format!("{}: line {n}: {what}", quote(word))))
 }
 
 /// The most bytes that a file or descriptor may give.
@@ -270,42 +236,6 @@ pub(crate) fn given(word: &OsStr) -> Result<Vec<u8>> {
 fn not_read(name: String, errno: Errno) -> Failure {
     let because = Because::new(format!("it gives more than {MOST} bytes"));
     Failure::os(format!("read {name}"), errno).because((errno == Errno::E2BIG).then_some(because))
-}
-
-fn parse(line: &[u8]) -> std::result::Result<Line, String> {
-    let fields = line.split(|b| *b == b' ' || *b == b'\t').filter(|f| !f.is_empty());
-    let fields: Vec<OsString> = fields.map(unescape).collect();
-    if fields.iter().any(|field| field.as_bytes().contains(&0)) {
-        return Err("a NUL byte".to_owned());
-    }
-    let (source, at, fstype, options) = match fields.as_slice() {
-        [source, at, fstype] => (source, at, fstype, None),
-        [source, at, fstype, options] | [source, at, fstype, options, _] | [source, at, fstype, options, _, _] => {
-            (source, at, fstype, Some(options))
-        }
-        _ => return Err("a line has three to six fields: SOURCE PATH TYPE OPTIONS".to_owned()),
-    };
-    let options = options.map_or(&b""[..], |o| o.as_bytes()).split(|b| *b == b',').filter(|o| !o.is_empty());
-    let options: Vec<OsString> = options.map(|o| OsStr::from_bytes(o).to_owned()).collect();
-    let fstype = fstype.to_str().ok_or("the type is not UTF-8")?.to_owned();
-    let line = Line { source: source.clone(), at: at.clone(), fstype, options };
-    if (line.fstype == "none" || line.fstype == "bind") && !line.has(&["bind", "rbind"]) {
-        return Err(format!("type {} goes with the option bind or rbind", line.fstype));
-    }
-    Ok(line)
-}
-
-/// Blanks and the like stand as `\040` in fstab(5).
-fn unescape(field: &[u8]) -> OsString {
-    let mut bytes = Vec::new();
-    let mut rest = field;
-    while let Some((first, after)) = rest.split_first() {
-        let octal = after.get(..3).filter(|_| *first == b'\\').and_then(|o| std::str::from_utf8(o).ok());
-        let value = octal.and_then(|o| u8::from_str_radix(o, 8).ok());
-        bytes.push(value.unwrap_or(*first));
-        rest = if value.is_some() { &after[3..] } else { after };
-    }
-    OsString::from_vec(bytes)
 }
 
 // ---- options ----
@@ -403,12 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn lines() {
-        let line = parse(b"/a\\040b\t/c\\134 none rbind,ro 0 0").ok().unwrap();
-        assert_eq!((line.source.to_str(), line.at.to_str()), (Some("/a b"), Some("/c\\")));
-        assert_eq!(line.attributes(), attribute("ro") | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
-        assert!(parse(b"a b").is_err() && parse(b"a b c d 0 0 0").is_err() && parse(b"a /b none ro").is_err());
-        assert_eq!(parse(b"tmpfs /t tmpfs suid,dev,ro,rw").ok().unwrap().attributes(), 0);
+    fn modes() {
         assert_eq!(
             (octal(OsStr::new("0755")), octal(OsStr::new("8")), octal(OsStr::new("+7"))),
             (Some(0o755), None, None)

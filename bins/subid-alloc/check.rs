@@ -159,7 +159,7 @@ impl File {
     fn line(&mut self, line: u32, text: &[u8], index: &mut BTreeMap<Vec<u8>, usize>) {
         for odd in oddities(text) {
             let command = match odd.plain {
-                Some(plain) => self.sed(line, &format!("s/.*/{}/", plain.replace('/', "\\/"))),
+                Some(plain) => self.sed(line, &format!("s/.*/{}/", in_sed(&plain))),
                 None => self.sed(line, "d"),
             };
             self.add(line, odd.text, Some(command));
@@ -172,7 +172,7 @@ impl File {
         }
         self.owners[whose].lines += 1;
         if self.owners[whose].lines == 2 {
-            let name = &self.owners[whose].name;
+            let name = quote(&self.owners[whose].name);
             let text =
                 format!("a second line of {name}: unshare --map-auto and crun use the first alone, LXC the last alone");
             self.add(line, text, None);
@@ -195,10 +195,10 @@ impl File {
                 continue;
             }
             if let Some(user) = uids.get(name) {
-                let command = self.sed(line, &format!("s/^{name}:/{}:/", user.name));
+                let command = self.sed(line, &format!("s/^{name}:/{}:/", in_sed(&user.name)));
                 found.push((line, "the owner is a uid: crun and LXC look for names only".to_owned(), Some(command)));
             } else if let Some((_, user)) = names.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)) {
-                let text = format!("no user is called {name}, but incus takes it for {}", user.name);
+                let text = format!("no user is called {}, but incus takes it for {}", quote(name), quote(&user.name));
                 found.push((line, text, Some(free)));
             } else {
                 let text = format!("no user is called {}: whoever is one day has these ids", quote(name));
@@ -219,7 +219,7 @@ impl File {
             if let Some((before, other, first)) = furthest {
                 if let Some(common) = before.common(range) {
                     let are = subject(self.kind.word(), &[common]);
-                    let text = format!("{are} in line {first} too, {}'s", self.owners[other].name);
+                    let text = format!("{are} in line {first} too, {}'s", quote(&self.owners[other].name));
                     found.push((line, text, self.free(whose, common).filter(|_| whose != other)));
                 }
             }
@@ -247,6 +247,7 @@ impl File {
             let inside = real.range(range.first..=range.first + (range.count - 1));
             let (mine, others): (Vec<_>, Vec<_>) =
                 inside.partition(|(id, _)| users.iter().any(|user| user.name == *owner && own(user) == **id));
+            let owner = quote(owner);
             let free = |list: &[(&u32, &String)]| match list {
                 [(id, _)] => self.free(whose, Range { first: **id, count: 1 }),
                 _ => None,
@@ -255,7 +256,7 @@ impl File {
                 found.push((line, format!("{word} {id} is {owner}'s own: no map can have it twice"), free(&mine)));
             }
             if !others.is_empty() {
-                let list: Vec<String> = others.iter().map(|(id, name)| format!("{name} ({id})")).collect();
+                let list: Vec<String> = others.iter().map(|(id, name)| format!("{} ({id})", quote(name))).collect();
                 let text = format!("{owner} can be {} to every file: they are real {word}s", list.join(", "));
                 found.push((line, text, free(&others)));
             }
@@ -285,6 +286,18 @@ impl File {
         self.found.append(&mut found);
         Ok(())
     }
+}
+
+/// A line as sed(1) is to put it in place of another.
+fn in_sed(line: &str) -> String {
+    let mut text = String::new();
+    for c in line.chars() {
+        if matches!(c, '\\' | '&' | '/') {
+            text.push('\\');
+        }
+        text.push(c);
+    }
+    text
 }
 
 /// Those of `names` that the name services know: asked some at a time.

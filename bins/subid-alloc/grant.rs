@@ -15,6 +15,7 @@ use common::subid::{self, Owner, POOL, RESERVED};
 use common::survey::{BLOCK, Taken, merged};
 use common::tool::Outcome;
 use common::user::{self, User};
+use common::word::quote;
 
 use crate::survey::{self, Source};
 use crate::{CLI, etc, kinds, line, lock, owner};
@@ -70,7 +71,7 @@ fn words(args: &Args, request: &Request) -> String {
     let mut words = request.user.name.clone();
     for option in ["root", "start", "align"] {
         if let Some(value) = args.value(option) {
-            words.push_str(&format!(" --{option} {}", common::word::quote(value)));
+            words.push_str(&format!(" --{option} {}", quote(value)));
         }
     }
     for option in ["uids", "gids"] {
@@ -238,7 +239,7 @@ fn taken_by(range: Range, request: &Request, etc: &Etc, owner: &Owner, known: &K
         }
     }
     let real = known.0.iter().find(|(id, _)| range.has(**id));
-    Ok(real.map(|(id, name)| format!("{id} is the id of {name}")))
+    Ok(real.map(|(id, name)| format!("{id} is the id of {}", quote(name))))
 }
 
 /// Ids of real users and groups, with their names: a sub-id of that number

@@ -3,8 +3,12 @@
 //! (docker, rootlesskit), unshare --map-auto, crun, LXC, incus. Only a plain
 //! line means the same to all of them.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use common::id::Range;
-use common::subid::{grant, shadow_number};
+use common::subid::{grant, is_blank, shadow_number, trimmed};
+use common::word::quote;
 
 /// What is odd about a line, in a sentence; and how the line should read, if
 /// it is clear what was meant.
@@ -44,7 +48,7 @@ pub(crate) fn oddities(line: &[u8]) -> Vec<Oddity> {
         found.push(oddity("not OWNER:START:COUNT: shadow skips the line"));
     }
     // With an octal number nobody can tell what was meant.
-    let octal = |field: &&[u8]| field.trim_ascii().len() > 1 && field.trim_ascii().starts_with(b"0");
+    let octal = |field: &&[u8]| trimmed(field).len() > 1 && trimmed(field).starts_with(b"0");
     let plain = if octal(start) || octal(count) { None } else { plain(owner, start, count) };
     for each in &mut found {
         each.plain.clone_from(&plain);
@@ -53,7 +57,7 @@ pub(crate) fn oddities(line: &[u8]) -> Vec<Oddity> {
 }
 
 fn blanks(line: &[u8], owner: &[u8], start: &[u8], count: &[u8]) -> Option<Oddity> {
-    let blank = |b: Option<&u8>| b.is_some_and(u8::is_ascii_whitespace);
+    let blank = |b: Option<&u8>| b.is_some_and(|b| is_blank(*b));
     if line.ends_with(b"\r") || blank(line.last()) {
         return Some(oddity(
             "a blank at the end: podman, moby and crun read the grant, shadow and incus skip the line, LXC warns, unshare --map-auto fails",
@@ -68,8 +72,8 @@ fn blanks(line: &[u8], owner: &[u8], start: &[u8], count: &[u8]) -> Option<Oddit
 
 fn numbers(start: &[u8], count: &[u8]) -> Vec<Oddity> {
     let mut found = Vec::new();
-    for field in [start, count].map(<[u8]>::trim_ascii) {
-        let text = String::from_utf8_lossy(field);
+    for field in [start, count].map(trimmed) {
+        let text = quote(OsStr::from_bytes(field));
         if field.starts_with(b"0x") || field.starts_with(b"0X") {
             found.push(oddity(format!(
                 "{text} is hexadecimal: shadow and LXC read it, moby and crun read 0, incus skips the line, podman rejects the whole file, unshare --map-auto fails"
@@ -95,8 +99,8 @@ fn numbers(start: &[u8], count: &[u8]) -> Vec<Oddity> {
 
 /// The plain form of a line whose numbers shadow can read.
 fn plain(owner: &[u8], start: &[u8], count: &[u8]) -> Option<String> {
-    let owner = std::str::from_utf8(owner.trim_ascii()).ok().filter(|owner| !owner.is_empty())?;
-    let range = Range::new(shadow_number(start.trim_ascii())?, shadow_number(count.trim_ascii())?)?;
+    let owner = std::str::from_utf8(trimmed(owner)).ok().filter(|owner| !owner.is_empty())?;
+    let range = Range::new(shadow_number(trimmed(start))?, shadow_number(trimmed(count))?)?;
     Some(format!("{owner}:{}:{}", range.first, range.count))
 }
 

@@ -145,12 +145,31 @@ pub struct Args {
     pub program: Vec<OsString>,
 }
 
+/// getopts takes `--m` for `-m`. With this after the letter it is no option.
+const APART: char = '\u{100}';
+
 fn widen(word: &OsStr) -> String {
-    word.as_bytes().iter().map(|b| char::from(*b)).collect()
+    let mut wide: String = word.as_bytes().iter().map(|b| char::from(*b)).collect();
+    if matches!(word.as_bytes(), [b'-', b'-', _] | [b'-', b'-', _, b'=', ..]) {
+        let end = wide.char_indices().nth(3).map_or(wide.len(), |(at, _)| at);
+        wide.insert(end, APART);
+    }
+    wide
 }
 
 fn narrow(word: &str) -> OsString {
-    OsString::from_vec(word.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect())
+    OsString::from_vec(
+        word.chars().filter(|c| *c != APART).map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect(),
+    )
+}
+
+/// What getopts says of a word, with nothing in it that a terminal obeys.
+fn told(what: &getopts::Fail) -> String {
+    let mut text = String::new();
+    for c in narrow(&what.to_string()).to_string_lossy().chars() {
+        if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
+    }
+    text
 }
 
 impl Cli {
@@ -195,16 +214,21 @@ impl Cli {
             Operands::Program(..) => ParsingStyle::StopAtFirstFree,
         };
         loop {
-            let before = rest.len();
-            let given = Cli::grammar(style, &named).parse(&rest).map_err(|e| self.usage(&e.to_string()))?;
+            let grammar = Cli::grammar(style, &named);
+            let given = grammar.parse(&rest).map_err(|e| self.usage(&told(&e)))?;
             let free = given.free.clone();
-            // After `--` nothing is an option any more; getopts has eaten it.
-            let ended = before > free.len() && rest[before - free.len() - 1] == "--";
+            // After `--` nothing is an option any more, unless it is itself the value of one, or of a program;
+            // getopts has eaten it.
+            let ends = |at: usize| {
+                let is_clear = |b: Matches| style == ParsingStyle::FloatingFrees || b.free.is_empty();
+                rest[at] == "--" && grammar.parse(&rest[..at]).is_ok_and(is_clear)
+            };
+            let end = (0..rest.len()).find(|at| ends(*at));
+            let ended = end.is_some();
             args.given.push(Rc::new(given));
             let Operands::Program(wanted, instead) = self.operands else {
-                let words = rest.iter().rev().take_while(|word| *word != "--").count();
-                let apart = self.operands == Operands::FreeThenProgram && words < before;
-                let split = free.len() - if apart { words } else { 0 };
+                let apart = end.filter(|_| self.operands == Operands::FreeThenProgram);
+                let split = apart.map_or(free.len(), |end| free.len() - (rest.len() - end - 1));
                 args.operands = free[..split].iter().map(|w| narrow(w)).collect();
                 args.program = free[split..].iter().map(|w| narrow(w)).collect();
                 return Ok(args);
@@ -239,8 +263,6 @@ impl Cli {
 
     /// A wrong command line, said with where to read on.
     pub fn usage(&self, what: &str) -> Failure {
-        let what = narrow(what);
-        let what = what.to_string_lossy();
         let what = what.trim_end_matches('.');
         // Many forms would hide what was wrong.
         if self.usage.len() > 3 {
@@ -388,6 +410,9 @@ mod tests {
         let then = Operands::FreeThenProgram;
         assert_eq!(parse(then, "a -m b -- x -p"), (words("a b"), words("x -p"), true, false));
         assert_eq!(parse(then, "a -m b"), (words("a b"), vec![], true, false));
+        assert_eq!(parse(then, "a -- x -- y"), (words("a"), words("x -- y"), false, false));
+        assert_eq!(parse(then, "--target -- a -- x"), (words("a"), words("x"), false, false));
+        assert_eq!(parse(Operands::Program(1, &[]), "--target -- a -m x"), (words("a"), words("x"), true, false));
         assert_eq!(parse(then, "a --"), (words("a"), vec![], false, false));
     }
 
@@ -410,5 +435,10 @@ mod tests {
         assert_eq!(args.value("target"), Some(OsString::from_vec(vec![0xff])));
         assert!(cli(Operands::Free).parse(&["--bogus".into()]).is_err());
         assert!(cli(Operands::Free).parse(&["--mou".into()]).is_err());
+        let failure = cli(Operands::Free).parse(&["--bo\u{1b}gus\u{e9}".into()]).err().unwrap().to_string();
+        assert!(failure.contains("'bo\\u{1b}gus\u{e9}'"), "{failure}");
+        assert!(cli(Operands::Free).parse(&["-m".into(), "--m".into()]).is_err());
+        let args = cli(Operands::Free).parse(&["--target".into(), "--m".into(), "--".into(), "--p".into()]).unwrap();
+        assert_eq!((args.value("target"), args.operands), (Some("--m".into()), vec!["--p".into()]));
     }
 }

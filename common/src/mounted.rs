@@ -100,7 +100,7 @@ fn one(id: u64, namespace: u64) -> Result<Mounted, Errno> {
 }
 
 /// Reads a struct statmount: include/uapi/linux/mount.h.
-fn parse(buffer: &[u8]) -> Mounted {
+pub fn parse(buffer: &[u8]) -> Mounted {
     let long = |at: usize| buffer.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
     let short = |at: usize| {
         let n = buffer.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);

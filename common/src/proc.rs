@@ -13,7 +13,7 @@ use crate::fail::{Errno, Failure, Result};
 use crate::id::{self, Extent, number};
 use crate::ns;
 use crate::sys;
-use crate::word::quote;
+use crate::word::{quote, unescape};
 
 /// What statfs(2) says of a proc file system.
 pub const PROC_SUPER_MAGIC: FsType = FsType(0x9fa0);
@@ -414,7 +414,8 @@ pub fn status_in(dir: impl AsFd) -> Option<Status> {
     Some(parse_status(&String::from_utf8_lossy(&read_all(file, usize::MAX).ok()?)))
 }
 
-fn parse_status(text: &str) -> Status {
+/// Reads the text of /proc/PID/status: proc_pid_status(5).
+pub fn parse_status(text: &str) -> Status {
     let mut status = Status { state: '?', ..Status::default() };
     for line in text.lines() {
         let Some((key, value)) = line.split_once(':') else { continue };
@@ -470,20 +471,9 @@ pub fn extents(text: &str) -> Vec<Extent> {
     text.lines().filter_map(line).collect()
 }
 
-/// mountinfo writes blank, tab, newline and backslash as \040 and the like.
-fn unescape(field: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = field.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let octal = (*first == b'\\').then(|| after.get(..3)).flatten();
-        let value = octal.and_then(|o| u8::from_str_radix(std::str::from_utf8(o).ok()?, 8).ok());
-        bytes.push(value.unwrap_or(*first));
-        rest = if value.is_some() { &after[3..] } else { after };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn parse_mount(line: &str) -> Option<Mount> {
+/// Reads a line of mountinfo: proc_pid_mountinfo(5).
+pub fn parse_mount(line: &str) -> Option<Mount> {
+    let unescape = |field: &str| String::from_utf8_lossy(&unescape(field.as_bytes())).into_owned();
     let (mount, fs) = line.split_once(" - ")?;
     let mut fields = mount.split(' ');
     Some(Mount {
@@ -518,8 +508,6 @@ mod tests {
 
     #[test]
     fn texts() {
-        assert_eq!(unescape("/a\\040b\\134"), "/a b\\");
-        assert_eq!(unescape("/a\\9"), "/a\\9");
         let line = "36 35 98:0 /m\\0401 /mnt rw,noatime shared:1 master:2 - ext3 /dev/root rw";
         let mount = parse_mount(line).unwrap();
         assert_eq!(

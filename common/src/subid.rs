@@ -7,8 +7,10 @@
 //! never held, and nothing is allocated for a line. It knows owners and lines;
 //! nothing of maps, and nothing of how the files are changed.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -17,6 +19,7 @@ use crate::fail::{Errno, Failure, Result};
 use crate::helper;
 use crate::id::{Kind, Range};
 use crate::user::User;
+use crate::word::quote;
 
 /// Where ranges are allocated: systemd's UIDS-GIDS document keeps these for
 /// containers, and user homes map them.
@@ -133,11 +136,23 @@ fn eight_digits(text: &[u8; 8]) -> (u64, usize) {
     (odd.wrapping_add(even) >> 32, many as usize)
 }
 
+/// What isspace(3) has for a blank, and strtoull(3) skips: with the vertical tab.
+pub fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t'..=b'\r')
+}
+
+/// A field without the blanks around it.
+pub fn trimmed(field: &[u8]) -> &[u8] {
+    let from = field.iter().position(|b| !is_blank(*b)).unwrap_or(field.len());
+    let end = field.iter().rposition(|b| !is_blank(*b)).map_or(from, |last| last + 1);
+    &field[from..end]
+}
+
 /// A number as shadow reads it: strtoull(3) in base 0, with blanks and a `+`
 /// before it. So `0100` is 64.
 pub fn shadow_number(field: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(field).ok()?;
-    let text = text.trim_start_matches([' ', '\t']);
+    let text = text.trim_start_matches(|c| u8::try_from(c).is_ok_and(is_blank));
     let text = text.strip_prefix('+').unwrap_or(text);
     let (digits, base) = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
         Some(digits) => (digits, 16),
@@ -179,7 +194,7 @@ pub fn readings(line: &[u8], mut each: impl FnMut(Range)) {
         clipped(start, count).into_iter().for_each(each);
         return;
     }
-    let mut fields = line.split(|b| *b == b':').map(<[u8]>::trim_ascii);
+    let mut fields = line.split(|b| *b == b':').map(trimmed);
     let (Some(_), Some(start), Some(count)) = (fields.next(), fields.next(), fields.next()) else { return };
     let decimal = |field: &[u8]| std::str::from_utf8(field).ok()?.parse::<u64>().ok();
     let both = |field: &[u8]| {
@@ -392,7 +407,7 @@ pub fn taker(file: impl AsFd, range: Range, owner: &Owner) -> std::result::Resul
             found = lines(piece).filter(others).find_map(|line| {
                 let mut hit = false;
                 readings(line, |r| hit |= r.common(range).is_some());
-                hit.then(|| String::from_utf8_lossy(line).trim().to_owned())
+                hit.then(|| quote(OsStr::from_bytes(trimmed(line))))
             });
         }
     })?;
@@ -430,6 +445,7 @@ pub(crate) mod tests {
             ("alice:0x186a0:10", Some(r(100_000, 10))),
             ("alice:0100:1", Some(r(64, 1))),
             ("alice: 5: +6", Some(r(5, 6))),
+            ("alice:\x0b5:\x0c6", Some(r(5, 6))),
             ("alice:0:4294967295", Some(r(0, 4_294_967_295))),
             ("alice:5:0", None),
             ("alice:-1:5", None),

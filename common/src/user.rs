@@ -5,7 +5,7 @@
 use std::fmt;
 
 use crate::helper;
-use crate::id::{Both, number};
+use crate::id::{self, Both};
 
 /// One user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub fn ids_in(text: &[u8]) -> impl Iterator<Item = (&[u8], u32)> {
     text.split(|b| *b == b'\n').filter_map(|line| {
         let mut fields = line.split(|b| *b == b':');
         let (name, id) = (fields.next()?, fields.nth(1)?);
-        Some((name, u32::try_from(number(id)?).ok()?))
+        Some((name, id::one(id)?))
     })
 }
 
@@ -64,16 +64,15 @@ pub fn groups_in<'a>(text: &'a [u8], name: &'a str) -> impl Iterator<Item = u32>
         let mut fields = line.split(|b| *b == b':').skip(2);
         let (gid, members) = (fields.next()?, fields.next()?);
         let is_member = members.split(|b| *b == b',').any(|member| member == name.as_bytes());
-        u32::try_from(number(gid)?).ok().filter(|_| is_member)
+        id::one(gid).filter(|_| is_member)
     })
 }
 
 fn parse(line: &[u8]) -> Option<User> {
     let fields: Vec<&[u8]> = line.split(|b| *b == b':').collect();
     let [name, _, uid, gid, _, _, shell] = fields.as_slice() else { return None };
-    let id = |field: &[u8]| u32::try_from(number(field)?).ok();
     let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
-    Some(User { name: text(name), uid: id(uid)?, gid: id(gid)?, shell: text(shell) })
+    Some(User { name: text(name), uid: id::one(uid)?, gid: id::one(gid)?, shell: text(shell) })
 }
 
 fn find(key: &str, matches: impl Fn(&User) -> bool) -> Option<User> {
@@ -91,7 +90,7 @@ pub fn by_uid(uid: u32) -> Option<User> {
 
 /// The user that `word` names: by name, or by uid in digits.
 pub fn named(word: &str) -> Option<User> {
-    match number(word.as_bytes()).and_then(|n| u32::try_from(n).ok()) {
+    match id::one(word.as_bytes()) {
         Some(uid) => by_uid(uid),
         None => find(word, |user| user.name == word),
     }

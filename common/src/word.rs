@@ -44,6 +44,24 @@ pub fn quote_all<W: AsRef<OsStr>>(words: &[W]) -> String {
     words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
+/// What mountinfo(5) and fstab(5) write as `\040` and the like: three octal
+/// digits for a byte.
+pub fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let (value, length) = match rest {
+            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] => {
+                ((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), 3)
+            }
+            _ => (*first, 0),
+        };
+        bytes.push(value);
+        rest = &after[length..];
+    }
+    bytes
+}
+
 /// The command that this process was started by, with one more option: what a
 /// failure advises. None for a stage of a pipeline, which is not one by itself.
 pub fn again(option: &str) -> Option<String> {
@@ -67,6 +85,15 @@ pub fn c(word: impl AsRef<OsStr>) -> Result<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn escaped_bytes() {
+        for (text, wanted) in
+            [(&b"/a\\040b\\134"[..], &b"/a b\\"[..]), (b"/a\\9", b"/a\\9"), (b"\\+07\\777\\04", b"\\+07\\777\\04")]
+        {
+            assert_eq!(unescape(text), wanted);
+        }
+    }
 
     #[test]
     fn quoted_words() {
