@@ -6,7 +6,7 @@
 //! they are root's or the caller's, and a process only if it is the one that
 //! was noted down: by its start time, its cgroup, or its age.
 
-mod notes;
+pub mod notes;
 
 use std::rc::Rc;
 

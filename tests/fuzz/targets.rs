@@ -9,9 +9,6 @@
 mod fstab;
 mod ids;
 mod lines;
-#[path = "../../bins/ns-enter/notes.rs"]
-#[allow(dead_code)]
-mod notes;
 #[path = "../../bins/subid-alloc/parsers.rs"]
 #[allow(dead_code)]
 mod parsers;

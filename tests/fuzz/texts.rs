@@ -2,13 +2,14 @@
 
 use std::os::unix::ffi::OsStrExt as _;
 
+use common::container::notes;
 use common::id::{Both, Kind, Range};
 use common::mounted;
 use common::proc::{Status, parse_mount, parse_status};
 use common::record::{Record, Stream};
 use common::user::{all_in, groups_in, home_in, ids_in};
 
-use super::{fstab as read_fstab, message, notes};
+use super::{fstab as read_fstab, message};
 
 /// What is printed of a stream reads as the same stream.
 pub fn records(bytes: &[u8]) {
@@ -133,7 +134,7 @@ pub fn containers(bytes: &[u8]) {
     for said in said.into_iter().flatten() {
         assert!(said.pid.is_none_or(|pid| pid > 0));
         assert!(said.names.iter().all(|name| notes::is_name(name)));
-        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        let quoted = |text: &str| format!("\"{}\"", text.replace('\\', r"\\").replace('"', "\\\""));
         for form in ["process-start-time", "init_process_start"] {
             let (pid, start) = (said.pid.unwrap_or_default(), said.start.unwrap_or_default());
             let name = quoted(said.names.first().map_or("", String::as_str).trim_start_matches('/'));
@@ -147,10 +148,13 @@ pub fn containers(bytes: &[u8]) {
     let plain = digits.iter().all(u8::is_ascii_digit) && !digits.starts_with(b"0");
     let number = std::str::from_utf8(digits).ok().filter(|_| plain).and_then(|d| d.parse::<i32>().ok());
     assert_eq!(notes::pid_file(bytes).and_then(|said| said.pid), number);
-    if let Some((id, name)) = notes::conmon(bytes) {
-        assert!(notes::is_id(&id) && notes::is_name(&name));
-        let line = format!("conmon\0-c\0{id}\0-n\0{name}\0");
-        assert_eq!(notes::conmon(line.as_bytes()), Some((id, name)));
+    if let Some((id, name, file)) = notes::conmon(bytes) {
+        assert!(notes::is_id(&id) && notes::is_name(&name) && file.starts_with('/'));
+        let line = format!("conmon\0-c\0{id}\0-n\0{name}\0-p\0{file}\0");
+        assert_eq!(notes::conmon(line.as_bytes()), Some((id, name, file)));
+    }
+    if let Some(name) = notes::lxc_monitor(bytes) {
+        assert_eq!(notes::lxc_monitor(format!("[lxc monitor] /x {name}\0").as_bytes()), Some(name));
     }
     let path = String::from_utf8_lossy(bytes);
     if let Some((engine, name, up_to)) = notes::cgroup(&path) {

@@ -8,13 +8,13 @@ use serde_json::Value;
 
 /// What a file says of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Said {
+pub struct Said {
     /// The number of its first process.
-    pub(super) pid: Option<i32>,
+    pub pid: Option<i32>,
     /// When that began, in clock ticks since boot.
-    pub(super) start: Option<u64>,
+    pub start: Option<u64>,
     /// What the container is called.
-    pub(super) names: Vec<String>,
+    pub names: Vec<String>,
 }
 
 /// The annotations by which Kubernetes and nerdctl name containers in the OCI
@@ -29,7 +29,7 @@ const NAMES: [&str; 5] = [
 
 /// The state of crun or runc, the configuration of an OCI container, or that of
 /// docker: each says what the others do not.
-pub(super) fn json(bytes: &[u8]) -> Option<Said> {
+pub fn json(bytes: &[u8]) -> Option<Said> {
     let json: Value = serde_json::from_slice(bytes).ok()?;
     let first = |places: &[&str]| places.iter().find_map(|place| json.pointer(place).and_then(Value::as_u64));
     let pid = first(&["/pid", "/init_process_pid", "/State/Pid"]);
@@ -47,31 +47,31 @@ pub(super) fn json(bytes: &[u8]) -> Option<Said> {
 }
 
 /// A file with a process number and nothing else.
-pub(super) fn pid_file(bytes: &[u8]) -> Option<Said> {
+pub fn pid_file(bytes: &[u8]) -> Option<Said> {
     let pid = number(bytes.trim_ascii()).and_then(|n| i32::try_from(n).ok()).filter(|pid| *pid > 0);
     pid.map(|pid| Said { pid: Some(pid), ..Said::default() })
 }
 
 /// What systemd-machined writes: lines of KEY=value.
-pub(super) fn machine(bytes: &[u8]) -> Option<Said> {
+pub fn machine(bytes: &[u8]) -> Option<Said> {
     let line = bytes.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"LEADER="))?;
     pid_file(line)
 }
 
 /// Whether something can be the name of a container.
-pub(super) fn is_name(word: &str) -> bool {
+pub fn is_name(word: &str) -> bool {
     !word.is_empty() && word.len() <= 255 && !word.chars().any(|c| c.is_control() || c.is_whitespace())
 }
 
 /// Whether something is one of the ids that people shorten: hexadecimal, of at
 /// least 32 digits.
-pub(super) fn is_id(word: &str) -> bool {
+pub fn is_id(word: &str) -> bool {
     word.len() >= 32 && word.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// The container that a cgroup is of: engine, id or name, and the path up to
 /// there.
-pub(super) fn cgroup(path: &str) -> Option<(&'static str, String, &str)> {
+pub fn cgroup(path: &str) -> Option<(&'static str, String, &str)> {
     let mut end = 0;
     let mut above = "";
     let mut found = None;
@@ -119,7 +119,8 @@ fn unescape(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
         let hex = after.strip_prefix(b"x").filter(|_| *first == b'\\').and_then(|h| h.get(..2));
-        let value = hex.and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok());
+        let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        let value = hex.and_then(|h| Some(digit(&h[0])? << 4 | digit(&h[1])?));
         bytes.push(value.unwrap_or(*first));
         rest = if value.is_some() { after.get(3..).unwrap_or_default() } else { after };
     }
@@ -128,7 +129,7 @@ fn unescape(text: &str) -> String {
 
 /// What the command line of conmon says, which podman and cri-o start for each
 /// container: its id, its name, and the file with the number of its process.
-pub(super) fn conmon(line: &[u8]) -> Option<(String, String, String)> {
+pub fn conmon(line: &[u8]) -> Option<(String, String, String)> {
     let words: Vec<&str> = line.split(|b| *b == 0).map(|w| std::str::from_utf8(w).unwrap_or_default()).collect();
     let after = |option: &str| words.windows(2).find(|w| w.first() == Some(&option)).and_then(|w| w.get(1).copied());
     let (id, name, file) = (after("-c")?, after("-n")?, after("-p")?);
@@ -137,7 +138,7 @@ pub(super) fn conmon(line: &[u8]) -> Option<(String, String, String)> {
 
 /// The name on the command line of the process that lxc leaves outside of a
 /// container: `[lxc monitor] DIR NAME`.
-pub(super) fn lxc_monitor(line: &[u8]) -> Option<String> {
+pub fn lxc_monitor(line: &[u8]) -> Option<String> {
     let line = std::str::from_utf8(line).ok()?.trim_end_matches('\0');
     let (_, name) = line.strip_prefix("[lxc monitor] /")?.rsplit_once(' ')?;
     is_name(name).then(|| name.to_owned())
