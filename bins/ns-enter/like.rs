@@ -304,11 +304,18 @@ impl Look<'_> {
         Ok(self.wants("env") && self.add(plan, true, &|| Effect::OpenEnvironment(target.clone()).into())?)
     }
 
-    /// No security module with labels of processes has been met yet.
+    /// No security module with labels of processes has been met yet: EINVAL, or
+    /// ENOENT from a kernel without any.
     fn label(&mut self) -> Result<()> {
-        let theirs = target::read(self.target, "attr/current").unwrap_or_default();
-        let ours = self.proc.read("self/attr/current").unwrap_or_default();
-        if !self.wants("label") || theirs == ours {
+        if !self.wants("label") {
+            return Ok(());
+        }
+        let theirs = match target::read(self.target, "attr/current") {
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(e) => return self.without(Failure::os("read the security label of the target", e)),
+            Ok(label) => label,
+        };
+        if self.proc.read("self/attr/current").as_ref() == Ok(&theirs) {
             return Ok(());
         }
         let theirs = String::from_utf8_lossy(&theirs).trim_end_matches(['\n', '\0']).to_owned();
