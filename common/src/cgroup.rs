@@ -167,6 +167,9 @@ impl Cgroup {
         let rule = "whoever comes from one cgroup into another needs that of the first that is above both";
         let not_ours = |dir: &str| Because::new(format!("{dir}/cgroup.procs is not ours to write: {rule}"));
         let name = self.name();
+        if errno == Errno::EAGAIN {
+            return full_at(&std::fs::canonicalize(&self.dir.path).ok()?);
+        }
         if errno == Errno::EOPNOTSUPP {
             let at = Dir::new(PathBuf::new(), self.fd().ok()?.try_clone_to_owned().ok()?)?;
             let kind = at.text("cgroup.type")?.trim().to_owned();
@@ -208,6 +211,39 @@ impl Cgroup {
         let own = top.join(proc.cgroup("self")?.trim_start_matches('/'));
         dir.ancestors().find(|at| own.starts_with(at)).map(Path::to_owned)
     }
+}
+
+/// Why nothing more may be born in the cgroup of `who` (EAGAIN): it, or one
+/// above it, has as many processes as it may.
+pub fn full(proc: &Proc, who: &str) -> Option<Because> {
+    let (text, mounts) = (proc.text(&format!("{who}/cgroup"))?, proc.mounts("self"));
+    // A line for each hierarchy: its number, its controllers, the path. The one
+    // with `pids` may be of version 1 still.
+    text.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let counts = |list: &str| list.split(',').any(|controller| controller == "pids");
+        let is_here = |m: &&Mount| match controllers {
+            "" => m.fstype == "cgroup2",
+            _ => m.fstype == "cgroup" && counts(controllers) && counts(&m.super_options),
+        };
+        mounts.iter().filter(is_here).find_map(|m| {
+            let below = path.strip_prefix(m.root.trim_end_matches('/'))?;
+            full_at(Path::new(&format!("{}{below}", m.point)))
+        })
+    })
+}
+
+fn full_at(path: &Path) -> Option<Because> {
+    path.ancestors().find_map(|dir| {
+        let file = dir.join("pids.max");
+        let number = |file: &Path| crate::id::number(std::fs::read(file).ok()?.trim_ascii());
+        let (most, now) = (number(&file)?, number(&dir.join("pids.current"))?);
+        let text = format!("pids.max of cgroup {} is {most}, and as many processes and threads are in it", quote(dir));
+        let sudo = if access(&file, AccessFlags::W_OK).is_ok() { "" } else { "sudo " };
+        let cure = format!("echo {} | {sudo}tee {}", now + 64, quote(&file));
+        (now >= most).then(|| Because::new(text).remedy(cure))
+    })
 }
 
 // ---- the cgroup that we are in ----

@@ -340,19 +340,21 @@ impl Proc {
         line.trim().parse().ok().filter(|pid| *pid > 0)
     }
 
-    /// Whether the nearest shell above this process is fish, whose language is
-    /// another: its parent, unless that is timeout(1) or the like.
-    pub fn is_below_fish(&self) -> bool {
+    /// The nearest shell above this process: its parent, unless that is
+    /// timeout(1) or the like.
+    pub fn shell(&self) -> Option<String> {
+        const SHELLS: [&str; 8] = ["fish", "bash", "dash", "sh", "zsh", "ksh", "mksh", "busybox"];
         let mut who = "self".to_owned();
-        for _ in 0..4 {
+        let mut above = (0..4).map(|_| {
             who = self.status(&who).map_or(0, |s| s.parent).to_string();
-            match self.name(&who).as_str() {
-                "fish" => return true,
-                "bash" | "dash" | "sh" | "zsh" | "ksh" | "mksh" | "busybox" => return false,
-                _ => {}
-            }
-        }
-        false
+            self.name(&who)
+        });
+        above.find(|name| SHELLS.contains(&name.as_str()))
+    }
+
+    /// Whether that is fish, whose language is another.
+    pub fn is_below_fish(&self) -> bool {
+        self.shell().is_some_and(|name| name == "fish")
     }
 
     /// `open`, as a path of another process could be: for O_PATH directories.

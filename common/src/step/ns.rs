@@ -1,5 +1,7 @@
 //! Namespaces: made, entered, held. namespaces(7), unshare(2), setns(2).
 
+pub mod limit;
+
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -13,7 +15,7 @@ use crate::holder;
 use crate::id;
 use crate::mind::{self, Child};
 use crate::ns::{self, Kind, flag_names, flags};
-use crate::proc::{CAP_SYS_ADMIN, CAP_SYS_CHROOT, CAP_SYS_RESOURCE, Proc};
+use crate::proc::{CAP_SYS_ADMIN, CAP_SYS_CHROOT, Proc};
 use crate::sys;
 use crate::target::{self, Target};
 
@@ -282,7 +284,10 @@ fn clocks_refused(ahead: [i64; 2], errno: Errno, facts: &Facts<'_>) -> Option<Be
 pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
     let proc = facts.proc;
     if errno == Errno::ENOSPC {
-        return limit(proc, kinds);
+        return limit::reached(proc, kinds);
+    }
+    if errno == Errno::EAGAIN {
+        return limit::too_many(facts);
     }
     if errno == Errno::EINVAL && kinds.contains(&Kind::Pid) {
         return elsewhere(facts);
@@ -345,46 +350,6 @@ fn user_refused(proc: &Proc) -> Option<Because> {
         }
     }
     None
-}
-
-/// Which limit of user.max_*_namespaces (namespaces(7)) has been reached.
-fn limit(proc: &Proc, kinds: &[Kind]) -> Option<Because> {
-    for kind in kinds {
-        let name = format!("user.max_{}_namespaces", kind.link());
-        let limit = proc.sysctl(&name.replace('.', "/"))?;
-        let text = match limit {
-            0 => format!("{name} is 0 here: none can be made"),
-            _ if limit <= used(proc, *kind) => format!("{name} is {limit} here, and all are in use"),
-            _ => continue,
-        };
-        let sudo = if proc.own().can(CAP_SYS_RESOURCE) { "" } else { "sudo " };
-        return Some(Because::new(text).remedy(format!("{sudo}sysctl -w {name}={}", limit + 64)));
-    }
-    // That user namespaces nest 33 deep and no deeper is the other cause; how
-    // deep one is cannot be seen from inside.
-    None
-}
-
-/// How many namespaces of `kind` can be seen in use that our user namespace
-/// counts for our uid: so many at least count against the limit.
-pub fn used(proc: &Proc, kind: Kind) -> u64 {
-    let (Some(ours), own) = (proc.ns_id("self", Kind::User), proc.own()) else { return 0 };
-    let mut seen: Vec<u64> = Vec::new();
-    for who in proc.pids().iter().map(i32::to_string) {
-        let Ok(ns) = proc.ns(&who, kind) else { continue };
-        let inode = |fd| nix::sys::stat::fstat(fd).ok().map(|s| s.st_ino);
-        // Who made another kind is not told; that it is in use by us is.
-        let mine = match kind {
-            Kind::User => sys::ns_owner_uid(ns.as_fd()) == Ok(own.uid[1]),
-            Kind::Mnt | Kind::Uts | Kind::Ipc | Kind::Pid | Kind::Cgroup | Kind::Net | Kind::Time => {
-                proc.status(&who).is_some_and(|s| s.uid[1] == own.uid[1])
-            }
-        };
-        if mine && sys::ns_owner(ns.as_fd()).ok().and_then(inode) == Some(ours) {
-            seen.extend(inode(ns).filter(|n| !seen.contains(n)));
-        }
-    }
-    u64::try_from(seen.len()).unwrap_or(u64::MAX)
 }
 
 fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Because> {

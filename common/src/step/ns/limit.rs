@@ -1,0 +1,78 @@
+//! Limits that have been reached: of namespaces (ENOSPC, namespaces(7)), and of
+//! processes (EAGAIN, fork(2)).
+
+use std::os::fd::AsFd;
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::cgroup;
+use crate::fail::Because;
+use crate::ns::Kind;
+use crate::proc::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Proc};
+use crate::step::Facts;
+use crate::sys;
+
+/// Which limit of user.max_*_namespaces has been reached.
+pub(super) fn reached(proc: &Proc, kinds: &[Kind]) -> Option<Because> {
+    for kind in kinds {
+        let name = format!("user.max_{}_namespaces", kind.link());
+        let limit = proc.sysctl(&name.replace('.', "/"))?;
+        let text = match limit {
+            0 => format!("{name} is 0 here: none can be made"),
+            _ if limit <= used(proc, *kind) => format!("{name} is {limit} here, and all are in use"),
+            _ => continue,
+        };
+        let sudo = if proc.own().can(CAP_SYS_RESOURCE) { "" } else { "sudo " };
+        return Some(Because::new(text).remedy(format!("{sudo}sysctl -w {name}={}", limit + 64)));
+    }
+    // That user namespaces nest 33 deep and no deeper is the other cause; how
+    // deep one is cannot be seen from inside.
+    None
+}
+
+/// How many namespaces of `kind` can be seen in use that our user namespace
+/// counts for our uid: so many at least count against the limit.
+pub fn used(proc: &Proc, kind: Kind) -> u64 {
+    let (Some(ours), own) = (proc.ns_id("self", Kind::User), proc.own()) else { return 0 };
+    let mut seen: Vec<u64> = Vec::new();
+    for who in proc.pids().iter().map(i32::to_string) {
+        let Ok(ns) = proc.ns(&who, kind) else { continue };
+        let inode = |fd| nix::sys::stat::fstat(fd).ok().map(|s| s.st_ino);
+        // Who made another kind is not told; that it is in use by us is.
+        let mine = match kind {
+            Kind::User => sys::ns_owner_uid(ns.as_fd()) == Ok(own.uid[1]),
+            Kind::Mnt | Kind::Uts | Kind::Ipc | Kind::Pid | Kind::Cgroup | Kind::Net | Kind::Time => {
+                proc.status(&who).is_some_and(|s| s.uid[1] == own.uid[1])
+            }
+        };
+        if mine && sys::ns_owner(ns.as_fd()).ok().and_then(inode) == Some(ours) {
+            seen.extend(inode(ns).filter(|n| !seen.contains(n)));
+        }
+    }
+    u64::try_from(seen.len()).unwrap_or(u64::MAX)
+}
+
+/// Why there may be no more processes: of this user, or in this cgroup.
+pub(super) fn too_many(facts: &Facts<'_>) -> Option<Because> {
+    of_user(facts).or_else(|| cgroup::full(facts.proc, facts.who))
+}
+
+/// Whether our user has as many processes, of which each thread counts, as
+/// RLIMIT_NPROC allows: those that can be seen are as many at least.
+fn of_user(facts: &Facts<'_>) -> Option<Because> {
+    let proc = facts.proc;
+    let own = proc.status(facts.who)?;
+    // Who may do as he likes is not asked (copy_process() in kernel/fork.c).
+    let exempt = own.can(CAP_SYS_RESOURCE) || own.can(CAP_SYS_ADMIN) || own.uid[0] == 0;
+    if exempt && proc.in_initial().unwrap_or(true) {
+        return None;
+    }
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NPROC).ok()?;
+    let statuses = proc.pids().into_iter().filter_map(|pid| proc.status(&pid.to_string()));
+    let count: u64 = statuses.filter(|s| s.uid[0] == own.uid[0]).map(|s| s.threads).sum();
+    let text = format!("RLIMIT_NPROC (ulimit -u) is {soft}, and uid {} has {count} processes and threads", own.uid[0]);
+    // The shell can begin no program either; dash has another letter for it.
+    let can =
+        hard >= count + 64 && proc.shell().is_some_and(|name| ["bash", "zsh", "mksh", "fish"].contains(&name.as_str()));
+    (count >= soft).then(|| Because::new(text).remedy_if(can.then(|| format!("ulimit -Su {}", count + 64))))
+}
