@@ -6,9 +6,12 @@
 //! After a failed call the tools have either done all that they do, or they have said which call
 //! failed, once, and left nothing: no process, no mount, no file, no program that ran.
 //!
-//!     faults [--sample N] [NAME...]      every Nth of the runs; only these command lines
+//!     faults [--sample N] [--seed SEED] [--seconds S] [NAME...]
 //!
-//! Run by `make faults`, in the private world. The tracer is this program, and what it follows ends
+//! All of them, or N of each command line, chosen by SEED: the same for the same seed. Of all
+//! command lines or those of these names, of which none begins after S seconds.
+//!
+//! Run by `make faults`, a sample by `make test`, in the private world. The tracer is this program, and what it follows ends
 //! at the exec of a program that is not ours.
 
 // The rules of the tools do not bind their tests: no tool prints or unwraps.
@@ -24,6 +27,7 @@ mod trace;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use judge::{Verdict, World};
@@ -69,10 +73,61 @@ fn faults(ran: &Ran) -> Vec<Fault> {
     all
 }
 
+/// Which faults are tried.
+struct Choice {
+    /// So many of each command line.
+    sample: usize,
+    seed: u64,
+    seconds: u64,
+    names: Vec<String>,
+}
+
+impl Choice {
+    fn read(words: impl Iterator<Item = String>) -> Option<Choice> {
+        let mut words = words.filter(|word| !word.is_empty());
+        let mut choice = Choice { sample: usize::MAX, seed: 1, seconds: u64::MAX, names: Vec::new() };
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--sample" => choice.sample = words.next()?.parse().ok()?,
+                "--seed" => choice.seed = words.next()?.parse().ok()?,
+                "--seconds" => choice.seconds = words.next()?.parse().ok()?,
+                _ if word.starts_with('-') => return None,
+                _ => choice.names.push(word),
+            }
+        }
+        Some(choice)
+    }
+
+    /// Those of a command line: the choice does not depend on what else is tried.
+    fn faults(&self, case: &Case, all: Vec<Fault>) -> Vec<Fault> {
+        let mix = |seed: u64, byte: u8| seed.wrapping_mul(31).wrapping_add(u64::from(byte));
+        let seed = case.name.bytes().fold(self.seed, mix);
+        if self.sample < all.len() { Chance(seed).pick(self.sample, all) } else { all }
+    }
+}
+
+/// Numbers without a pattern that matters here (splitmix64).
+struct Chance(u64);
+
+impl Chance {
+    fn pick<T>(mut self, count: usize, mut all: Vec<T>) -> Vec<T> {
+        (0..count).map(|_| all.swap_remove(self.below(all.len()))).collect()
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let n = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((n ^ (n >> 31)) % u64::try_from(end).unwrap()).unwrap()
+    }
+}
+
 /// What has been counted.
 #[derive(Default)]
 struct Count {
-    runs: usize,
+    cases: usize,
+    errors: usize,
+    kills: usize,
     failed: usize,
     /// The calls that may fail, and nothing is missing.
     harmless: BTreeMap<&'static str, usize>,
@@ -85,32 +140,46 @@ fn main() -> ExitCode {
         eprintln!("faults: this changes the machine: make faults runs it in a private world");
         return ExitCode::FAILURE;
     }
-    let mut words: Vec<String> = env::args().skip(1).filter(|word| !word.is_empty()).collect();
-    let mut every = 1;
-    if words.first().is_some_and(|word| word == "--sample") {
-        every = words.get(1).and_then(|n| n.parse().ok()).unwrap_or(1);
-        words.drain(..2);
-    }
+    let Some(choice) = Choice::read(env::args().skip(1)) else {
+        eprintln!("usage: faults [--sample N] [--seed SEED] [--seconds S] [NAME...]");
+        return ExitCode::FAILURE;
+    };
     let cases = cases();
-    if let Some(word) = words.iter().find(|word| !cases.iter().any(|case| case.name == **word)) {
+    if let Some(word) = choice.names.iter().find(|word| !cases.iter().any(|case| case.name == **word)) {
         eprintln!("faults: {word} is not in tests/faults/list");
         return ExitCode::FAILURE;
     }
-    let mut count = Count::default();
-    for case in cases.iter().filter(|case| words.is_empty() || words.contains(&case.name)) {
-        if let Err(why) = try_case(case, every, &mut count) {
+    let is_named = |case: &&Case| choice.names.is_empty() || choice.names.contains(&case.name);
+    let mut turns: Vec<&Case> = cases.iter().filter(is_named).collect();
+    if choice.sample < usize::MAX {
+        // Where the time is not enough, others will be left out the next time.
+        turns = Chance(choice.seed).pick(turns.len(), turns);
+    }
+    let (begin, mut count) = (Instant::now(), Count::default());
+    for case in &turns {
+        if begin.elapsed() > Duration::from_secs(choice.seconds) {
+            break;
+        }
+        count.cases += 1;
+        if let Err(why) = try_case(case, &choice, &mut count) {
             println!("FAIL {}: {why}", case.name);
             count.failed += 1;
         }
     }
     println!("harmless where they failed: {:?}", count.harmless);
     count.excused.iter().for_each(|(reason, n)| println!("excused {n} times: {reason}"));
-    println!("{} faults, {} failures", count.runs, count.failed);
+    let Count { errors, kills, failed, .. } = count;
+    println!(
+        "seed {}: {} of {} command lines, {errors} errors, {kills} kills, {failed} failures",
+        choice.seed,
+        count.cases,
+        turns.len()
+    );
     if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Every `every`th fault of a command line.
-fn try_case(case: &Case, every: usize, count: &mut Count) -> Result<(), String> {
+/// The faults of a command line, or some of them.
+fn try_case(case: &Case, choice: &Choice, count: &mut Count) -> Result<(), String> {
     // What a first run makes for good, as a directory for leases, is there from here on.
     let before = World::save();
     trace::run(&case.user, &case.run, None);
@@ -123,7 +192,7 @@ fn try_case(case: &Case, every: usize, count: &mut Count) -> Result<(), String> 
         return Err(format!("without a fault: {why}"));
     }
     let (mut runs, mut bad, mut missed) = (0, 0, 0);
-    for fault in faults(&plain).iter().step_by(every) {
+    for fault in &choice.faults(case, faults(&plain)) {
         // Who comes first is not the same every time, and so are a few calls.
         let tries = (0..3).map(|_| trace::run(&case.user, &case.run, Some(fault)));
         let Some(ran) = tries.into_iter().find(|ran| ran.happened || ran.hung) else {
@@ -131,6 +200,10 @@ fn try_case(case: &Case, every: usize, count: &mut Count) -> Result<(), String> 
             continue;
         };
         runs += 1;
+        match fault.how {
+            How::Errno(_) => count.errors += 1,
+            How::Signal(_) => count.kills += 1,
+        }
         let mut wrong = Vec::new();
         match judge::fault(fault, &plain, &ran) {
             Ok(Verdict::Harmless) => *count.harmless.entry(fault.call).or_default() += 1,
@@ -147,10 +220,9 @@ fn try_case(case: &Case, every: usize, count: &mut Count) -> Result<(), String> 
         if bad == 0 { "ok" } else { "FAIL" },
         case.name
     );
-    count.runs += runs;
     count.failed += bad;
     // Else a case that goes by another name each time would look fine.
-    if missed * 10 > runs { Err(format!("{missed} faults were never reached")) } else { Ok(()) }
+    if missed > 1 && missed * 10 > runs { Err(format!("{missed} faults were never reached")) } else { Ok(()) }
 }
 
 /// What is wrong with the world after a fault; then it is as before. What SIGKILL has left is for

@@ -30,7 +30,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("look", &["fail", "id", "mind", "ns", "proc", "sys"]),
     ("scan", &["look", "mounted", "ns", "proc", "sys"]),
     ("holder", &["lease", "mind", "sys"]),
-    ("helper", &["mind", "sys"]),
+    ("helper", &["fail", "mind", "sys"]),
     ("user", &["helper", "id"]),
     ("subid", &["fail", "helper", "id", "user", "word"]),
     ("survey", &["fail", "id", "subid"]),
@@ -41,7 +41,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("name", &["fail", "holder", "proc", "record", "target"]),
     ("container/notes", &["id"]),
     ("container", &["fail", "name", "proc", "record", "target", "word"]),
-    ("step", &["fail", "mind", "ns", "path", "proc", "sys", "word"]),
+    ("step", &["fail", "feature", "mind", "ns", "path", "proc", "sys", "word"]),
     ("step/cgroup", &["step", "cgroup", "fail", "mind", "ns", "proc", "sys"]),
     ("step/notify", &["step", "fail", "mind", "sys", "word"]),
     ("step/newuidmap", &["step", "fail", "helper", "id", "proc", "subid", "sys", "target", "user"]),
@@ -82,7 +82,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "word",
         ],
     ),
-    ("tool", &["cli", "fail", "mind", "plan", "proc", "record", "step", "sys", "target"]),
+    ("tool", &["cli", "fail", "feature", "mind", "plan", "proc", "record", "step", "sys", "target"]),
 ];
 
 /// The rooms that may call `sys`: one, by design (design: safety rules).

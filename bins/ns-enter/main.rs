@@ -19,7 +19,7 @@ use std::rc::Rc;
 use common::cgroup::Cgroup;
 use common::cli::{Args, Cli, KEEP_FD, KINDS, Operands, STDIN, Stage, flag, opt, valued};
 use common::container;
-use common::fail::{Failure, Result};
+use common::fail::{Errno, Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;
 use common::plan::{Plan, clone_into};
@@ -122,7 +122,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, mut f
     let stream = found.word == "-";
     let terminal = own_terminal(args, stream, found.is_container)?;
     let somebody = args.value("as").map(|who| named(proc, target, &who)).transpose()?;
-    let (kinds, mut left_out) = possible(wanted(args, proc, target)?, args, proc, target);
+    let (kinds, mut left_out) = possible(wanted(args, proc, target)?, args, proc, target)?;
     let partial = !left_out.is_empty();
     let is_home = target::same_root(proc, target) && !files.iter().any(|file| file.kind == Kind::Mnt);
     let brought = tools::read(args, proc, target, &kinds)?;
@@ -285,9 +285,13 @@ fn partial_step() -> Step {
 
 /// With --try, those kinds that can be entered, and why each of the others
 /// cannot: found by a throw-away child for each.
-fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>) -> (Vec<Kind>, Vec<Failure>) {
+///
+/// # Errors
+/// We are out of something, which says nothing about the target.
+fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>) -> Result<(Vec<Kind>, Vec<Failure>)> {
+    const OUT_OF: [Errno; 5] = [Errno::ENOMEM, Errno::EMFILE, Errno::ENFILE, Errno::EAGAIN, Errno::EIO];
     if !args.flag("try") {
-        return (kinds, Vec::new());
+        return Ok((kinds, Vec::new()));
     }
     let refused = |kinds: &[Kind]| {
         let mut inside = Plan::default();
@@ -304,6 +308,7 @@ fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>)
     for kind in kinds {
         let with: Vec<Kind> = user.iter().copied().chain([kind]).collect();
         match refused(&with) {
+            Some(failure) if failure.errno().is_some_and(|errno| OUT_OF.contains(&errno)) => return Err(failure),
             Some(failure) => left_out.push(failure),
             None => {
                 possible.push(kind);
@@ -311,7 +316,7 @@ fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>)
             }
         }
     }
-    (possible, left_out)
+    Ok((possible, left_out))
 }
 
 /// The failure of a plan in a throw-away child.

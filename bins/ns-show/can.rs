@@ -196,7 +196,7 @@ fn many_ids(proc: &Rc<Proc>, found: &mut Found) {
                 let what = format!("{} may map them", path.to_string_lossy());
                 match helper::gains_privilege(&path) {
                     Ok(()) => found.yes(&what),
-                    Err(why) => found.no(&what, why),
+                    Err(why) => found.no(&what, &why),
                 }
             }
             None => found.no(&format!("{program} is not installed"), ""),

@@ -159,8 +159,7 @@ fn one(proc: &Rc<Proc>, target: Rc<Target>, what: &str, args: &Args) -> Result<O
 fn records(proc: &Proc, target: &Target) -> Result<Outcome> {
     let mut stream = Stream::default();
     for kind in IdKind::BOTH {
-        let read = proc.map(&target.who(), kind);
-        let map = read.ok_or_else(|| Failure::refused(format!("process {} has ended", target.pid)))?;
+        let map = proc.read_map(&target.who(), kind).map_err(|failure| failure.because(target.ended()))?;
         stream.records.extend(map.into_iter().map(|extent| Record::Extent(kind, extent)));
     }
     Ok(Outcome::Answer(stream.bytes(), 0))

@@ -399,7 +399,7 @@ fn helpers(findings: &mut Findings) {
         let shown = path.to_string_lossy().into_owned();
         if let Err(why) = helper::gains_privilege(&path) {
             let command = why.starts_with("it is neither").then(|| format!("sudo chmod u+s {}", quote(&shown)));
-            findings.add(&shown, why, command);
+            findings.add(&shown, &why, command);
         }
     }
 }

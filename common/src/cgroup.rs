@@ -42,14 +42,22 @@ struct New {
     made: OnceCell<OwnedFd>,
 }
 
+/// What a new one is called, before the number of the process that makes it.
+pub const NAME: &str = "ns-new-";
+
 /// How open(2) is asked for a directory whose entries are wanted.
 pub const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 impl Dir {
     fn new(path: PathBuf, fd: OwnedFd) -> Option<Dir> {
+        Dir::of(path, fd).ok()?
+    }
+
+    /// None: it is no cgroup.
+    fn of(path: PathBuf, fd: OwnedFd) -> Result<Option<Dir>> {
         const CGROUP2_SUPER_MAGIC: FsType = FsType(0x6367_7270);
-        let is_cgroup = fstatfs(&fd).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
-        is_cgroup.then_some(Dir { path, fd })
+        let fs = fstatfs(&fd).map_err(|e| Failure::os(format!("statfs {}", quote(&path)), e))?;
+        Ok((fs.filesystem_type() == CGROUP2_SUPER_MAGIC).then_some(Dir { path, fd }))
     }
 
     fn name(&self) -> String {
@@ -84,7 +92,7 @@ impl Cgroup {
     /// Those of open(2); a refusal where it is no cgroup.
     pub fn at(path: &OsStr) -> Result<Cgroup> {
         let fd = open(path, DIRECTORY, Mode::empty()).map_err(|e| not_opened(path, e))?;
-        let Some(dir) = Dir::new(path.into(), fd) else {
+        let Some(dir) = Dir::of(path.into(), fd)? else {
             let because = Because::new("it is not on a cgroup2 file system");
             return Err(Failure::refused(format!("use cgroup {}", quote(path))).because(Some(because)));
         };
@@ -101,7 +109,7 @@ impl Cgroup {
         let delegated = sys::has_attribute(own.fd.as_fd(), c"user.delegate");
         let above = if is_top || delegated { None } else { own.above() };
         let dir = above.filter(|dir| dir.is_ours(".") && dir.is_ours("cgroup.procs")).unwrap_or(own);
-        let plain = format!("ns-new-{}", std::process::id());
+        let plain = format!("{NAME}{}", std::process::id());
         let is_free = |name: &String| fstatat(&dir.fd, name.as_str(), AtFlags::empty()) == Err(Errno::ENOENT);
         // Others may have been left behind by somebody who was killed.
         let names = (2..100).map(|n| format!("{plain}-{n}"));
@@ -250,14 +258,23 @@ fn full_at(path: &Path) -> Option<Because> {
 
 /// Its directory, and whether it is the root of our cgroup namespace.
 fn own(proc: &Proc) -> Result<(Dir, bool)> {
-    let path = proc.cgroup("self").unwrap_or_default();
-    let mounts = proc.mounts("self").into_iter().rev().filter(|m| m.fstype == "cgroup2").collect::<Vec<_>>();
+    let path = proc.own_cgroup()?.unwrap_or_default();
+    let mounts = proc.own_mounts()?.into_iter().rev().filter(|m| m.fstype == "cgroup2").collect::<Vec<_>>();
     let is_top = path == "/";
-    let shown = || mounts.iter().filter(|m| !is_read_only(m)).find_map(|m| shown_by(m, &path));
-    if let Some(dir) = shown().or_else(|| of_our_namespace(&path, proc)) {
+    let (mut shown, mut failed) = (None, None);
+    for mount in mounts.iter().filter(|m| !is_read_only(m)) {
+        match shown_by(mount, &path) {
+            Ok(dir) => shown = shown.or(dir),
+            Err(failure) => failed = failed.or(Some(failure)),
+        }
+    }
+    if let Some(dir) = shown.or_else(|| of_our_namespace(&path, proc)) {
         return Ok((dir, is_top));
     }
-    let because = match mounts.iter().find(|m| is_read_only(m) && shown_by(m, &path).is_some()) {
+    if let Some(failure) = failed {
+        return Err(failure);
+    }
+    let because = match mounts.iter().find(|m| is_read_only(m) && matches!(shown_by(m, &path), Ok(Some(_)))) {
         _ if mounts.is_empty() => Because::new("no cgroup2 file system is mounted here")
             .remedy("sudo mkdir -p /run/cgroup2 && sudo mount -t cgroup2 none /run/cgroup2"),
         Some(mount) => {
@@ -276,12 +293,14 @@ fn is_read_only(mount: &Mount) -> bool {
 
 /// The cgroup `path` in a mount. What that shows is written as seen from the
 /// root of our cgroup namespace, too; with `..` in it, names are missing.
-fn shown_by(mount: &Mount, path: &str) -> Option<Dir> {
+fn shown_by(mount: &Mount, path: &str) -> Result<Option<Dir>> {
     let hidden = Path::new(&mount.root).components().any(|part| part.as_os_str() == "..");
-    let below = if hidden { None } else { Path::new(path).strip_prefix(&mount.root).ok() }?;
+    let below = if hidden { None } else { Path::new(path).strip_prefix(&mount.root).ok() };
+    let Some(below) = below else { return Ok(None) };
     let point = Path::new(&mount.point);
     let path = if below.as_os_str().is_empty() { point.to_owned() } else { point.join(below) };
-    Dir::new(path.clone(), open(&path, DIRECTORY, Mode::empty()).ok()?)
+    let fd = open(&path, DIRECTORY, Mode::empty()).map_err(|e| not_opened(path.as_os_str(), e))?;
+    Dir::of(path, fd)
 }
 
 /// The same by a new mount, attached nowhere, which begins at the root of our

@@ -101,6 +101,13 @@ impl Failure {
         self
     }
 
+    /// The same with a reason that is looked for if there is none.
+    #[must_use]
+    pub fn or_because(mut self, find: impl FnOnce() -> Option<Because>) -> Failure {
+        self.because = self.because.or_else(find);
+        self
+    }
+
     /// The same with another exit status.
     #[must_use]
     pub fn exit(mut self, exit: Exit) -> Failure {

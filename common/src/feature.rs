@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use nix::sys::stat::fstat;
 
-use crate::fail::Errno;
+use crate::fail::{Because, Errno, Failure};
 use crate::ns::Kind;
 use crate::proc::Proc;
 use crate::sys;
@@ -57,4 +57,22 @@ pub fn all(proc: &Proc) -> Vec<Feature> {
         ),
         list("a list of all namespaces (listns)", "6.19", sys::listns(0, &mut [0]) != Err(Errno::ENOSYS)),
     ]
+}
+
+/// With the reason for a call that is not there (ENOSYS), which is the same in
+/// every tool: those that are not, and what could know them, the kernel or a
+/// filter in front of it.
+pub fn explained(failure: Failure) -> Failure {
+    if failure.errno() == Some(Errno::ENOSYS) { failure.or_because(missing) } else { failure }
+}
+
+fn missing() -> Option<Because> {
+    let calls: Vec<String> =
+        sys::missing_calls().map(|(name, since)| format!("{name} (since Linux {since})")).collect();
+    let proc = Proc::open().ok()?;
+    let (major, minor) = proc.release()?;
+    let filtered = proc.text("self/status")?.lines().any(|line| line == "Seccomp:\t2");
+    let filter = if filtered { ", with a seccomp filter" } else { "" };
+    let text = format!("not here: {}; this is Linux {major}.{minor}{filter}", calls.join(", "));
+    (!calls.is_empty()).then(|| Because::new(text))
 }

@@ -15,6 +15,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{AccessFlags, access, execv, pipe2};
 
+use crate::fail::Failure;
 use crate::{mind, sys};
 
 /// How long a helper may take, in milliseconds: name services behind a network
@@ -67,7 +68,7 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
     let (failed, fails) = pipe2(OFlag::O_CLOEXEC)?;
     // An inherited "ignore" would make the kernel reap it, status and all.
     sys::default_signal(nix::libc::SIGCHLD);
-    let (pid_fd, end) = match sys::fork(0)? {
+    let (pid, pid_fd, end) = match sys::fork(0)? {
         sys::Fork::Child => {
             let placed = [(null.as_fd(), 0), (theirs.as_fd(), 1), (theirs.as_fd(), 2)];
             let error = match placed.iter().try_for_each(|(fd, number)| sys::place(*fd, *number)) {
@@ -84,7 +85,7 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
             let _ = nix::unistd::write(&fails, &(error as i32).to_ne_bytes());
             sys::exit_now(127);
         }
-        sys::Fork::Parent(_, fd) => (fd, Instant::now() + Duration::from_millis(DEADLINE)),
+        sys::Fork::Parent(pid, fd) => (pid, fd, Instant::now() + Duration::from_millis(DEADLINE)),
     };
     drop((theirs, fails));
     let mut output = Vec::new();
@@ -92,7 +93,7 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
     let outcome = loop {
         let left = u16::try_from(end.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u16::MAX);
         if left == 0 || !mind::ready_within(ours.as_fd(), left)? {
-            let _ = sys::pidfd_signal(pid_fd.as_fd(), nix::libc::SIGKILL);
+            let _ = sys::signal_child(pid, nix::libc::SIGKILL);
             break Err(Errno::ETIMEDOUT);
         }
         match nix::unistd::read(&ours, &mut piece) {
@@ -129,19 +130,22 @@ pub const NOT_SETUID: &str = "it is neither setuid root nor has it file capabili
 ///
 /// # Errors
 /// What stands against it.
-pub fn gains_privilege(path: &CStr) -> std::result::Result<(), &'static str> {
-    let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(|_| "it cannot be opened")?;
-    let stat = fstat(&file).map_err(|_| "it cannot be opened")?;
-    let flags = fstatvfs(&file).map_err(|_| "it cannot be opened")?.flags();
-    if nix::sys::prctl::get_no_new_privs().unwrap_or(false) {
-        return Err("no_new_privs is set for this process");
-    }
-    if flags.contains(FsFlags::ST_NOSUID) {
-        return Err("it is on a mount that is nosuid");
-    }
+pub fn gains_privilege(path: &CStr) -> std::result::Result<(), String> {
+    let closed = |e| Failure::os("it cannot be opened", e).to_string();
+    let file = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(closed)?;
+    let stat = fstat(&file).map_err(closed)?;
+    let flags = fstatvfs(&file).map_err(closed)?.flags();
     let setuid = stat.st_mode & nix::libc::S_ISUID != 0;
-    if setuid && stat.st_uid != 0 {
-        return Err("it is setuid, and its owner is not root in our user namespace");
-    }
-    if setuid || sys::has_file_capabilities(path) { Ok(()) } else { Err(NOT_SETUID) }
+    let against = if nix::sys::prctl::get_no_new_privs().unwrap_or(false) {
+        "no_new_privs is set for this process"
+    } else if flags.contains(FsFlags::ST_NOSUID) {
+        "it is on a mount that is nosuid"
+    } else if setuid && stat.st_uid != 0 {
+        "it is setuid, and its owner is not root in our user namespace"
+    } else if setuid || sys::has_file_capabilities(path) {
+        return Ok(());
+    } else {
+        NOT_SETUID
+    };
+    Err(against.to_owned())
 }

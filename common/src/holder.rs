@@ -212,9 +212,10 @@ pub fn hold(life: &Life, first: Option<Child>, report: &mut Option<OwnedFd>) -> 
     let (door, until, signals) = (sys::lend(DOOR + 1), sys::lend(DOOR + 2), sys::lend(DOOR + 3));
     let _ = watch(door, until, signals, first.as_ref().map(|(_, fd)| *fd), &mut left);
     if let Some((_, fd)) = first {
-        let _ = sys::pidfd_signal(fd, Signal::SIGKILL as c_int);
-        // Reported only once nothing is left in its pid namespace.
-        let _ = waitid(Id::PIDFd(fd), WaitPidFlag::WEXITED);
+        if sys::pidfd_signal(fd, Signal::SIGKILL as c_int).is_ok() {
+            // Reported only once nothing is left in its pid namespace.
+            let _ = waitid(Id::PIDFd(fd), WaitPidFlag::WEXITED);
+        }
     }
     left.iter().for_each(end_helper);
     // Nothing that is dropped here may close a number twice.
@@ -374,13 +375,13 @@ fn door(holder: BorrowedFd<'_>) -> Result<OwnedFd> {
     };
     // A record may name any process; whatever has this number there must not
     // be written to, nor may it keep us waiting.
-    let fits = getsockopt(&door, sockopt::SockType) == Ok(SockType::SeqPacket);
+    let fits = getsockopt(&door, sockopt::SockType)? == SockType::SeqPacket;
     if fits { Ok(door) } else { Err(Errno::ENOTSOCK) }
 }
 
-/// Whether a process has a door, as a holder has.
+/// Whether a process has a door, as a holder has, or none can be seen here.
 pub fn is_holder(process: BorrowedFd<'_>) -> bool {
-    door(process).is_ok()
+    matches!(door(process), Ok(_) | Err(Errno::ENOSYS))
 }
 
 /// Tells a holder to go, and waits until it has.

@@ -239,10 +239,22 @@ pub fn be_patient(mask: &SigSet) -> Result<()> {
     mask.thread_set_mask()
 }
 
+/// Sends a signal to a child: whatever else a kernel lacks, none of ours may
+/// be waited for that has not been told to end.
+///
+/// # Errors
+/// Those of pidfd_send_signal(2).
+pub fn signal(child: &Child, number: c_int) -> Result<()> {
+    match sys::pidfd_signal(child.fd.as_fd(), number) {
+        Err(Errno::ENOSYS) => sys::signal_child(child.pid, number),
+        done => done,
+    }
+}
+
 /// Ends a child and waits until nothing of it is left: with a pid namespace
 /// the kernel reports its first process only after all others have gone.
 pub fn end(child: &Child) {
-    let _ = sys::pidfd_signal(child.fd.as_fd(), Signal::SIGKILL as c_int);
+    let _ = signal(child, Signal::SIGKILL as c_int);
     let _ = reap(child);
 }
 
@@ -360,7 +372,7 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
             waiting.hear(&child.who(proc), proc);
         }
         if other.is_some() && ready.get(1) == Some(&true) && holder.take().is_some() {
-            let _ = sys::pidfd_signal(child.fd.as_fd(), Signal::SIGKILL as c_int);
+            let _ = signal(child, Signal::SIGKILL as c_int);
         }
         while let Some(fd) = init.filter(|fd| ready_within(*fd, 0) == Ok(true)) {
             match heard(fd)? {
@@ -442,11 +454,15 @@ pub fn be_init(program: &Child, line: BorrowedFd<'_>) -> Result<u8> {
                 return Ok(128 + byte);
             }
         }
-        let Some(info) = signals.read_signal()? else { continue };
+        let info = match signals.read_signal() {
+            Ok(Some(info)) => info,
+            Ok(None) | Err(Errno::EINTR) => continue,
+            Err(e) => return Err(e),
+        };
         let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
         // The terminal has signalled the program as well.
         if !is_news(number, info.ssi_code) && info.ssi_code != SI_KERNEL {
-            let _ = sys::pidfd_signal(program.fd.as_fd(), number);
+            let _ = signal(program, number);
         }
     }
 }
@@ -468,7 +484,7 @@ fn stop_with_it() -> Result<()> {
 fn pass_on(child: &Child, number: c_int, code: i32, manner: &Manner<'_>, proc: &Proc) -> Option<c_int> {
     const SI_KERNEL: i32 = 0x80;
     // That it has ended meanwhile is what the loop will see next.
-    let send = |number: c_int| sys::pidfd_signal(child.fd.as_fd(), number).unwrap_or_default();
+    let send = |number: c_int| signal(child, number).unwrap_or_default();
     let is = |signals: &[Signal]| signals.iter().any(|signal| *signal as c_int == number);
     let number = if is(&[Signal::SIGTERM]) { manner.stop.unwrap_or(number) } else { number };
     let stops = is(&[Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU]);

@@ -121,6 +121,19 @@ impl Place {
         Ok(place)
     }
 
+    /// The same as a process sees it whose root directory is `root`.
+    ///
+    /// # Errors
+    /// As `again`.
+    pub fn again_from(&self, root: &OwnedFd) -> Result<Place> {
+        if self.of.is_some() {
+            return Ok(self.clone());
+        }
+        let place = Place::within(root, self.real().as_os_str(), "its root")?;
+        self.check(place.fd())?;
+        Ok(place)
+    }
+
     /// Whether this is the same directory or file as `other`.
     pub fn is_same(&self, other: &Place) -> bool {
         self.same == other.same

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use nix::fcntl::{OFlag, open};
+use nix::libc::SIGKILL;
 use nix::sys::signal::SigSet;
 use nix::sys::stat::Mode;
 use nix::unistd::read;
@@ -273,7 +274,11 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, to
         if what == "P" {
             // The child has forked on our behalf (CLONE_PARENT): its number is
             // that of an unreaped child of ours, so it cannot be another's.
-            let fd = sys::pidfd_open(number)?;
+            let Some(fd) = places.into_iter().next() else {
+                // We have no descriptor left for it.
+                let _ = sys::signal_child(number, SIGKILL);
+                return Err(Errno::EMFILE.into());
+            };
             if let Some(old) = hands.child.replace(Child { pid: number, fd }) {
                 let _ = mind::reap(&old);
             }

@@ -154,6 +154,15 @@ impl Proc {
         Some(String::from_utf8(self.read(path).ok()?).unwrap_or_else(lossy))
     }
 
+    /// The same, for whoever cannot do without.
+    ///
+    /// # Errors
+    /// Those of open(2) and read(2).
+    pub fn whole(&self, path: &str) -> Result<String> {
+        let text = self.read(path).map_err(|e| Failure::os(format!("read /proc/{path}"), e))?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
     /// The number in /proc/sys/`name`.
     pub fn sysctl(&self, name: &str) -> Option<u64> {
         number(self.text(&format!("sys/{name}"))?.trim().as_bytes())
@@ -220,9 +229,15 @@ impl Proc {
     /// # Errors
     /// It cannot be read.
     pub fn own_map(&self, kind: id::Kind) -> Result<Vec<Extent>> {
-        let path = format!("self/{}", kind.map_file());
-        let text = self.read(&path).map_err(|e| Failure::os(format!("read /proc/{path}"), e))?;
-        Ok(extents(&String::from_utf8_lossy(&text)))
+        self.read_map("self", kind)
+    }
+
+    /// That of `who`, for whoever cannot do without.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read_map(&self, who: &str, kind: id::Kind) -> Result<Vec<Extent>> {
+        Ok(extents(&self.whole(&format!("{who}/{}", kind.map_file()))?))
     }
 
     /// Whether setgroups(2) is allowed in the user namespace of `who`.
@@ -269,13 +284,29 @@ impl Proc {
     /// The path of the cgroup of version 2 that `who` is in, as seen from the root
     /// of our cgroup namespace (cgroups(7)).
     pub fn cgroup(&self, who: &str) -> Option<String> {
-        self.text(&format!("{who}/cgroup"))?.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+        version_2(&self.text(&format!("{who}/cgroup"))?)
+    }
+
+    /// The same of this process; None: there is no version 2.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn own_cgroup(&self) -> Result<Option<String>> {
+        Ok(version_2(&self.whole("self/cgroup")?))
     }
 
     /// The mounts that `who` sees.
     pub fn mounts(&self, who: &str) -> Vec<Mount> {
         let text = self.text(&format!("{who}/mountinfo")).unwrap_or_default();
         text.lines().filter_map(parse_mount).collect()
+    }
+
+    /// Those that this process sees.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn own_mounts(&self) -> Result<Vec<Mount>> {
+        Ok(self.whole("self/mountinfo")?.lines().filter_map(parse_mount).collect())
     }
 
     /// The mount that is /proc.
@@ -414,6 +445,10 @@ pub fn read_all(fd: impl AsFd, limit: usize) -> std::result::Result<Vec<u8>, Err
 pub fn status_in(dir: impl AsFd) -> Option<Status> {
     let file = openat(dir, "status", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
     Some(parse_status(&String::from_utf8_lossy(&read_all(file, usize::MAX).ok()?)))
+}
+
+fn version_2(text: &str) -> Option<String> {
+    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 
 /// Reads the text of /proc/PID/status: proc_pid_status(5).

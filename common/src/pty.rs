@@ -15,7 +15,7 @@ use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, cf
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Gid, Pid, Uid, fchown, getpgrp, isatty, read, tcgetpgrp, write};
 
-use crate::mind::{Child, Ended, minded, wait_for};
+use crate::mind::{self, Child, Ended, minded, wait_for};
 use crate::proc::Proc;
 use crate::sys;
 
@@ -190,7 +190,7 @@ pub fn proxy(child: &Child, holder: Option<BorrowedFd<'_>>, master: &OwnedFd, al
         let ready = wait_for(&fds, None)?;
         let is_ready = |n: usize| ready.get(n) == Some(&true);
         if holder.is_some() && is_ready(1) {
-            let _ = sys::pidfd_signal(child.fd.as_fd(), Signal::SIGKILL as c_int);
+            let _ = mind::signal(child, Signal::SIGKILL as c_int);
             holder = None;
         }
         if typed.has_room() && is_ready(3) {
@@ -283,7 +283,7 @@ fn pass_on(signal: Signal, child: &Child, master: &OwnedFd, own: &mut Own) {
         // Of our own terminal: it is for those who use it.
         Signal::SIGTTIN | Signal::SIGTTOU => {}
         other => {
-            let _ = sys::pidfd_signal(child.fd.as_fd(), other as c_int);
+            let _ = mind::signal(child, other as c_int);
         }
     }
 }

@@ -34,6 +34,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::stat::fstat;
 
 use crate::fail::{Because, Errno, Exit, Failure};
+use crate::feature;
 use crate::mind::Child;
 use crate::ns::Kind;
 use crate::path::used_up;
@@ -261,7 +262,8 @@ impl Step {
             Refusal::Os(errno, text) => {
                 let because = (self.because)(errno, facts).or_else(|| used_up(errno));
                 let told = if text.is_empty() { None } else { Some(Because::new(format!("the kernel says: {text}"))) };
-                Failure::os((self.act)(), errno).because(because.or(told)).exit((self.exit)(errno))
+                let failure = Failure::os((self.act)(), errno).because(because.or(told));
+                feature::explained(failure.exit((self.exit)(errno)))
             }
         }
     }

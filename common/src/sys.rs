@@ -220,8 +220,8 @@ pub fn signal_info(bytes: &[u8; size_of::<libc::signalfd_siginfo>()]) -> libc::s
 pub enum Fork {
     /// The new one.
     Child,
-    /// The old one, with the new one's number and, unless it belongs to
-    /// somebody else (CLONE_PARENT), a pidfd.
+    /// The old one, with the new one's number and a pidfd; the number is only
+    /// its parent's to rely on, which CLONE_PARENT makes another.
     Parent(i32, OwnedFd),
 }
 
@@ -355,6 +355,18 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, number: c_int) -> Result<()> {
     // SAFETY: a null siginfo is allowed and asks for that of kill(2).
     let n = unsafe { libc::syscall(PIDFD_SEND_SIGNAL, pidfd.as_raw_fd(), number, null::<u8>(), 0) };
     answer(n).map(drop)
+}
+
+/// Sends signal `number` to a child of this process that has not been reaped,
+/// so that its number is still its own.
+///
+/// # Errors
+/// ESRCH: there is no such process; EPERM.
+pub fn signal_child(pid: i32, number: c_int) -> Result<()> {
+    // To 0 and below are groups, and -1 is everybody.
+    let pid = if pid > 0 { pid } else { return Err(Errno::ESRCH) };
+    // SAFETY: no memory is passed.
+    answer(c_long::from(unsafe { libc::kill(pid, number) })).map(drop)
 }
 
 /// What has become of a child (waitid(2)).
@@ -1273,8 +1285,39 @@ pub fn ns_by_id(id: u64, whole: Option<(u64, u64)>) -> Result<OwnedFd> {
 
 /// Whether this kernel has open_tree_attr(2) (Linux 6.15).
 pub fn has_open_tree_attr() -> bool {
-    // SAFETY: a null path and no attributes are refused before anything is read.
-    answer(unsafe { libc::syscall(OPEN_TREE_ATTR, -1, null::<u8>(), 0, null::<u8>(), 0) }) != Err(Errno::ENOSYS)
+    has(OPEN_TREE_ATTR)
+}
+
+fn has(call: c_long) -> bool {
+    // SAFETY: to all calls that this is asked of, -1 is no descriptor, null no
+    // address, and 0 no size: they refuse before anything is read or made.
+    answer(unsafe { libc::syscall(call, -1, null::<u8>(), 0, null::<u8>(), 0, 0) }) != Err(Errno::ENOSYS)
+}
+
+/// The newer calls without which something does not work: their names, and the
+/// release of Linux that has each as it is made here.
+const NEWER: [(&str, c_long, &str); 16] = [
+    ("statx", libc::SYS_statx, "4.11"),
+    ("pidfd_send_signal", PIDFD_SEND_SIGNAL, "5.1"),
+    ("open_tree", OPEN_TREE, "5.2"),
+    ("move_mount", MOVE_MOUNT, "5.2"),
+    ("fsopen", FSOPEN, "5.2"),
+    ("fsconfig", FSCONFIG, "5.2"),
+    ("fsmount", FSMOUNT, "5.2"),
+    ("pidfd_open", PIDFD_OPEN, "5.3"),
+    ("clone3", CLONE3, "5.3"),
+    ("openat2", OPENAT2, "5.6"),
+    ("pidfd_getfd", PIDFD_GETFD, "5.6"),
+    ("close_range", CLOSE_RANGE, "5.11"),
+    ("mount_setattr", MOUNT_SETATTR, "5.12"),
+    ("statmount", STATMOUNT, "6.8"),
+    ("listmount", LISTMOUNT, "6.8"),
+    ("open_tree_attr", OPEN_TREE_ATTR, "6.15"),
+];
+
+/// Those that are not here, with their releases.
+pub fn missing_calls() -> impl Iterator<Item = (&'static str, &'static str)> {
+    NEWER.into_iter().filter(|(_, number, _)| !has(*number)).map(|(name, _, since)| (name, since))
 }
 
 /// Where the link `name` in `dir` leads, as far as `out` takes it.

@@ -682,12 +682,15 @@ pub fn working_directory() -> Result<(PathBuf, (u64, u64))> {
 /// A descriptor named on the command line, proven to be open.
 ///
 /// # Errors
-/// Wrong usage: it is no number, or not open.
+/// Wrong usage: it is no number, or not open; EMFILE.
 pub fn descriptor(word: &OsStr) -> Result<i32> {
     let n = number(word.as_bytes()).and_then(|n| i32::try_from(n).ok());
     let n = n.ok_or_else(|| Failure::usage(format!("{}: not a descriptor", quote(word))))?;
-    sys::dup_above(n, 3).map_err(|_| Failure::usage(format!("descriptor {n} is not open")))?;
-    Ok(n)
+    match sys::dup_above(n, 3) {
+        Err(Errno::EBADF) => Err(Failure::usage(format!("descriptor {n} is not open"))),
+        Err(e) => Err(Failure::os(format!("copy descriptor {n}"), e)),
+        Ok(_) => Ok(n),
+    }
 }
 
 /// The leader of this process's session: the shell of the terminal.

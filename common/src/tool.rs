@@ -10,6 +10,7 @@ use nix::sys::signal::SigSet;
 
 use crate::cli::{Args, Cli, Stage};
 use crate::fail::{Errno, Exit, Failure, Result};
+use crate::feature;
 use crate::mind;
 use crate::plan::Plan;
 use crate::proc::Proc;
@@ -33,6 +34,7 @@ pub fn run(cli: &Cli, decide: impl FnOnce(&Args) -> Result<Outcome>) -> ExitCode
     let status = match work(cli, &words, decide) {
         Ok(status) => status,
         Err(failure) => {
+            let failure = feature::explained(failure);
             if !failure.is_silent() {
                 mind::tell(&format!("{}: {failure}\n", cli.name));
             }
@@ -57,7 +59,7 @@ pub fn stand_in(name: &str, decide: impl FnOnce(&[OsString]) -> Result<Plan>) ->
     match work() {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
-            mind::tell(&format!("{name}: {failure}\n"));
+            mind::tell(&format!("{name}: {}\n", feature::explained(failure)));
             ExitCode::FAILURE
         }
     }

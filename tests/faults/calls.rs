@@ -49,6 +49,7 @@ const CALLS: &[Call] = calls! {
     madvise 28: ;
     dup 32: EMFILE;
     dup2 33: EMFILE;
+    pause 34: ;
     nanosleep 35: EINTR;
     getpid 39: ;
     sendfile 40: EIO ENOSPC;
@@ -105,6 +106,8 @@ const CALLS: &[Call] = calls! {
     fchdir 81: EACCES;
     rename 82: EIO ENOSPC EROFS;
     mkdir 83: ENOSPC EROFS;
+    rmdir 84: EIO;
+    creat 85: EACCES;
     link 86: ENOSPC EROFS;
     unlink 87: EIO EROFS;
     symlink 88: ENOSPC;
@@ -142,6 +145,7 @@ const CALLS: &[Call] = calls! {
     setrlimit 160: EPERM;
     sethostname 170: EPERM;
     setdomainname 171: EPERM;
+    chroot 161: EPERM;
     mount 165: EPERM ENOMEM ENOSPC;
     umount2 166: EPERM;
     pivot_root 155: EPERM EINVAL;

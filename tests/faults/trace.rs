@@ -110,14 +110,17 @@ fn tool(pid: Pid) -> Option<Process> {
     }
     let words = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let words = String::from_utf8_lossy(&words).trim_end_matches('\0').replace('\0', " ");
-    // A pid is another one each time.
-    Some(
-        words
-            .split(' ')
-            .map(|word| if word.parse::<u32>().is_ok_and(|n| n > 65536) { "PID" } else { word })
-            .collect::<Vec<_>>()
-            .join(" "),
-    )
+    Some(words.split(' ').map(nameless).collect::<Vec<_>>().join(" "))
+}
+
+/// A pid or an address is another one each time.
+fn nameless(word: &str) -> &str {
+    let is_number = |word: &str| word.parse::<u64>().is_ok();
+    match word.split(':').collect::<Vec<_>>().as_slice() {
+        [pid] if is_number(pid) => "N",
+        [pid, inode] if is_number(pid) && is_number(inode) => "N:N",
+        _ => word,
+    }
 }
 
 // The tracer reaps: its wait is for all of them.

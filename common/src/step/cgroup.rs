@@ -3,17 +3,18 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::poll::PollFlags;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::stat::{Mode, fchmod, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
+use nix::sys::signal::kill;
+use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
+use nix::unistd::{Gid, Pid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
 use super::{Done, Facts, Hands, Step, USERNS};
-use crate::cgroup::{Cgroup, DIRECTORY};
+use crate::cgroup::{Cgroup, DIRECTORY, NAME};
 use crate::fail::{Because, Errno, Failure};
 use crate::mind::{self, Child};
 use crate::ns::Kind;
@@ -111,6 +112,7 @@ impl Effect {
 
 fn make(cgroup: &Cgroup, owner: Option<(u32, u32)>) -> std::result::Result<(), Errno> {
     let (above, name, made) = cgroup.place().ok_or(Errno::EINVAL)?;
+    clear(above);
     mkdirat(above, name.as_c_str(), Mode::from_bits_truncate(0o755))?;
     let finish = || {
         let dir = openat(above, name.as_c_str(), DIRECTORY, Mode::empty())?;
@@ -129,6 +131,26 @@ fn make(cgroup: &Cgroup, owner: Option<(u32, u32)>) -> std::result::Result<(), E
         Err(errno) => {
             let _ = unlinkat(above, name.as_c_str(), UnlinkatFlags::RemoveDir);
             Err(errno)
+        }
+    }
+}
+
+/// Takes away what was left by those who were killed: no process has the number
+/// that it is called by, and the kernel finds it empty. Not what has just been
+/// made, perhaps in another pid namespace, and is about to get a process.
+fn clear(above: BorrowedFd<'_>) {
+    let is_old = |name: &CStr| {
+        let made = fstatat(above, name, AtFlags::AT_SYMLINK_NOFOLLOW).map(|stat| stat.st_ctime).unwrap_or(i64::MAX);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        i64::try_from(now).unwrap_or(0).saturating_sub(made) > 1
+    };
+    let Ok(mut dir) = Dir::openat(above, ".", DIRECTORY, Mode::empty()) else { return };
+    for entry in dir.iter().flatten() {
+        let name = entry.file_name();
+        let number = name.to_str().ok().and_then(|name| name.strip_prefix(NAME)?.split('-').next()?.parse().ok());
+        let gone = number.is_some_and(|pid| pid > 0 && kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH));
+        if gone && is_old(name) {
+            let _ = unlinkat(above, name, UnlinkatFlags::RemoveDir);
         }
     }
 }

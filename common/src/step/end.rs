@@ -195,8 +195,12 @@ impl Effect {
             Effect::Await => await_word(hands),
             Effect::Init => {
                 let program = hands.child.take().ok_or(Errno::ECHILD)?;
-                let line = hands.report.as_ref().ok_or(Errno::ECHILD)?;
-                hands.status = mind::be_init(&program, line.as_fd())?;
+                // It has other words from here on than those of a failure.
+                let line = hands.report.take().ok_or(Errno::ECHILD)?;
+                hands.status = mind::be_init(&program, line.as_fd()).unwrap_or_else(|e| {
+                    mind::tell(&format!("ns-new: {}\n", Failure::os(self.act(), e)));
+                    125
+                });
                 Ok(())
             }
             Effect::Linger(_) if !mind::is_pipe(1)? => Ok(()),

@@ -1,12 +1,15 @@
 //! A socket on which the program says that it is ready: unix(7), sd_notify(3).
 
-use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
-use nix::fcntl::AT_FDCWD;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, getsockname, setsockopt, socket, sockopt};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
-use nix::unistd::{mkdtemp, unlink};
+use nix::sys::signal::kill;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, getsockname, setsockopt, socket, sockopt,
+};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Pid, geteuid, getpid, unlink};
 
 use super::{Done, Hands, NOTIFY, Step};
 use crate::fail::Errno;
@@ -40,7 +43,7 @@ impl Effect {
 
     fn detail(&self) -> String {
         match self {
-            Effect::Listen => format!("in a directory of {}", crate::word::quote(std::env::temp_dir())),
+            Effect::Listen => format!("in {}", crate::word::quote(std::env::temp_dir())),
             Effect::Forget => String::new(),
         }
     }
@@ -69,29 +72,63 @@ impl Effect {
 fn listen(hands: &mut Hands) -> Done {
     // A signal may not part us from what we have made.
     mind::block_signals()?;
-    let dir = mkdtemp(&std::env::temp_dir().join("ns-new-XXXXXX"))?;
-    let path = dir.join("notify");
-    let undone = path.clone();
-    hands.undo.push(Box::new(move || remove(&undone)));
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+    let dir = std::env::temp_dir();
+    clear(&dir);
+    let socket = datagram()?;
     setsockopt(&socket, sockopt::PassCred, &true)?;
-    bind(socket.as_raw_fd(), &UnixAddr::new(&path)?)?;
     // For whatever ids the program has; who counts is seen by his process.
-    open_to_all(&path, 0o666)?;
-    open_to_all(&dir, 0o711)?;
+    let mask = umask(Mode::from_bits_truncate(0o111));
+    let bound = bind_in(&dir, &socket);
+    umask(mask);
+    let path = bound?;
     let value = c(path.as_os_str()).map_err(|_| Errno::EINVAL)?;
+    hands.undo.push(Box::new(move || remove(&path)));
     sys::set_variable(c"NOTIFY_SOCKET", Some(&value))?;
     hands.put(NOTIFY, socket);
     Ok(())
 }
 
-fn open_to_all(path: &Path, mode: u32) -> Result<(), Errno> {
-    fchmodat(AT_FDCWD, path, Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)
+fn datagram() -> Result<OwnedFd, Errno> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socket(AddressFamily::Unix, SockType::Datagram, flags, None)
 }
 
-/// Nobody else may put anything into the directory.
+const NAME: &str = "ns-new-";
+
+/// Anybody may have taken the first names.
+fn bind_in(dir: &Path, socket: &OwnedFd) -> Result<PathBuf, Errno> {
+    let plain = format!("{NAME}{}", getpid());
+    let others = (2..100).map(|n| format!("{plain}-{n}"));
+    for name in std::iter::once(plain.clone()).chain(others) {
+        let path = dir.join(name);
+        match bind(socket.as_raw_fd(), &UnixAddr::new(&path)?) {
+            Err(Errno::EADDRINUSE) => {}
+            done => return done.map(|()| path),
+        }
+    }
+    Err(Errno::EADDRINUSE)
+}
+
+/// Takes away what was left by those who were killed: the user's, whose process
+/// is gone and which nobody listens on, if in another pid namespace.
+fn clear(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(NAME)?.split('-').next()?.parse().ok());
+        let Some(pid) = number.map(Pid::from_raw).filter(|pid| pid.as_raw() > 0) else { continue };
+        let is_ours =
+            entry.metadata().is_ok_and(|data| data.file_type().is_socket() && data.uid() == geteuid().as_raw());
+        if is_ours && kill(pid, None) == Err(Errno::ESRCH) && is_deaf(&entry.path()) {
+            remove(&entry.path());
+        }
+    }
+}
+
+fn is_deaf(path: &Path) -> bool {
+    let reached = || connect(datagram()?.as_raw_fd(), &UnixAddr::new(path)?);
+    reached() == Err(Errno::ECONNREFUSED)
+}
+
 fn remove(socket: &Path) {
     let _ = unlink(socket);
-    let _ = socket.parent().map(std::fs::remove_dir);
 }

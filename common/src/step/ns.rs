@@ -237,15 +237,18 @@ fn clocks(monotonic: Ahead, boottime: Ahead) -> Done {
 }
 
 /// Forks so that the new process has the same parent as this one, tells that
-/// parent its number, and ends this one.
+/// parent which it is, and ends this one. Whoever cannot tell ends the new one.
 fn into_pid(hands: &mut Hands) -> Done {
+    let report = hands.report.as_ref().ok_or(Errno::ECHILD)?;
     match sys::fork(CLONE_PARENT)? {
         sys::Fork::Child => Ok(()),
-        sys::Fork::Parent(pid, _) => {
-            if let Some(report) = &hands.report {
-                let _ = nix::unistd::write(report, format!("P {pid}").as_bytes());
+        sys::Fork::Parent(pid, fd) => {
+            let told = mind::send(report.as_fd(), format!("P {pid}").as_bytes(), &[fd.as_fd()]);
+            if told.is_ok() {
+                sys::exit_now(0)
             }
-            sys::exit_now(0)
+            let _ = sys::pidfd_signal(fd.as_fd(), nix::libc::SIGKILL);
+            Ok(told?)
         }
     }
 }
@@ -369,7 +372,7 @@ fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>
             return because;
         }
     }
-    without_user(kinds, facts.proc)
+    without_user(kinds, facts)
 }
 
 fn join_file_refused(ns: &OwnedFd, kind: Kind, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
@@ -380,7 +383,7 @@ fn join_file_refused(ns: &OwnedFd, kind: Kind, errno: Errno, facts: &Facts<'_>) 
         return None;
     }
     let again = nix::unistd::dup(ns).ok()?;
-    beyond_us(again, kind, "this", facts.proc).or_else(|| without_user(&[kind], facts.proc))
+    beyond_us(again, kind, "this", facts.proc).or_else(|| without_user(&[kind], facts))
 }
 
 /// Whether a namespace belongs to a user namespace in which nothing that we
@@ -411,8 +414,8 @@ fn beyond_us(ns: OwnedFd, kind: Kind, whose: &str, proc: &Proc) -> Option<Becaus
 
 /// Every kind but the user namespace takes CAP_SYS_ADMIN in the user namespace
 /// that one is in, too: the owner has it only after entering his own.
-fn without_user(kinds: &[Kind], proc: &Proc) -> Option<Because> {
-    let (own, alone) = (proc.own(), !kinds.contains(&Kind::User));
+fn without_user(kinds: &[Kind], facts: &Facts<'_>) -> Option<Because> {
+    let (own, alone) = (facts.proc.status(facts.who)?, !kinds.contains(&Kind::User));
     if alone && !own.can(CAP_SYS_ADMIN) {
         let text = "it also needs CAP_SYS_ADMIN in the user namespace that we are in: enter the target's as well (-U)";
         return Some(Because::new(text));

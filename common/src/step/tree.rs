@@ -399,8 +399,9 @@ pub(super) fn copy_refused(place: &Place, recursive: bool, facts: &Facts<'_>) ->
         return Some(because.remedy_if(again("--recursive")));
     }
     // By its path: a descriptor from before a new mount namespace was made is
-    // of the old one.
-    let id = sys::mount_id(place.again().ok()?.fd()).ok()?;
+    // of the old one. Who looks for the reason may still be in that.
+    let again = if facts.who == "self" { place.again() } else { place.again_from(facts.root?) };
+    let id = sys::mount_id(again.ok()?.fd()).ok()?;
     let mounts = facts.proc.mounts(facts.who);
     let Some(mount) = mounts.iter().find(|m| m.id == id) else {
         return elsewhere(place, &mounts);
