@@ -9,9 +9,11 @@ TOOLS = subid-alloc ns-new uidmap-set ns-enter idmap-mount pivot-exec ns-show
 SCRIPTS = \
 	.ci/run \
 	tests/apparmor \
+	tests/bench/growth \
 	tests/bench/idmap \
 	tests/bench/ns-show \
 	tests/bench/pipeline \
+	tests/bench/plot \
 	tests/bench/subid-alloc \
 	tests/build \
 	tests/completions/make \
@@ -69,9 +71,10 @@ fuzz:
 
 # Figures of this machine, for the record: no test depends on them.
 bench: all
-	@{ echo '# Figures'; for bench in tests/bench/[a-z]*; do \
-	    if [ -x "$$bench" ]; then echo && "$$bench" || exit 1; fi; done; } >target/RESULTS.md
+	@{ echo '# Figures'; for bench in pipeline growth ns-show idmap subid-alloc; do \
+	    echo && tests/bench/$$bench || exit 1; done; } >target/RESULTS.md
 	@mv target/RESULTS.md tests/bench/RESULTS.md
+	@tests/bench/plot tests/bench/RESULTS.md tests/bench
 
 # The manual and the labs, to be read in a browser.
 HTML ?= target/html
