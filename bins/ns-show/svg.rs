@@ -20,10 +20,12 @@ const LINE: usize = 17;
 const BAR: usize = 24;
 /// Between two bars.
 const GAP: usize = 30;
+/// Between two extents, where ids are left out.
+const APART: usize = 14;
 /// Of what is left of the bars: the name of each.
 const LABEL: usize = 190;
-/// So many extents can be told apart; more are counted.
-const MOST: usize = 24;
+/// Of all bars of a row, as much as a slide takes; further extents are counted.
+const WIDE: usize = 900;
 /// So many characters of a line are shown.
 const CUT: usize = 110;
 
@@ -61,8 +63,13 @@ impl Canvas {
     /// next.
     fn bars(&mut self, x: usize, rows: &[Row]) {
         let count = rows.iter().map(|row| row.cells.len()).max().unwrap_or(0);
-        let shown = count.min(MOST);
-        let widths: Vec<usize> = (0..shown).map(|at| width(rows, at)).collect();
+        let mut wide = 0;
+        let fits = |width: &usize| {
+            wide += width + APART;
+            wide <= WIDE
+        };
+        let widths: Vec<usize> = (0..count).map(|at| width(rows, at)).take_while(fits).collect();
+        let shown = widths.len();
         let mut above: Vec<Option<usize>> = Vec::new();
         self.y += 10;
         for row in rows {
@@ -112,11 +119,11 @@ impl Canvas {
     fn finish(self, title: &str) -> Vec<u8> {
         let (width, height) = (self.width + 20, self.y + 20);
         let title = escaped(title);
-        let style = "text{font:12px 'DejaVu Sans Mono',Menlo,Consolas,monospace;fill:#222}\
+        let style = "text{white-space:pre;font:12px 'DejaVu Sans Mono',Menlo,Consolas,monospace;fill:#222}\
                      .title{font-size:18px;font-weight:bold}.head{font-weight:bold;font-size:13px}\
                      .id{text-anchor:middle;font-size:11px}.label{font-size:11px}.note{fill:#555;font-size:11px}";
         let head = format!(
-            r##"<svg xmlns="http://www.w3.org/2000/svg" xml:space="preserve" width="{width}" height="{height}" viewBox="0 0 {width} {height}">
+            r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">
 <title>{title}</title>
 <style>{style}</style>
 <rect width="{width}" height="{height}" fill="#fff"/>
@@ -145,7 +152,7 @@ fn places(cells: &[Option<Range>], widths: &[usize], from: usize) -> Vec<Option<
     let (mut x, mut end) = (from, None);
     for (range, at) in order {
         if end.is_some_and(|end| end != u64::from(range.first)) {
-            x += 14;
+            x += APART;
         }
         places[at] = Some(x);
         x += widths[at];
