@@ -46,8 +46,8 @@ impl Line {
 /// # Errors
 /// The number of the first one that is wrong, and what is.
 pub(crate) fn lines(bytes: &[u8]) -> Result<Vec<Line>, (usize, String)> {
-    let all = (1..).zip(bytes.split(|b| *b == b'\n').map(<[u8]>::trim_ascii));
-    let said = all.filter(|(_, line)| !line.is_empty() && !line.starts_with(b"#"));
+    let all = (1..).zip(bytes.split(|b| *b == b'\n'));
+    let said = all.filter(|(_, line)| !line.trim_ascii().is_empty() && !line.trim_ascii().starts_with(b"#"));
     said.map(|(n, line)| parse(line).map_err(|what| (n, what))).collect()
 }
 

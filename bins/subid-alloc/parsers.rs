@@ -100,6 +100,7 @@ fn numbers(start: &[u8], count: &[u8]) -> Vec<Oddity> {
 /// The plain form of a line whose numbers shadow can read.
 fn plain(owner: &[u8], start: &[u8], count: &[u8]) -> Option<String> {
     let owner = std::str::from_utf8(trimmed(owner)).ok().filter(|owner| !owner.is_empty())?;
+    let owner = Some(owner).filter(|owner| !owner.starts_with(['+', '-', '#']))?;
     let range = Range::new(shadow_number(trimmed(start))?, shadow_number(trimmed(count))?)?;
     Some(format!("{owner}:{}:{}", range.first, range.count))
 }
@@ -147,5 +148,6 @@ mod tests {
         assert_eq!(plain(" alice: 100:1 ").as_deref(), Some("alice:100:1"));
         assert_eq!(plain("alice:0100:1 "), None);
         assert_eq!(plain("alice:1:0"), None);
+        assert_eq!(plain(" +alice:1:1"), None);
     }
 }
