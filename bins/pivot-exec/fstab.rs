@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 
 use common::step::tree::attribute;
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
@@ -34,6 +35,7 @@ impl Line {
             all |= attribute(word);
             all &= !match word {
                 "rw" => attribute("ro"),
+                "relatime" => attribute("noatime"),
                 other => attribute(&format!("no{other}")),
             };
         }
@@ -71,11 +73,24 @@ pub(crate) fn parse(line: &[u8]) -> Result<Line, String> {
     let options = options.map_or(&b""[..], |o| o.as_bytes()).split(|b| *b == b',').filter(|o| !o.is_empty());
     let options: Vec<OsString> = options.map(|o| OsStr::from_bytes(o).to_owned()).collect();
     let fstype = fstype.to_str().ok_or("the type is not UTF-8")?.to_owned();
-    let line = Line { source: source.clone(), at: at.clone(), fstype, options };
+    let at = place(at).ok_or("an empty PATH")?;
+    let line = Line { source: source.clone(), at, fstype, options };
     if (line.fstype == "none" || line.fstype == "bind") && !line.has(&["bind", "rbind"]) {
         return Err(format!("type {} goes with the option bind or rbind", line.fstype));
     }
     Ok(line)
+}
+
+/// A place in the new root as it was typed: whatever it is, a slash at its end
+/// says no more. Empty it is none.
+pub(crate) fn place(word: &OsStr) -> Option<OsString> {
+    let kept = word.as_bytes().iter().rposition(|b| *b != b'/').map_or(1, |last| last + 1);
+    word.as_bytes().get(..kept).map(|bytes| OsStr::from_bytes(bytes).to_owned())
+}
+
+/// The same of what is made: it needs a name.
+pub(crate) fn entry(word: &OsStr) -> Option<OsString> {
+    place(word).filter(|at| Path::new(at).file_name().is_some())
 }
 
 #[cfg(test)]

@@ -24,7 +24,6 @@ use common::path::{Place, not_opened};
 use common::plan::Plan;
 use common::proc::Proc;
 use common::step::overlay::Layers;
-use common::step::tree::mount_of;
 use common::step::{end, mount, ns, own};
 use common::tool::{Outcome, run};
 use common::word::quote;
@@ -164,12 +163,13 @@ fn layers(args: &Args, root: &Place, proc: &Proc) -> Result<Option<Layers>> {
 
 /// What su(1) would not say: with one id there is nobody to become.
 fn warning(root: &Place, proc: &Proc) -> Option<String> {
-    let nosuid = mount_of(root, proc).is_some_and(|m| m.options.split(',').any(|o| o == "nosuid"));
+    if !root.is_nosuid() || proc.in_initial().ok()? {
+        return None;
+    }
     let ids: u64 = proc.map("self", IdKind::Uid)?.iter().map(|e| u64::from(e.count)).sum();
-    let initial = proc.in_initial().ok()?;
     let text = format!(
         "pivot-exec: {} is on a mount that is nosuid: su, sudo and the like will not work\n",
         quote(&root.path)
     );
-    (nosuid && ids > 1 && !initial).then_some(text)
+    (ids > 1).then_some(text)
 }

@@ -21,7 +21,7 @@ use common::target::{self, Operand};
 use common::word::quote;
 
 use super::CLI;
-use super::fstab::{Line, lines, parse};
+use super::fstab::{Line, entry, lines, parse, place};
 
 /// What each short form mounts.
 const SHORT: [(&str, &str); 7] = [
@@ -130,13 +130,12 @@ impl Line {
             return self.bind(proc, plan);
         }
         let attributes = self.attributes();
-        let user_namespace = !proc.in_initial()?;
         let mut options = Vec::new();
         // What has no device calls itself by its type; that needs no saying.
         if self.source != "none" && self.source != self.fstype.as_str() {
             options.push(("source".to_owned(), text(&self.source)?));
         }
-        if self.fstype == "overlay" && user_namespace && !self.has(&["userxattr"]) {
+        if self.fstype == "overlay" && !self.has(&["userxattr"]) && !proc.in_initial()? {
             options.push(("userxattr".to_owned(), String::new()));
         }
         for word in self.options.iter().filter(|word| !is_ours(word)) {
@@ -185,7 +184,7 @@ fn maps(words: &[OsString], proc: &Rc<Proc>) -> Result<Maps> {
 
 /// Whether an option is one of mounts, not of a type of file system.
 fn is_ours(word: &OsStr) -> bool {
-    const WORDS: [&str; 13] = [
+    const WORDS: [&str; 14] = [
         "defaults",
         "bind",
         "rbind",
@@ -196,6 +195,7 @@ fn is_ours(word: &OsStr) -> bool {
         "dev",
         "exec",
         "atime",
+        "relatime",
         "symfollow",
         "auto",
         "noauto",
@@ -268,42 +268,41 @@ fn typed(option: &str, word: &OsStr, proc: &Rc<Proc>, plan: &mut Plan) -> Result
         None => Ok(usual),
         Some(word) => octal(word).ok_or_else(|| wrong("with a MODE in octal")),
     };
+    let at = |word: &OsStr| place(word).ok_or_else(|| wrong("a PATH"));
+    let parts = match option {
+        "mask" | "protect" => vec![word.to_owned()],
+        "tmpfs" | "dir" | "symlink" => parts(word, 2),
+        _ => parts(word, 3),
+    };
+    let first = parts.first().cloned().unwrap_or_default();
     match option {
         "bind" | "bind-ro" | "bind-dev" => {
-            let parts = parts(word, 3);
-            let source = parts.first().cloned().unwrap_or_default();
-            let at = parts.get(1).filter(|at| !at.is_empty()).unwrap_or(&source).clone();
-            if !at.as_bytes().starts_with(b"/") {
-                return Err(wrong("SOURCE:PATH with an absolute PATH"));
-            }
+            let at = parts.get(1).filter(|at| !at.is_empty()).unwrap_or(&first);
+            let at = place(at).filter(|at| at.as_bytes().starts_with(b"/"));
+            let at = at.ok_or_else(|| wrong("SOURCE:PATH with an absolute PATH"))?;
             let mut options = vec![OsString::from("bind")];
             options.extend(option.strip_prefix("bind-").map(OsString::from));
             options.extend(words(parts.get(2)));
-            Line { source, at, fstype: "none".into(), options }.steps(proc, plan)?;
+            Line { source: first, at, fstype: "none".into(), options }.steps(proc, plan)?;
         }
         "tmpfs" => {
-            let parts = parts(word, 2);
-            let at = parts.first().cloned().unwrap_or_default();
             let options = words(parts.get(1));
-            Line { source: "tmpfs".into(), at, fstype: "tmpfs".into(), options }.steps(proc, plan)?;
+            Line { source: "tmpfs".into(), at: at(&first)?, fstype: "tmpfs".into(), options }.steps(proc, plan)?;
         }
         "dir" => {
-            let parts = parts(word, 2);
             let asked = parts.get(1).map(|_| mode(parts.get(1), 0)).transpose()?;
-            plan.push(Effect::Directory(parts.first().cloned().unwrap_or_default(), asked));
+            plan.push(Effect::Directory(at(&first)?, asked));
         }
         "file" => {
-            let parts = parts(word, 3);
-            let [n, at, ..] = parts.as_slice() else { return Err(wrong("N:PATH")) };
-            plan.push(Effect::File(at.clone(), mode(parts.get(2), 0o644)?, Rc::new(given(n)?)));
+            let at = parts.get(1).and_then(|at| entry(at)).ok_or_else(|| wrong("N:PATH"))?;
+            plan.push(Effect::File(at, mode(parts.get(2), 0o644)?, Rc::new(given(&first)?)));
         }
         "symlink" => {
-            let parts = parts(word, 2);
-            let [to, at] = parts.as_slice() else { return Err(wrong("TARGET:PATH")) };
-            plan.push(Effect::Link(to.clone(), at.clone()));
+            let at = parts.get(1).and_then(|at| entry(at)).filter(|_| !first.is_empty());
+            plan.push(Effect::Link(first, at.ok_or_else(|| wrong("TARGET:PATH"))?));
         }
-        "mask" => plan.push(Effect::Mask(word.to_owned())),
-        _ => plan.push(Effect::ReadOnly(word.to_owned(), false)),
+        "mask" => plan.push(Effect::Mask(at(&first)?)),
+        _ => plan.push(Effect::ReadOnly(at(&first)?, false)),
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::id::Kind;
@@ -99,6 +100,11 @@ impl Place {
     /// Lends what is there.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Whether set-id bits have no effect there.
+    pub fn is_nosuid(&self) -> bool {
+        fstatvfs(self.fd()).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_NOSUID))
     }
 
     /// Its path without symbolic links, as mountinfo has it; as typed where

@@ -9,6 +9,7 @@ pub mod beside;
 pub mod bring;
 pub mod cgroup;
 pub mod end;
+mod exec;
 pub mod file;
 mod fs;
 pub mod inside;

@@ -1,20 +1,16 @@
 //! How a plan ends: with a program, or with waiting. execve(2).
 
-use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
-use nix::fcntl::OFlag;
-use nix::libc;
-use nix::sys::stat::{SFlag, fstat};
-
-use super::{Done, Facts, Hands, NOTIFY, Step};
+use super::{Done, Facts, Hands, NOTIFY, Step, exec};
 use crate::fail::{Because, Errno, Exit, Failure};
 use crate::holder::{self, Life};
 use crate::lease::Lease;
 use crate::mind::{self, Child, Ended, Manner};
-use crate::proc::{Proc, read_all};
+use crate::proc::Proc;
 use crate::ready::Ready;
 use crate::record::{Address, Record, Stream};
 use crate::sys;
@@ -251,7 +247,7 @@ impl Effect {
 
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
-            Effect::Exec(words) => exec_refused(words.first()?, errno, facts),
+            Effect::Exec(words) => exec::refused(words.first()?, errno, facts),
             Effect::Say(_)
             | Effect::Answer(_)
             | Effect::Note(_)
@@ -336,126 +332,4 @@ fn exec(words: &[OsString], hands: &Hands) -> Errno {
         Err(e) => e,
         Ok(never) => match never {},
     }
-}
-
-// ---- why not ----
-
-/// Why `program` could not be executed, looked up in the root of the process
-/// that tried: execve(2).
-pub(super) fn exec_refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
-    let bytes = program.as_bytes();
-    if !bytes.contains(&b'/') {
-        return not_in_path(bytes, errno, facts);
-    }
-    let from = start(bytes, facts)?;
-    match look(from, bytes) {
-        None if errno == Errno::ENOENT => {
-            Some(Because::new("there is no such file in the root that the program would run in"))
-        }
-        None => None,
-        Some(fd) => not_executable(bytes, &fd, errno, facts),
-    }
-}
-
-/// Where a path begins; none if the working directory is not to be seen.
-fn start<'a>(path: &[u8], facts: &Facts<'a>) -> Option<&'a OwnedFd> {
-    if path.starts_with(b"/") { facts.root } else { facts.cwd }
-}
-
-/// The same for a program that was looked for in the directories of PATH, in
-/// which an empty one is the working directory (environ(7)).
-fn not_in_path(program: &[u8], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut closed = None;
-    for dir in path.as_bytes().split(|b| *b == b':') {
-        let file = if dir.is_empty() { program.to_vec() } else { [dir, b"/", program].concat() };
-        let from = start(&file, facts)?;
-        if let Some(fd) = look(from, &file) {
-            return not_executable(&file, &fd, errno, facts);
-        }
-        if closed.is_none() && is_closed(from, &file) {
-            closed = Some(String::from_utf8_lossy(dir).into_owned());
-        }
-    }
-    if errno == Errno::ENOENT {
-        return Some(Because::new(format!("no directory of PATH has it there ({})", path.to_string_lossy())));
-    }
-    let closed = closed.filter(|_| errno == Errno::EACCES)?;
-    Some(Because::new(format!("{closed} in PATH may not be searched, and no other directory of PATH has it")))
-}
-
-/// Whether a directory on the way may not be searched.
-fn is_closed(dir: &OwnedFd, path: &[u8]) -> bool {
-    let path = CString::new(path).unwrap_or_default();
-    sys::open_in_root(dir.as_fd(), &path, libc::O_PATH, 0).err() == Some(Errno::EACCES)
-}
-
-fn look(dir: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
-    let path = CString::new(path).ok()?;
-    sys::open_in_root(dir.as_fd(), &path, libc::O_PATH, 0).ok()
-}
-
-fn not_executable(file: &[u8], fd: &OwnedFd, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
-    let file = String::from_utf8_lossy(file).into_owned();
-    let stat = fstat(fd).ok()?;
-    if errno == Errno::ENOENT {
-        let interpreter = interpreter(facts, fd)?;
-        if look(start(&interpreter, facts)?, &interpreter).is_none() {
-            return Some(Because::new(format!(
-                "{file} is there, but not its interpreter {}",
-                String::from_utf8_lossy(&interpreter)
-            )));
-        }
-        return None;
-    }
-    if errno == Errno::ENOEXEC {
-        let text = format!("{file} is neither a program of this machine nor a script that begins with #!");
-        return is_foreign(facts, fd)?.then(|| Because::new(text));
-    }
-    if errno != Errno::EACCES {
-        return None;
-    }
-    if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
-        return Some(Because::new(format!("{file} is not a regular file")));
-    }
-    if stat.st_mode & 0o111 == 0 {
-        let because = Because::new(format!("{file} has no execute permission (mode {:o})", stat.st_mode & 0o7777));
-        return Some(because);
-    }
-    let flags = nix::sys::statvfs::fstatvfs(fd).ok()?.flags();
-    flags
-        .contains(nix::sys::statvfs::FsFlags::ST_NOEXEC)
-        .then(|| Because::new(format!("{file} is on a mount that is noexec")))
-}
-
-/// Whether a file is no script and has another beginning than this program: its
-/// class and byte order, or the machine that it is for (elf(5)).
-fn is_foreign(facts: &Facts<'_>, fd: &OwnedFd) -> Option<bool> {
-    let head = |path: &str| read_all(facts.proc.open_at(path, OFlag::O_RDONLY).ok()?, 64 << 20).ok();
-    let (file, ours) = (head(&format!("self/fd/{}", fd.as_raw_fd()))?, head("self/exe")?);
-    let same = |from, to| file.get(from..to) == ours.get(from..to);
-    Some(!(file.starts_with(b"#!") || same(0, 6) && same(18, 20)))
-}
-
-/// The interpreter that a program names: behind `#!`, or in the PT_INTERP
-/// header of an ELF file (elf(5)).
-fn interpreter(facts: &Facts<'_>, fd: &OwnedFd) -> Option<Vec<u8>> {
-    // An O_PATH descriptor is read by opening it again.
-    let again = facts.proc.open_at(&format!("self/fd/{}", fd.as_raw_fd()), OFlag::O_RDONLY).ok()?;
-    let bytes = read_all(again, 64 << 20).ok()?;
-    if let Some(rest) = bytes.strip_prefix(b"#!") {
-        let line = rest.split(|b| *b == b'\n').next()?.trim_ascii_start();
-        return Some(line.split(|b| *b == b' ' || *b == b'\t').next()?.to_vec());
-    }
-    if !bytes.starts_with(b"\x7fELF\x02") {
-        return None;
-    }
-    let number = |at: usize, size: usize| {
-        let field = bytes.get(at..at + size)?;
-        usize::try_from(field.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b))).ok()
-    };
-    let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
-    let at = (0..count).map(|n| table + n * size).find(|at| number(*at, 4) == Some(3))?;
-    let (from, length) = (number(at + 8, 8)?, number(at + 32, 8)?);
-    Some(bytes.get(from..from + length)?.strip_suffix(b"\0")?.to_vec())
 }

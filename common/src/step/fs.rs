@@ -8,6 +8,8 @@ use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use nix::sys::stat::makedev;
+
 use super::{Facts, Refusal, tree};
 use crate::fail::{Because, Errno};
 use crate::id::{Kind as IdKind, number};
@@ -55,7 +57,7 @@ pub(super) fn refused(
     facts: &Facts<'_>,
 ) -> Option<Because> {
     if errno == Errno::EINVAL {
-        return unfit(options, facts);
+        return unfit(options, facts).or_else(|| fuse(options, facts).filter(|_| fstype == "fuse"));
     }
     if errno == Errno::ENODEV {
         let known = facts.proc.text("filesystems")?;
@@ -69,7 +71,8 @@ pub(super) fn refused(
     let own = match fstype {
         "proc" | "sysfs" => revealing(fstype, attributes, facts),
         "mqueue" => facts.foreign(Kind::Ipc, "-i"),
-        "cgroup" | "cgroup2" => facts.foreign(Kind::Cgroup, "-C"),
+        "cgroup" => facts.foreign(Kind::Cgroup, "-C").or_else(|| hierarchy(options, facts)),
+        "cgroup2" => facts.foreign(Kind::Cgroup, "-C"),
         _ => not_for_us(fstype, facts).filter(|_| facts.may_not_mount().is_none()),
     };
     own.or_else(|| facts.may_not_mount())
@@ -88,6 +91,40 @@ fn unfit(options: &[(String, String)], facts: &Facts<'_>) -> Option<Because> {
         let mapped = u32::try_from(id).is_ok_and(|id| map.iter().any(|e| e.inside().has(id)));
         (!mapped).then(|| Because::new(format!("{key} {id} is not mapped in this user namespace")))
     })
+}
+
+/// What FUSE wants: a descriptor of its device, on which somebody answers
+/// (fuse_fill_super()).
+fn fuse(options: &[(String, String)], facts: &Facts<'_>) -> Option<Because> {
+    let get = |key: &str| options.iter().find(|(k, _)| k == key).map(|(_, value)| value);
+    if let Some(key) = ["fd", "rootmode", "user_id", "group_id"].into_iter().find(|key| get(key).is_none()) {
+        return Some(Because::new(format!("{key}= is missing, one of fd=, rootmode=, user_id= and group_id=")));
+    }
+    let n = number(get("fd")?.as_bytes())?;
+    let text = match facts.proc.stat(&format!("{}/fd/{n}", facts.who)) {
+        None => format!("descriptor {n} is not open"),
+        Some(stat) if stat.st_rdev == makedev(10, 229) => return None,
+        Some(_) => format!("descriptor {n} is not one of /dev/fuse"),
+    };
+    Some(Because::new(text))
+}
+
+/// A cgroup hierarchy of version 1 that there is not: only the initial cgroup
+/// namespace makes one (cgroup1_root_to_use()).
+fn hierarchy(options: &[(String, String)], facts: &Facts<'_>) -> Option<Because> {
+    let (there, known) = (facts.proc.text(&format!("{}/cgroup", facts.who))?, facts.proc.text("cgroups")?);
+    let is_controller = |word: &str| known.lines().any(|line| line.split('\t').next() == Some(word));
+    let is_there = |word: &str| {
+        let mut lists = there.lines().filter_map(|line| line.split(':').nth(1));
+        lists.any(|list| list.split(',').any(|each| each == word))
+    };
+    let asked = options.iter().filter_map(|(key, value)| match key.as_str() {
+        "name" => Some(format!("name={value}")),
+        word => is_controller(word).then(|| word.to_owned()),
+    });
+    let missing = asked.into_iter().find(|word| !is_there(word))?;
+    let text = format!("there is no cgroup hierarchy with {missing}, and only the initial cgroup namespace makes one");
+    facts.may_not_mount().is_none().then(|| Because::new(text))
 }
 
 /// A type of file system that no user namespace may mount (FS_USERNS_MOUNT):

@@ -25,6 +25,7 @@ use super::overlay;
 use super::tree::attribute_names;
 use super::{Done, Facts, Hands, Refusal, Step, TREE};
 use crate::fail::{Because, Errno, Failure};
+use crate::path;
 use crate::sys;
 use crate::word::quote;
 
@@ -154,7 +155,8 @@ impl Effect {
                 if is_directory(&place)? != *directory {
                     return Err(unlike(at));
                 }
-                sys::move_mount(hands.get(TREE)?, place.as_fd(), false)?;
+                let tree = hands.get(TREE)?;
+                sys::move_mount(tree, place.as_fd(), false).map_err(|e| not_attached(tree, at, e))?;
                 hands.made.retain(|(name, _)| *name != TREE);
                 Ok(())
             }
@@ -174,7 +176,7 @@ impl Effect {
             Effect::ReadOnly(at, optional) => {
                 let place = match sys::open_in_root(root, &c(at), libc::O_PATH, 0) {
                     Err(Errno::ENOENT) if *optional => return Ok(()),
-                    other => other?,
+                    other => other.map_err(|e| not_had(root, at, e))?,
                 };
                 apart(root, &place)?;
                 let flags = sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE | sys::AT_EMPTY_PATH;
@@ -192,6 +194,9 @@ impl Effect {
             Effect::New { fstype, options, attributes, .. } => {
                 let layers = || overlay::options_refused(options, errno, facts.proc).filter(|_| fstype == "overlay");
                 fs::refused(fstype, options, *attributes, errno, facts).or_else(layers)
+            }
+            Effect::Device(name, _) if errno == Errno::ENOENT => {
+                path::reason(format!("/dev/{name}").as_ref(), errno, facts.proc)
             }
             Effect::Attach { .. } | Effect::Device(..) | Effect::Mask(_) | Effect::ReadOnly(..)
                 if errno == Errno::EPERM =>
@@ -242,14 +247,28 @@ fn is_directory(fd: &OwnedFd) -> std::result::Result<bool, Errno> {
 
 /// A mount on the new root would be beneath what becomes `/`, unseen.
 fn apart(root: BorrowedFd<'_>, place: &OwnedFd) -> Done {
-    let same = sys::mount_id(root)? == sys::mount_id(place.as_fd())? && sys::is_mount_root(place.as_fd());
-    if same { Err(Failure::refused("mount on NEWROOT: that is the new root itself").into()) } else { Ok(()) }
+    let same = || Ok::<bool, Errno>(sys::mount_id(root)? == sys::mount_id(place.as_fd())?);
+    if sys::is_mount_root(place.as_fd()) && same()? {
+        Err(Failure::refused("mount on NEWROOT: that is the new root itself").into())
+    } else {
+        Ok(())
+    }
 }
 
 /// Only a directory can be mounted on a directory (mount(2)).
 fn unlike(at: &OsStr) -> Refusal {
     let because = Because::new("it is a directory, and what is bound is none");
     Failure::os(format!("bind on {}", there(at)), Errno::EISDIR).because(Some(because)).into()
+}
+
+/// A directory or file that is held and has been removed cannot be mounted.
+fn not_attached(tree: BorrowedFd<'_>, at: &OsStr, errno: Errno) -> Refusal {
+    let removed = errno == Errno::ENOENT && fstat(tree).is_ok_and(|stat| stat.st_nlink == 0);
+    if !removed {
+        return errno.into();
+    }
+    let because = Because::new("what is to be bound has been removed");
+    Failure::os(format!("move_mount {TREE} {}", there(at)), errno).because(Some(because)).into()
 }
 
 /// A place that is there and cannot be had, with its reason: a symbolic link to
@@ -285,7 +304,8 @@ fn not_had(root: BorrowedFd<'_>, path: &OsStr, errno: Errno) -> Refusal {
 /// The directory of `path` below `root`, and its last component.
 fn parent_in<'a>(root: BorrowedFd<'_>, path: &'a OsStr) -> std::result::Result<(OwnedFd, &'a OsStr), Refusal> {
     let (parent, name) = (Path::new(path).parent(), Path::new(path).file_name());
-    let name = name.ok_or(Errno::EINVAL)?;
+    // A path that ends in `..` of what is not there.
+    let name = name.ok_or_else(|| not_had(root, path, Errno::ENOENT))?;
     Ok((directory_in(root, parent.unwrap_or(Path::new("")).as_os_str())?, name))
 }
 
@@ -294,27 +314,31 @@ fn directory_in(root: BorrowedFd<'_>, path: &OsStr) -> std::result::Result<Owned
     let path = if path.is_empty() { OsStr::new("/") } else { path };
     let opened = || sys::open_in_root(root, &c(path), libc::O_PATH | libc::O_DIRECTORY, 0);
     match opened() {
-        Err(Errno::ENOENT) => {
-            let (parent, name) = parent_in(root, path)?;
-            match exactly(|| mkdirat(&parent, name, Mode::from_bits_truncate(0o755))) {
-                // A link that leads nowhere says so when it is opened.
-                Ok(()) | Err(Errno::EEXIST) => opened().map_err(|e| not_had(root, path, e)),
-                Err(e) => Err(not_made("mkdir", path, e, &parent)),
-            }
+        Err(Errno::ENOENT) => {}
+        other => return other.map_err(|e| not_had(root, path, e)),
+    }
+    let (parent, name) = parent_in(root, path)?;
+    match exactly(|| mkdirat(&parent, name, Mode::from_bits_truncate(0o755))) {
+        Ok(()) => {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            openat(&parent, name, flags, Mode::empty()).map_err(|e| not_had(root, path, e))
         }
-        other => other.map_err(|e| not_had(root, path, e)),
+        // A link that leads nowhere says so when it is opened.
+        Err(Errno::EEXIST) => opened().map_err(|e| not_had(root, path, e)),
+        Err(e) => Err(not_made("mkdir", path, e, &parent)),
     }
 }
 
 /// Opens the file `path` below `root`, made empty if it is missing.
 fn file_in(root: BorrowedFd<'_>, path: &OsStr) -> std::result::Result<OwnedFd, Refusal> {
     let opened = || sys::open_in_root(root, &c(path), libc::O_PATH, 0);
-    match opened() {
-        Err(Errno::ENOENT) => match created(root, path, 0o644) {
-            Ok(_) | Err(Refusal::Os(Errno::EEXIST, _)) => opened().map_err(|e| not_had(root, path, e)),
-            Err(other) => Err(other),
-        },
+    let made = match opened() {
+        Err(Errno::ENOENT) => created(root, path, 0o644),
         other => other.map_err(|e| not_had(root, path, e)),
+    };
+    match made {
+        Err(Refusal::Os(Errno::EEXIST, _)) => opened().map_err(|e| not_had(root, path, e)),
+        other => other,
     }
 }
 
@@ -376,7 +400,8 @@ fn device(name: &str, (major, minor): (u64, u64)) -> std::result::Result<OwnedFd
 fn bind_device(root: BorrowedFd<'_>, name: &str, number: (u64, u64)) -> Done {
     let tree = device(name, number)?;
     sys::mount_setattr(tree.as_fd(), false, sys::MOUNT_ATTR_NOSUID, None)?;
-    let at = file_in(root, OsStr::new(&format!("/dev/{name}")))?;
+    // On a tmpfs that is new.
+    let at = created(root, OsStr::new(&format!("/dev/{name}")), 0o644)?;
     Ok(sys::move_mount(tree.as_fd(), at.as_fd(), false)?)
 }
 
@@ -384,7 +409,7 @@ fn mask(root: BorrowedFd<'_>, at: &OsStr) -> Done {
     let place = match sys::open_in_root(root, &c(at), libc::O_PATH, 0) {
         // There is nothing to hide.
         Err(Errno::ENOENT) => return Ok(()),
-        other => other?,
+        other => other.map_err(|e| not_had(root, at, e))?,
     };
     apart(root, &place)?;
     let attributes = sys::MOUNT_ATTR_RDONLY | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NOEXEC;

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use nix::fcntl::{AT_FDCWD, OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, fstat};
+use nix::sys::statfs::{FsType, Statfs, TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{chdir, chroot, fchdir, getcwd, pivot_root};
 
@@ -172,10 +173,8 @@ impl Effect {
             {
                 facts.may_not_mount().or_else(|| forbidden(facts))
             }
-            Effect::BindRoot(place) if errno == Errno::ENOENT => {
-                let removed = fstat(place.fd()).is_ok_and(|stat| stat.st_nlink == 0);
-                removed.then(|| Because::new(format!("{} has been removed", place.name())))
-            }
+            Effect::BindRoot(place) if errno == Errno::ENOENT => removed(place),
+            Effect::Overlay(layers) if errno == Errno::ENOENT => layers.places().find_map(removed),
             Effect::BindRoot(place) if errno == Errno::EINVAL => tree::copy_refused(place, true, facts),
             Effect::BindRoot(place) if errno == Errno::ENOSPC => full(Some(place), facts),
             Effect::Pivot if errno == Errno::EINVAL => outside(facts),
@@ -191,8 +190,16 @@ impl Effect {
     }
 }
 
+/// What statfs(2) says of a ramfs.
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+
 /// The step before all others where `/` is the kernel's first file system.
 pub fn cover(proc: &Proc) -> Option<Effect> {
+    // rootfs is one of these two.
+    let may_be = |fs: Statfs| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&fs.filesystem_type());
+    if !statfs("/").is_ok_and(may_be) {
+        return None;
+    }
     // Its parent is itself; that of any other root is a mount out of sight.
     let first = |m: &Mount| m.point == "/" && m.id == m.parent;
     proc.mounts("self").iter().any(first).then_some(Effect::Cover)
@@ -237,6 +244,11 @@ fn pivot(root: BorrowedFd<'_>) -> Done {
 }
 
 // ---- why not ----
+
+fn removed(place: &Place) -> Option<Because> {
+    let removed = fstat(place.fd()).is_ok_and(|stat| stat.st_nlink == 0);
+    removed.then(|| Because::new(format!("{} has been removed", place.name())))
+}
 
 /// Whether mount(2) is refused as such: a type that there is not is ENODEV, but
 /// security modules are asked before (path_mount() in fs/namespace.c), and

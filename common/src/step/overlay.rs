@@ -4,6 +4,7 @@
 //! Which layer it does not take the kernel says only to its log (EINVAL), so
 //! the layers are looked at here once it has refused.
 
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat, mkdirat};
@@ -33,6 +34,12 @@ pub struct Layers {
 impl Layers {
     pub(super) fn root(&self) -> String {
         self.lower.last().map(Place::name).unwrap_or_default()
+    }
+
+    /// All of them.
+    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
+        let upper = self.upper.iter().flat_map(|(upper, work)| [upper, work]);
+        self.lower.iter().chain(upper)
     }
 
     pub(super) fn said(&self) -> String {
@@ -114,12 +121,12 @@ fn throw_away(lower: &[Place]) -> std::result::Result<OwnedFd, Refusal> {
 /// The most lower directories that there may be (OVL_MAX_STACK).
 const MOST: usize = 500;
 
-/// Which layers are not taken: ovl_fill_super() and ovl_parse_param().
+/// Which layers are not taken: ovl_fill_super(), ovl_parse_param() and
+/// ovl_check_overlapping_layers().
 fn refused(lower: &[Place], upper: Option<(&Place, &Place)>, errno: Errno) -> Option<Because> {
     let text = if errno == Errno::ELOOP {
         let all: Vec<&Place> = upper.into_iter().flat_map(|(u, w)| [u, w]).chain(lower).collect();
-        let twice = all.iter().enumerate().find(|(n, place)| all[..*n].iter().any(|other| other.is_same(place)));
-        twice.map(|(_, place)| format!("{} is two of the directories at once", place.name()))
+        twice(&all).or_else(|| lower.iter().find_map(|place| nested(place, &all)))
     } else if errno != Errno::EINVAL {
         None
     } else if lower.len() > MOST {
@@ -128,6 +135,21 @@ fn refused(lower: &[Place], upper: Option<(&Place, &Place)>, errno: Errno) -> Op
         upper.and_then(|(upper, work)| not_beside(upper, work)).or_else(|| lower.iter().find_map(no_layer))
     };
     text.map(Because::new)
+}
+
+fn twice(all: &[&Place]) -> Option<String> {
+    let twice = all.iter().enumerate().find(|(n, place)| all[..*n].iter().any(|other| other.is_same(place)));
+    twice.map(|(_, place)| format!("{} is two of the directories at once", place.name()))
+}
+
+/// Whether a lower directory is inside of another one. Only on the same mount
+/// is what a path says what the kernel compares; by now a tmpfs can be over it.
+fn nested(place: &Place, all: &[&Place]) -> Option<String> {
+    let at = |place: &Place| Some((sys::mount_id(place.fd()).ok()?, fs::read_link(named(place.fd())).ok()?));
+    let (mount, path) = at(place)?;
+    let around = |other: &Place| at(other).is_some_and(|(id, around)| id == mount && path.starts_with(around));
+    let other = all.iter().find(|other| !other.is_same(place) && around(other))?;
+    Some(format!("{} is inside of {}", place.name(), other.name()))
 }
 
 fn not_beside(upper: &Place, work: &Place) -> Option<String> {
@@ -161,7 +183,13 @@ fn no_layer(place: &Place) -> Option<String> {
 pub(super) fn options_refused(options: &[(String, String)], errno: Errno, proc: &Proc) -> Option<Because> {
     let get = |key: &str| options.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str());
     let lower = get("lowerdir").unwrap_or_default();
-    let lower: Vec<String> = separated(lower).into_iter().filter(|path| !path.is_empty()).collect();
+    let mut lower: Vec<String> = separated(lower).into_iter().filter(|path| !path.is_empty()).collect();
+    // One a time, and nothing means anything in them.
+    lower.extend(options.iter().filter(|(k, _)| k == "lowerdir+").map(|(_, path)| path.clone()));
+    let fit = |(k, _): &(String, String)| ["source", "upperdir", "workdir", "userxattr"].contains(&k.as_str());
+    if errno == Errno::EINVAL && options.iter().all(fit) {
+        return Some(Because::new("lowerdir= is missing"));
+    }
     let upper = get("upperdir").zip(get("workdir"));
     let words = lower.iter().map(String::as_str).chain(upper.into_iter().flat_map(|(u, w)| [u, w]));
     // A file is EINVAL as well.

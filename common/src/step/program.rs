@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{execve, execveat, fchdir};
 
-use super::end::exec_refused;
+use super::exec::{self, SEARCHED};
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Exit};
 use crate::id::{Kind, number};
@@ -261,6 +261,9 @@ impl Effect {
                 (missing != 0).then(|| Because::new(text))
             }
             Effect::Limit(name, _, hard) if errno == Errno::EPERM => over(name, *hard),
+            Effect::Limit(_, soft, hard) if errno == Errno::EINVAL => {
+                (soft > hard).then(|| Because::new("the soft limit is over the hard one"))
+            }
             Effect::DomainName(name) if errno == Errno::EINVAL => super::ns::too_long(name),
             Effect::DomainName(_) if errno == Errno::EPERM => facts.foreign(ns::Kind::Uts, "-u"),
             Effect::Filter(_) if errno == Errno::EACCES => {
@@ -268,7 +271,8 @@ impl Effect {
                 let text = "a filter needs no_new_privs (--no-new-privs), or CAP_SYS_ADMIN";
                 (!may).then(|| Because::new(text))
             }
-            Effect::Exec(Err(path), _) => exec_refused(path, errno, facts),
+            Effect::Exec(Err(path), _) => exec::refused(path, errno, facts),
+            Effect::Exec(Ok(n), _) => exec::descriptor_refused(*n, errno, facts),
             Effect::Bound(_)
             | Effect::Groups(_)
             | Effect::Gid(_)
@@ -282,8 +286,7 @@ impl Effect {
             | Effect::NoVariable(_)
             | Effect::Directory(_)
             | Effect::DomainName(_)
-            | Effect::Filter(_)
-            | Effect::Exec(Ok(_), _) => None,
+            | Effect::Filter(_) => None,
         }
     }
 }
@@ -338,11 +341,13 @@ fn exec(what: &Result<RawFd, OsString>, words: &[OsString], hands: &Hands) -> Er
         }
         Err(path) => path.as_bytes(),
     };
-    let search = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/bin:/usr/bin".into());
+    let search = std::env::var_os("PATH").unwrap_or_else(|| SEARCHED.into());
     let places: Vec<Vec<u8>> = if path.contains(&b'/') {
         vec![path.to_vec()]
     } else {
-        search.as_bytes().split(|b| *b == b':').map(|dir| [dir, b"/", path].concat()).collect()
+        // An empty one is the working directory.
+        let place = |dir: &[u8]| if dir.is_empty() { path.to_vec() } else { [dir, b"/", path].concat() };
+        search.as_bytes().split(|b| *b == b':').map(place).collect()
     };
     let mut last = Errno::ENOENT;
     for place in places {
