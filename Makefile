@@ -25,6 +25,7 @@ SCRIPTS = \
 	tests/fuzz/run \
 	tests/html \
 	tests/lab \
+	tests/missing \
 	tests/old-kernel \
 	tests/private \
 	tests/rootfs \

@@ -19,6 +19,7 @@ use nix::unistd::read;
 
 use crate::cgroup::Cgroup;
 use crate::fail::{Errno, Exit, Failure, Result};
+use crate::feature;
 use crate::mind::{self, Child};
 use crate::ns::{Kind, flag_names, flags};
 use crate::proc::Proc;
@@ -231,7 +232,10 @@ fn be_child(steps: &[Step], hands: &mut Hands) -> Done {
         Err((at, refusal)) => {
             let message = match refusal {
                 Refusal::Os(errno, text) => format!("F {at} {} {text}", errno as i32),
-                Refusal::Whole(failure) => format!("W {at} {} {failure}", failure.kind() as i32),
+                Refusal::Whole(failure) => {
+                    let kind = failure.kind() as i32;
+                    format!("W {at} {kind} {}", feature::explained(*failure))
+                }
             };
             if let Some(report) = &hands.report {
                 let places = own_places();

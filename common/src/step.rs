@@ -259,7 +259,7 @@ impl Step {
     /// The failure that `refusal` of this step is.
     pub fn failure(&self, refusal: Refusal, facts: &Facts<'_>) -> Failure {
         match refusal {
-            Refusal::Whole(failure) => *failure,
+            Refusal::Whole(failure) => feature::explained(*failure),
             Refusal::Os(errno, text) => {
                 let because = (self.because)(errno, facts).or_else(|| used_up(errno));
                 let told = if text.is_empty() { None } else { Some(Because::new(format!("the kernel says: {text}"))) };

@@ -1296,7 +1296,8 @@ fn has(call: c_long) -> bool {
 
 /// The newer calls without which something does not work: their names, and the
 /// release of Linux that has each as it is made here.
-const NEWER: [(&str, c_long, &str); 16] = [
+const NEWER: [(&str, c_long, &str); 17] = [
+    ("renameat2", libc::SYS_renameat2, "3.15"),
     ("statx", libc::SYS_statx, "4.11"),
     ("pidfd_send_signal", PIDFD_SEND_SIGNAL, "5.1"),
     ("open_tree", OPEN_TREE, "5.2"),

@@ -16,7 +16,7 @@ use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
-use nix::unistd::{pipe2, read, setsid};
+use nix::unistd::{getpid, pipe2, read, setsid};
 
 use super::{Done, Hands, Step};
 use crate::fail::{Because, Errno, Failure};
@@ -109,7 +109,11 @@ impl Effect {
 
     fn perform(&self, hands: &mut Hands) -> Done {
         match self {
-            Effect::Adopt => Ok(nix::sys::prctl::set_child_subreaper(true)?),
+            Effect::Adopt => {
+                // By this alone what comes to us is ended: not without it.
+                sys::pidfd_open(getpid().as_raw())?;
+                Ok(nix::sys::prctl::set_child_subreaper(true)?)
+            }
             Effect::HoldBack(target) => {
                 holder::hold_back(target.fd.as_fd());
                 Ok(())
