@@ -77,7 +77,9 @@ pub fn fstab(bytes: &[u8]) {
 pub fn mountinfo(bytes: &[u8]) {
     for line in String::from_utf8_lossy(bytes).lines() {
         let Some(mount) = parse_mount(line) else { continue };
-        let text = |field: &str| String::from_utf8(escaped(field.as_bytes())).unwrap();
+        // A dash alone is where the tags end; no path is one.
+        let dash = |field: &str| if field == "-" { r"\055".to_owned() } else { field.to_owned() };
+        let text = |field: &str| dash(&String::from_utf8(escaped(field.as_bytes())).unwrap());
         let tags = if mount.propagation.is_empty() { String::new() } else { format!(" {}", mount.propagation) };
         let printed = format!(
             "{} {} 0:1 {} {} {}{tags} - {} none {}",

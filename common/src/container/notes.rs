@@ -63,10 +63,10 @@ pub fn is_name(word: &str) -> bool {
     !word.is_empty() && word.len() <= 255 && !word.chars().any(|c| c.is_control() || c.is_whitespace())
 }
 
-/// Whether something is one of the ids that people shorten: hexadecimal, of at
-/// least 32 digits.
+/// Whether something is one of the ids that people shorten: a name that is
+/// hexadecimal, of at least 32 digits.
 pub fn is_id(word: &str) -> bool {
-    word.len() >= 32 && word.bytes().all(|b| b.is_ascii_hexdigit())
+    (32..=255).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// The container that a cgroup is of: engine, id or name, and the path up to
