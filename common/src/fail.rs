@@ -101,11 +101,9 @@ impl Failure {
         self
     }
 
-    /// The same with a reason that is looked for if there is none.
-    #[must_use]
-    pub fn or_because(mut self, find: impl FnOnce() -> Option<Because>) -> Failure {
-        self.because = self.because.or_else(find);
-        self
+    /// Whether a reason was found.
+    pub fn has_because(&self) -> bool {
+        self.because.is_some()
     }
 
     /// The same with another exit status.

@@ -62,17 +62,26 @@ pub fn all(proc: &Proc) -> Vec<Feature> {
 /// With the reason for a call that is not there (ENOSYS), which is the same in
 /// every tool: those that are not, and what could know them, the kernel or a
 /// filter in front of it.
+#[cold]
 pub fn explained(failure: Failure) -> Failure {
-    if failure.errno() == Some(Errno::ENOSYS) { failure.or_because(missing) } else { failure }
+    if failure.errno() == Some(Errno::ENOSYS) && !failure.has_because() { failure.because(missing()) } else { failure }
 }
 
+#[cold]
 fn missing() -> Option<Because> {
-    let calls: Vec<String> =
-        sys::missing_calls().map(|(name, since)| format!("{name} (since Linux {since})")).collect();
+    let mut text = String::new();
+    for (name, number, since) in sys::NEWER {
+        if !sys::has(*number) {
+            let before = if text.is_empty() { "not here: " } else { ", " };
+            text.extend([before, name, " (since Linux ", since, ")"]);
+        }
+    }
+    if text.is_empty() {
+        return None;
+    }
     let proc = Proc::open().ok()?;
     let (major, minor) = proc.release()?;
-    let filtered = proc.text("self/status")?.lines().any(|line| line == "Seccomp:\t2");
+    let filtered = proc.text("self/status")?.contains("\nSeccomp:\t2\n");
     let filter = if filtered { ", with a seccomp filter" } else { "" };
-    let text = format!("not here: {}; this is Linux {major}.{minor}{filter}", calls.join(", "));
-    (!calls.is_empty()).then(|| Because::new(text))
+    Some(Because::new(format!("{text}; this is Linux {major}.{minor}{filter}")))
 }

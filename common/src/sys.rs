@@ -1288,7 +1288,8 @@ pub fn has_open_tree_attr() -> bool {
     has(OPEN_TREE_ATTR)
 }
 
-fn has(call: c_long) -> bool {
+/// Whether this kernel has the system call of that number: one of `NEWER`.
+pub fn has(call: c_long) -> bool {
     // SAFETY: to all calls that this is asked of, -1 is no descriptor, null no
     // address, and 0 no size: they refuse before anything is read or made.
     answer(unsafe { libc::syscall(call, -1, null::<u8>(), 0, null::<u8>(), 0, 0) }) != Err(Errno::ENOSYS)
@@ -1296,7 +1297,7 @@ fn has(call: c_long) -> bool {
 
 /// The newer calls without which something does not work: their names, and the
 /// release of Linux that has each as it is made here.
-const NEWER: [(&str, c_long, &str); 17] = [
+pub const NEWER: &[(&str, c_long, &str)] = &[
     ("renameat2", libc::SYS_renameat2, "3.15"),
     ("statx", libc::SYS_statx, "4.11"),
     ("pidfd_send_signal", PIDFD_SEND_SIGNAL, "5.1"),
@@ -1315,11 +1316,6 @@ const NEWER: [(&str, c_long, &str); 17] = [
     ("listmount", LISTMOUNT, "6.8"),
     ("open_tree_attr", OPEN_TREE_ATTR, "6.15"),
 ];
-
-/// Those that are not here, with their releases.
-pub fn missing_calls() -> impl Iterator<Item = (&'static str, &'static str)> {
-    NEWER.into_iter().filter(|(_, number, _)| !has(*number)).map(|(name, _, since)| (name, since))
-}
 
 /// Where the link `name` in `dir` leads, as far as `out` takes it.
 ///
