@@ -109,10 +109,10 @@ fn decide(args: &Args) -> Result<Outcome> {
     }
     plan.push(mount::Effect::Slave);
     mount::cover(&proc).into_iter().for_each(|effect| plan.push(effect));
-    plan.push(match layers(args, &place, &proc)? {
-        Some(layers) => mount::Effect::Overlay(layers),
-        None => mount::Effect::BindRoot(place),
-    });
+    match layers(args, &place, &proc)? {
+        Some(layers) => plan.push(layers),
+        None => plan.push(mount::Effect::BindRoot(place)),
+    }
     if args.flag("read-only") {
         plan.push(mount::Effect::ReadOnlyBelow);
     }

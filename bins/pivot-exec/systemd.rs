@@ -56,6 +56,9 @@ pub(crate) fn checks(proc: &Proc, plan: &mut Plan) {
     if IdKind::BOTH.into_iter().any(|kind| count(kind) < IDS) {
         note(plan, "not all uids and gids 0-65534 are mapped here: a unit with one that is missing will fail");
     }
+    if var_os("NOTIFY_SOCKET").is_some_and(|name| !name.as_bytes().starts_with(b"/")) {
+        note(plan, "NOTIFY_SOCKET is no path: a name without one belongs to a network namespace, and nobody is told");
+    }
     if let Some(text) = crowd(proc) {
         note(plan, &text);
     }

@@ -13,7 +13,6 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{chdir, chroot, fchdir, getcwd, pivot_root};
 
 use super::fs::{self, c, new_mount};
-use super::overlay::Layers;
 use super::tree;
 use super::{Done, Facts, Hands, Step, TREE};
 use crate::fail::{Because, Errno};
@@ -38,8 +37,6 @@ pub enum Effect {
     BindRoot(Place),
     /// A new file system that is attached nowhere: whether it can be made.
     Try(&'static str, u64),
-    /// Make an overlay the new root.
-    Overlay(Layers),
     /// Let what is mounted below the new root by now be only read.
     ReadOnlyBelow,
     /// Let the new root be only read; what is mounted below it stays as it is.
@@ -72,7 +69,6 @@ impl Effect {
             Effect::Proc(at) => format!("mount proc on {}", quote(at)),
             Effect::BindRoot(place) => format!("bind {} on itself", quote(&place.path)),
             Effect::Try(fstype, _) => format!("fsmount {fstype}"),
-            Effect::Overlay(layers) => format!("mount overlay on {}", layers.root()),
             Effect::Cover => "bind / on itself and chroot there".into(),
             Effect::ReadOnlyBelow => "mount_setattr NEWROOT/... ro".into(),
             Effect::ReadOnly => "mount_setattr NEWROOT ro".into(),
@@ -82,7 +78,6 @@ impl Effect {
 
     fn detail(&self) -> String {
         match self {
-            Effect::Overlay(layers) => layers.said(),
             Effect::Pivot => "and detach the old root".into(),
             Effect::Proc(_) => tree::attribute_names(HARMLESS).collect::<Vec<_>>().join(","),
             Effect::Slave
@@ -104,9 +99,6 @@ impl Effect {
                 "pivot_root(2) wants a mount, and a locked mount counts only as a copy; with its submounts, since those may be locked to it"
             }
             Effect::Try(..) => "",
-            Effect::Overlay(_) => {
-                "the directories below are only read; userxattr, since a user namespace may not write the attributes of trusted.overlay"
-            }
             Effect::Cover => "pivot_root(2) lets no root go that is mounted on nothing, as rootfs is: the initramfs",
             Effect::ReadOnlyBelow => "at once, while nothing else is mounted there",
             Effect::ReadOnly => "last, since mount points had to be made",
@@ -144,10 +136,6 @@ impl Effect {
                 hands.put(TREE, new_mount(&c(fstype), &[], *attributes)?);
                 Ok(())
             }
-            Effect::Overlay(layers) => {
-                hands.put(ROOT, layers.make()?);
-                Ok(())
-            }
             Effect::ReadOnlyBelow => read_only_below(hands.get(ROOT)?),
             Effect::ReadOnly => Ok(sys::mount_setattr(hands.get(ROOT)?, false, sys::MOUNT_ATTR_RDONLY, None)?),
             Effect::Pivot => pivot(hands.get(ROOT)?),
@@ -165,7 +153,6 @@ impl Effect {
             | Effect::Propagate(_)
             | Effect::Cover
             | Effect::BindRoot(_)
-            | Effect::Overlay(_)
             | Effect::ReadOnlyBelow
             | Effect::ReadOnly
             | Effect::Pivot
@@ -174,7 +161,6 @@ impl Effect {
                 facts.may_not_mount().or_else(|| forbidden(facts))
             }
             Effect::BindRoot(place) if errno == Errno::ENOENT => removed(place),
-            Effect::Overlay(layers) if errno == Errno::ENOENT => layers.places().find_map(removed),
             Effect::BindRoot(place) if errno == Errno::EINVAL => tree::copy_refused(place, true, facts),
             Effect::BindRoot(place) if errno == Errno::ENOSPC => full(Some(place), facts),
             Effect::Pivot if errno == Errno::EINVAL => outside(facts),
@@ -182,7 +168,6 @@ impl Effect {
             | Effect::Propagate(_)
             | Effect::Cover
             | Effect::BindRoot(_)
-            | Effect::Overlay(_)
             | Effect::ReadOnlyBelow
             | Effect::ReadOnly
             | Effect::Pivot => None,
@@ -245,7 +230,7 @@ fn pivot(root: BorrowedFd<'_>) -> Done {
 
 // ---- why not ----
 
-fn removed(place: &Place) -> Option<Because> {
+pub(super) fn removed(place: &Place) -> Option<Because> {
     let removed = fstat(place.fd()).is_ok_and(|stat| stat.st_nlink == 0);
     removed.then(|| Because::new(format!("{} has been removed", place.name())))
 }
@@ -253,7 +238,7 @@ fn removed(place: &Place) -> Option<Because> {
 /// Whether mount(2) is refused as such: a type that there is not is ENODEV, but
 /// security modules are asked before (path_mount() in fs/namespace.c), and
 /// filters before all.
-fn forbidden(facts: &Facts<'_>) -> Option<Because> {
+pub(super) fn forbidden(facts: &Facts<'_>) -> Option<Because> {
     let status = facts.proc.text(&format!("{}/status", facts.who))?;
     if !status.lines().any(|line| line == "Seccomp:\t0") {
         let text = "a seccomp filter refuses every mount(2) of this process";

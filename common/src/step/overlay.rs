@@ -6,11 +6,13 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat, mkdirat};
 
 use super::fs::new_mount;
-use super::{Refusal, tree};
+use super::mount::{ROOT, forbidden, removed};
+use super::{Refusal, Step, tree};
 use crate::fail::{Because, Errno, Failure};
 use crate::path::{self, Place};
 use crate::proc::Proc;
@@ -29,6 +31,29 @@ pub struct Layers {
     /// not write those of trusted.overlay, and without them a directory cannot
     /// be removed and made again.
     pub userxattr: bool,
+}
+
+impl From<Layers> for Step {
+    fn from(layers: Layers) -> Step {
+        let why = "the directories below are only read; userxattr, since a user namespace may not write the attributes of trusted.overlay";
+        let layers = Rc::new(layers);
+        let (naming, saying, making) = (layers.clone(), layers.clone(), layers.clone());
+        let step = Step::new(
+            move || format!("mount overlay on {}", naming.root()),
+            why,
+            move |hands| {
+                hands.put(ROOT, making.make()?);
+                Ok(())
+            },
+        );
+        let step = step.detail(move || saying.said());
+        step.because(move |errno, facts| {
+            if errno == Errno::EPERM {
+                return facts.may_not_mount().or_else(|| forbidden(facts));
+            }
+            layers.places().find_map(removed).filter(|_| errno == Errno::ENOENT)
+        })
+    }
 }
 
 impl Layers {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, fstat};
-use nix::unistd::{chdir, isatty};
+use nix::unistd::{chdir, isatty, pipe2};
 
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Failure};
@@ -233,7 +233,9 @@ fn terminal() -> Result<(), Errno> {
         }
     }
     let fd = open("/dev/tty", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
-        .or_else(|_| open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))?;
+        .or_else(|_| open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
+        // Where there is neither, what nobody writes to is at its end as well.
+        .or_else(|_| pipe2(OFlag::O_CLOEXEC).map(|(read, _)| read))?;
     sys::place(std::os::fd::AsFd::as_fd(&fd), 0)
 }
 
