@@ -18,6 +18,7 @@ SCRIPTS = \
 	tests/build \
 	tests/completions/make \
 	tests/completions/nskit.bash \
+	tests/coverage \
 	tests/deb \
 	tests/debian \
 	tests/demo \
@@ -69,6 +70,10 @@ faults: all
 SECONDS ?= 60
 fuzz:
 	@tests/fuzz/run $(SECONDS) $(NAME)
+
+# Which lines of the privileged room the tests reach.
+coverage: all
+	@tests/coverage
 
 # Figures of this machine, for the record: no test depends on them.
 bench: all
@@ -157,4 +162,4 @@ deb: all
 clean:
 	$(CARGO) clean
 
-.PHONY: all demo lab lab-check test test-all test-rest faults fuzz bench html lint install install-newuidmap install-apparmor uninstall static-tar deb clean
+.PHONY: all demo lab lab-check test test-all test-rest faults fuzz coverage bench html lint install install-newuidmap install-apparmor uninstall static-tar deb clean

@@ -109,8 +109,7 @@ fn look_around() -> Result<Standing> {
                 .remedy("sudo chmod ug-s \"$(command -v uidmap-set)\"");
         Failure::refused("serve the caller: not allowed").because(Some(because))
     })?;
-    let has_nsswitch = std::fs::symlink_metadata("/etc/nsswitch.conf").is_ok();
-    let nsswitch = if has_nsswitch { text("/etc/nsswitch.conf")? } else { Vec::new() };
+    let nsswitch = text_if_there("/etc/nsswitch.conf")?;
     if let Some(name) = provider(&String::from_utf8_lossy(&nsswitch)) {
         return Ok(Standing::Elsewhere(format!("/etc/nsswitch.conf takes subordinate ids from {name}")));
     }
@@ -258,7 +257,7 @@ fn authorise(
 /// primary one (login.defs(5)).
 fn any_group_will_do() -> Result<bool> {
     let key = b"GRANT_AUX_GROUP_SUBIDS";
-    let text = text("/etc/login.defs")?;
+    let text = text_if_there("/etc/login.defs")?;
     let mut values = text.split(|b| *b == b'\n').filter_map(|line| line.trim_ascii().strip_prefix(key));
     Ok(values.next_back().is_some_and(|value| value.trim_ascii().eq_ignore_ascii_case(b"yes")))
 }
@@ -277,6 +276,11 @@ fn trusted(path: &str, flags: i32) -> Result<std::fs::File> {
 /// Its text, at most 64 MiB of it.
 fn text(path: &str) -> Result<Vec<u8>> {
     read_all(trusted(path, 0)?, 1 << 26).map_err(|e| Failure::os(format!("read {path}"), e))
+}
+
+/// The same; nothing, where there is no such file: shadow has its defaults then.
+fn text_if_there(path: &str) -> Result<Vec<u8>> {
+    text(path).or_else(|e| if e.errno() == Some(Errno::ENOENT) { Ok(Vec::new()) } else { Err(e) })
 }
 
 // ---- the act ----
