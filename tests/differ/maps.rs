@@ -329,6 +329,13 @@ fn installed(round: &Round, kind: Kind) -> Map {
     }
 }
 
+/// What it has to do: as it was wanted, whatever lines that took.
+fn meant(round: &Round, kind: Kind) -> Map {
+    let (middle, wanted) = (round.middle.of(kind), round.wanted.of(kind));
+    let whole = judge(middle, wanted).is_ok() || fitting(middle, wanted).0;
+    Map::new(wanted.clone()).ok().filter(|_| whole).unwrap_or_else(|| installed(round, kind))
+}
+
 /// In the kernel's own order where it has one.
 fn sorted(mut lines: Vec<Extent>) -> Vec<Extent> {
     lines.sort_by_key(|e| e.inside);
@@ -426,7 +433,7 @@ fn inside_of_both(round: &Round, files: &[OwnedFd], channels: [&mut Channel; 6])
     }
     keep_capabilities()?;
     for kind in Kind::BOTH {
-        let (inner, middle) = (installed(round, kind), round.middle.of(kind));
+        let (inner, middle) = (meant(round, kind), round.middle.of(kind));
         for id in round.ids.of(kind) {
             let at_1 = inner.outside(*id);
             let expected = at_1.map(|at_1| [Some(*id), Some(at_1), middle.outside(at_1)].map(Option::unwrap));
@@ -443,7 +450,7 @@ fn inside_of_both(round: &Round, files: &[OwnedFd], channels: [&mut Channel; 6])
         let meta = File::from(file.try_clone().map_err(|e| e.to_string())?).metadata().map_err(|e| e.to_string())?;
         let seen = |kind: Kind, id: u32| {
             let at_1 = round.middle.of(kind).inside(id);
-            at_1.and_then(|id| installed(round, kind).inside(id)).unwrap_or(NOBODY)
+            at_1.and_then(|id| meant(round, kind).inside(id)).unwrap_or(NOBODY)
         };
         same(
             || format!("{uid}:{gid} at level 2"),

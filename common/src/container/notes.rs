@@ -58,9 +58,12 @@ pub fn machine(bytes: &[u8]) -> Option<Said> {
     pid_file(line)
 }
 
-/// Whether something can be the name of a container.
+/// Whether something can be the name of a container, and so of a TARGET.
 pub fn is_name(word: &str) -> bool {
-    !word.is_empty() && word.len() <= 255 && !word.chars().any(|c| c.is_control() || c.is_whitespace())
+    !word.is_empty()
+        && word.len() <= 255
+        && !word.starts_with('-')
+        && !word.chars().any(|c| c.is_control() || c.is_whitespace())
 }
 
 /// Whether something is one of the ids that people shorten: a name that is
