@@ -213,17 +213,14 @@ pub fn clone_into(
 pub fn go(first: &Step, proc: &Rc<Proc>) -> Step {
     let (proc, steps) = (proc.clone(), first.inner.clone().unwrap_or_default());
     let why = "the first exec comes only when everything is in place: an id without a map loses every capability there";
-    Step::new(
-        || "let CHILD go on".to_owned(),
-        why,
-        move |hands| {
-            let line = hands.line.take().ok_or(Errno::ECHILD)?;
-            mind::send(line.as_fd(), b"G", &[])?;
-            watch_child(&steps, hands, line, &proc, true)?;
-            hands.undo.clear();
-            Ok(())
-        },
-    )
+    let perform = move |hands: &mut Hands| {
+        let line = hands.line.take().ok_or(Errno::ECHILD)?;
+        mind::send(line.as_fd(), b"G", &[])?;
+        watch_child(&steps, hands, line, &proc, true)?;
+        hands.undo.clear();
+        Ok(())
+    };
+    Step::new(|| "let CHILD go on".to_owned(), why, perform)
 }
 
 fn be_child(steps: &[Step], hands: &mut Hands) -> Done {

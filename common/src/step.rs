@@ -258,15 +258,15 @@ impl Step {
 
     /// The failure that `refusal` of this step is.
     pub fn failure(&self, refusal: Refusal, facts: &Facts<'_>) -> Failure {
-        match refusal {
-            Refusal::Whole(failure) => feature::explained(*failure),
+        let failure = match refusal {
+            Refusal::Whole(failure) => *failure,
             Refusal::Os(errno, text) => {
                 let because = (self.because)(errno, facts).or_else(|| used_up(errno));
                 let told = if text.is_empty() { None } else { Some(Because::new(format!("the kernel says: {text}"))) };
-                let failure = Failure::os((self.act)(), errno).because(because.or(told));
-                feature::explained(failure.exit((self.exit)(errno)))
+                Failure::os((self.act)(), errno).because(because.or(told)).exit((self.exit)(errno))
             }
-        }
+        };
+        feature::explained(failure)
     }
 }
 

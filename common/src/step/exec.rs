@@ -1,6 +1,6 @@
 //! Why a program could not be executed: execve(2).
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -13,9 +13,17 @@ use crate::fail::{Because, Errno};
 use crate::proc::read_all;
 use crate::sys;
 
-/// The directories that a program is looked for in where PATH is not set
-/// (execvp(3) of musl).
-pub(super) const SEARCHED: &str = "/usr/local/bin:/bin:/usr/bin";
+/// The directories that a program is looked for in: PATH, or what execvp(3) of
+/// musl takes where that is not set.
+pub(super) fn searched() -> OsString {
+    std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/bin:/usr/bin".into())
+}
+
+/// A program in one of them, of which an empty one is the working directory
+/// (environ(7)).
+pub(super) fn within(dir: &[u8], program: &[u8]) -> Vec<u8> {
+    if dir.is_empty() { program.to_vec() } else { [dir, b"/", program].concat() }
+}
 
 /// The most bytes of a program that are looked at.
 const MOST: usize = 64 << 20;
@@ -55,13 +63,12 @@ fn start<'a>(path: &[u8], facts: &Facts<'a>) -> Option<&'a OwnedFd> {
     if path.starts_with(b"/") { facts.root } else { facts.cwd }
 }
 
-/// The same for a program that was looked for in the directories of PATH, in
-/// which an empty one is the working directory (environ(7)).
+/// The same for a program that was looked for in the directories of PATH.
 fn not_in_path(program: &[u8], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| SEARCHED.into());
+    let path = searched();
     let mut closed = None;
     for dir in path.as_bytes().split(|b| *b == b':') {
-        let file = if dir.is_empty() { program.to_vec() } else { [dir, b"/", program].concat() };
+        let file = within(dir, program);
         let from = start(&file, facts)?;
         if let Some(fd) = look(from, &file) {
             return not_executable(&file, &fd, errno, facts);

@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{execve, execveat, fchdir};
 
-use super::exec::{self, SEARCHED};
+use super::exec;
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Exit};
 use crate::id::{Kind, number};
@@ -341,13 +341,11 @@ fn exec(what: &Result<RawFd, OsString>, words: &[OsString], hands: &Hands) -> Er
         }
         Err(path) => path.as_bytes(),
     };
-    let search = std::env::var_os("PATH").unwrap_or_else(|| SEARCHED.into());
+    let search = exec::searched();
     let places: Vec<Vec<u8>> = if path.contains(&b'/') {
         vec![path.to_vec()]
     } else {
-        // An empty one is the working directory.
-        let place = |dir: &[u8]| if dir.is_empty() { path.to_vec() } else { [dir, b"/", path].concat() };
-        search.as_bytes().split(|b| *b == b':').map(place).collect()
+        search.as_bytes().split(|b| *b == b':').map(|dir| exec::within(dir, path)).collect()
     };
     let mut last = Errno::ENOENT;
     for place in places {
