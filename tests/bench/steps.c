@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include <err.h>
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -61,9 +62,14 @@ int main(int argc, char **argv)
 	const long options = PTRACE_O_TRACEEXEC | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE
 		| PTRACE_O_TRACEEXIT | PTRACE_O_EXITKILL;
 	int state, status = 0;
+	cpu_set_t here;
 	pid_t first, pid;
 	FILE *out;
 
+	/* On one processor with what it steps through: each stop would wake up the other one. */
+	CPU_ZERO(&here);
+	CPU_SET(sched_getcpu(), &here);
+	sched_setaffinity(0, sizeof here, &here);
 	if (argc < 3)
 		errx(2, "usage: steps FILE COMMAND [ARGUMENT...]");
 	if ((first = fork()) == 0) {

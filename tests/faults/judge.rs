@@ -214,10 +214,19 @@ pub(super) fn fault(fault: &Fault, plain: &Ran, ran: &Ran) -> Result<Verdict, St
         return Err(format!("the program ran: {ran}"));
     }
     let runs = ["ns-new", "ns-enter", "pivot-exec"].contains(&tool);
-    let own = fault.process.split(" >").next().unwrap_or_default();
+    let own = without_numbers(&fault.process);
     match ran.ends.get(own) {
         Some(125..=127) if runs => Ok(Verdict::Told),
         Some(1..=3) if !runs => Ok(Verdict::Told),
         end => Err(format!("it ends with {end:?}: {ran}")),
+    }
+}
+
+/// The command line of a process, without the numbers of children after it: a
+/// ` >` may stand in the command line itself.
+fn without_numbers(process: &str) -> &str {
+    match process.rsplit_once(" >") {
+        Some((above, number)) if number.parse::<u32>().is_ok() => without_numbers(above),
+        _ => process,
     }
 }
