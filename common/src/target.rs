@@ -138,13 +138,18 @@ impl Target {
         }
         let pid = proc.number_of(fd.as_fd()).unwrap_or(at.pid);
         Target::with(proc, fd, Address { pid, inode: inode.or(at.inode) }).map_err(|e| {
-            let because = if e == Errno::ENOENT { hidden(proc, &pid.to_string()) } else { used_up(e) };
-            said(e).because(because)
+            said(e).because(match e {
+                Errno::ENOENT => hidden(proc, &pid.to_string()),
+                Errno::ESRCH => another(proc, at),
+                _ => used_up(e),
+            })
         })
     }
 
     fn with(proc: &Proc, fd: OwnedFd, address: Address) -> std::result::Result<Target, Errno> {
-        let dir = proc.directory(&address.pid.to_string())?;
+        // Whoever has ended meanwhile has no directory any more.
+        let gone = |e| is_alive(fd.as_fd()).err().filter(|_| e == Errno::ENOENT).unwrap_or(e);
+        let dir = proc.directory(&address.pid.to_string()).map_err(gone)?;
         // The number was looked up after the pidfd was open, and the process
         // still lives: so the directory is its, and no later one's.
         is_alive(fd.as_fd())?;
@@ -168,8 +173,10 @@ impl Target {
         // it is. No link is followed, and only a process takes a signal.
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let again = nix::fcntl::openat(&fd, ".", flags, Mode::empty());
-        let is_proc = |fd: &OwnedFd| fstatfs(fd).is_ok_and(|fs| fs.filesystem_type() == PROC_SUPER_MAGIC);
-        let given = again.ok().filter(is_proc);
+        let given = match again {
+            Ok(fd) if fstatfs(&fd).map_err(said)?.filesystem_type() == PROC_SUPER_MAGIC => Some(fd),
+            Ok(_) | Err(_) => None,
+        };
         is_alive(given.as_ref().unwrap_or(&fd).as_fd())
             .map_err(|e| said(e).because((e == Errno::EBADF).then(neither)))?;
         let given = given.ok_or_else(|| said(Errno::EBADF).because(Some(neither())))?;
