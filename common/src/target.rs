@@ -137,13 +137,8 @@ impl Target {
             return Err(said(Errno::ESRCH).because(another(proc, at)));
         }
         let pid = proc.number_of(fd.as_fd()).unwrap_or(at.pid);
-        Target::with(proc, fd, Address { pid, inode: inode.or(at.inode) }).map_err(|e| {
-            said(e).because(match e {
-                Errno::ENOENT => hidden(proc, &pid.to_string()),
-                Errno::ESRCH => another(proc, at),
-                _ => used_up(e),
-            })
-        })
+        let found = Target::with(proc, fd, Address { pid, inode: inode.or(at.inode) });
+        found.map_err(|e| if e == Errno::ENOENT { said(e).because(hidden(proc, &pid.to_string())) } else { refused(e) })
     }
 
     fn with(proc: &Proc, fd: OwnedFd, address: Address) -> std::result::Result<Target, Errno> {
