@@ -36,7 +36,11 @@ const MODULES: &[(&str, &[&str])] = &[
     ("survey", &["fail", "id", "subid"]),
     ("etc", &["fail", "id", "proc", "sys", "word"]),
     ("preset", &["fail", "id", "proc", "subid", "user", "word"]),
-    ("target", &["fail", "holder", "id", "mind", "ns", "path", "proc", "record", "sys", "user", "word"]),
+    ("target/why", &["fail", "id", "ns", "proc", "sys", "user"]),
+    ("target", &["target/why", "fail", "holder", "id", "path", "proc", "record", "sys", "word"]),
+    ("target/stream", &["target", "fail", "mind", "proc", "record", "sys"]),
+    ("target/given", &["target", "fail", "id", "sys", "word"]),
+    ("target/files", &["target", "target/why", "fail", "id", "ns", "path", "proc", "record", "sys"]),
     ("feature", &["fail", "ns", "proc", "sys", "target"]),
     ("name", &["fail", "holder", "proc", "record", "target"]),
     ("container/notes", &["id"]),
@@ -149,12 +153,10 @@ fn used(code: &str, head: &str) -> BTreeSet<String> {
         };
         for path in paths {
             let first = word(path.trim_start());
-            let below = path
-                .trim_start()
-                .strip_prefix("step::")
-                .map(word)
-                .filter(|w| MODULES.iter().any(|(m, _)| *m == format!("step/{w}")));
-            found.insert(below.map_or(first, |w| format!("step/{w}")));
+            // Rooms that are named by their house: step::own, target::files.
+            let below = path.trim_start().split_once("::").map(|(house, room)| format!("{house}/{}", word(room)));
+            let below = below.filter(|room| MODULES.iter().any(|(m, _)| m == room));
+            found.insert(below.unwrap_or(first));
         }
     }
     found.remove("");
@@ -223,7 +225,20 @@ fn tools_decide_and_do_nothing_themselves() {
 fn the_privileged_room_is_small() {
     let code = code(&Path::new(env!("CARGO_MANIFEST_DIR")).join(PRIVILEGED));
     let uses = used(&code, "common::");
-    let may = ["fail", "id", "mind", "proc", "step", "step/map", "step/newuidmap", "subid", "sys", "target", "user"];
+    let may = [
+        "fail",
+        "id",
+        "mind",
+        "proc",
+        "step",
+        "step/map",
+        "step/newuidmap",
+        "subid",
+        "sys",
+        "target",
+        "target/why",
+        "user",
+    ];
     assert!(uses.iter().all(|m| may.contains(&m.as_str())), "{uses:?}");
     assert!(!uses.contains("helper") && !uses.contains("plan"));
 }

@@ -16,7 +16,7 @@ use common::word::quote_all;
 
 /// The DEST of `--into`, looked up in the target's own root directory.
 pub(crate) fn place(target: &Target, path: &std::ffi::OsStr, proc: &Proc) -> Result<Place> {
-    let root = target::root(proc, target)?;
+    let root = target::files::root(proc, target)?;
     Place::within(&root, path, &target.address.to_string())
 }
 
@@ -35,7 +35,7 @@ impl Way {
     /// # Errors
     /// `--locked` where nothing locks.
     pub(crate) fn of(args: &Args, target: &Target, asked: &Idmap, proc: &Proc) -> Result<Way> {
-        let theirs = target::namespace_of(proc, target, Kind::User)?;
+        let theirs = target::files::namespace_of(proc, target, Kind::User)?;
         let shared = theirs == proc.ns_id("self", Kind::User);
         if args.flag("locked") {
             if shared {
@@ -97,7 +97,7 @@ pub(crate) fn steps(way: &Way, target: &Rc<Target>, mut asked: Idmap, at: At, pr
 /// What the owner of a container can do in place of what he cannot.
 fn without_map(target: &Target, asked: &Idmap, at: &At, proc: &Proc) -> Option<String> {
     let (At::Place(place) | At::Beneath(place)) = at else { return None };
-    let owner = target::owner_of_user_namespace(proc, target) == Some(proc.own().uid[1]);
+    let owner = target::files::owner_of_user_namespace(proc, target) == Some(proc.own().uid[1]);
     let paths = quote_all(&[&asked.source.path, &place.path]);
     (owner && !proc.own().can(CAP_SYS_ADMIN)).then(|| format!("idmap-mount --into {} --plain {paths}", target.address))
 }

@@ -52,7 +52,7 @@ fn mounts(args: &Args, proc: &Proc) -> Result<Vec<Mounted>> {
     let (address, _) = addressed(&operand, None, proc)?;
     let address = address.ok_or_else(|| CLI.usage("--show: TARGET is a process or a name"))?;
     let target = Target::open(proc, address)?;
-    let namespace = target::mount_namespace_id(proc, &target)?;
+    let namespace = target::files::mount_namespace_id(proc, &target)?;
     mounted::all(namespace).map_err(|e| Failure::os(format!("listmount in {}", target.address), e))
 }
 

@@ -168,7 +168,7 @@ fn like(word: &std::ffi::OsStr, stream: Option<&Stream>, proc: &Rc<Proc>) -> Res
             return Ok(Wanted { maps: Some(Maps::New(known.clone())), known: Some(known) });
         }
     }
-    if let Some((fd, flag)) = target::namespace_file(&operand)? {
+    if let Some((fd, flag)) = target::given::namespace_file(&operand)? {
         if flag != NsKind::User.flag() {
             let kind = NsKind::ALL.into_iter().find(|k| k.flag() == flag).map_or("unknown", NsKind::link);
             return Err(Failure::usage(format!(
@@ -184,7 +184,7 @@ fn like(word: &std::ffi::OsStr, stream: Option<&Stream>, proc: &Rc<Proc>) -> Res
         return Err(Failure::refused("a dry run has made no process whose map could be taken: give the MAP"));
     };
     let target = Target::open(proc, address)?;
-    let fd = target::user_namespace(proc, &target)?;
+    let fd = target::files::user_namespace(proc, &target)?;
     let map = |kind| Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok();
     let known = map(Kind::Uid).zip(map(Kind::Gid)).map(|(uid, gid)| Both { uid, gid });
     Ok(Wanted { maps: Some(Maps::Of(Rc::new(fd), format!("/proc/{}/ns/user", target.pid))), known })

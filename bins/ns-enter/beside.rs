@@ -33,7 +33,7 @@ pub(crate) fn decide(cli: &Cli, args: &Args, proc: &Rc<Proc>, operand: Option<&O
     let stage = *operand == Operand::Stream;
     let (address, stream) = match operand {
         Operand::Stream => {
-            let stream = target::read_stream()?;
+            let stream = target::stream::read_stream()?;
             let pid = stream
                 .pid()
                 .ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage"))?;
@@ -46,7 +46,7 @@ pub(crate) fn decide(cli: &Cli, args: &Args, proc: &Rc<Proc>, operand: Option<&O
         }
     };
     let Some(address) = address else { return Ok(Outcome::Plan(promised(args, stream))) };
-    if stage && target::has_reader() == Ok(false) {
+    if stage && target::stream::has_reader() == Ok(false) {
         return Err(Failure::refused("standard output is no pipe, so nobody can enter: the helper would end at once"));
     }
     let target = Rc::new(Target::open(proc, address)?);
@@ -81,7 +81,7 @@ fn plan(cli: &Cli, args: &Args, proc: &Rc<Proc>, target: Rc<Target>, stream: Opt
 /// What becomes the helper.
 fn inside(args: &Args, helper: &Helper) -> Result<Plan> {
     let mut kept: Vec<i32> =
-        args.values("keep-fd").iter().map(|word| target::descriptor(word)).collect::<Result<_>>()?;
+        args.values("keep-fd").iter().map(|word| target::given::descriptor(word)).collect::<Result<_>>()?;
     let mut inside = Plan::default();
     inside.push(Effect::Apart);
     if helper.says {

@@ -37,7 +37,7 @@ pub(crate) fn named(args: &Args, operand: Option<&Operand>, proc: &Proc) -> Resu
     }
     // Our own user namespace would be refused. Our own mount namespace need not
     // have the root directory that we have.
-    files.retain(|file| file.kind == Kind::Mnt || !target::is_ours(proc, &file.fd, file.kind));
+    files.retain(|file| file.kind == Kind::Mnt || !target::files::is_ours(proc, &file.fd, file.kind));
     files.sort_by_key(|file| Kind::ALL.iter().position(|kind| *kind == file.kind));
     Ok(files)
 }
@@ -49,9 +49,9 @@ pub(crate) fn named(args: &Args, operand: Option<&Operand>, proc: &Proc) -> Resu
 pub(crate) fn of_socket(args: &Args, proc: &Proc, target: &Target) -> Result<Option<File>> {
     let Some(n) = args.number("net-socket")? else { return Ok(None) };
     let n = i32::try_from(n).map_err(|_| CLI.usage("--net-socket: not a descriptor"))?;
-    let fd = Rc::new(target::network_of_socket(proc, target, n)?);
+    let fd = Rc::new(target::files::network_of_socket(proc, target, n)?);
     let name = format!("{} net of descriptor {n}", target.address);
-    Ok((!target::is_ours(proc, &fd, Kind::Net)).then_some(File { kind: Kind::Net, fd, name }))
+    Ok((!target::files::is_ours(proc, &fd, Kind::Net)).then_some(File { kind: Kind::Net, fd, name }))
 }
 
 /// A file needs no slash here, where it can be nothing else.
@@ -61,7 +61,7 @@ fn operand_of(word: &OsStr) -> Result<Operand> {
 }
 
 fn open(file: &Operand, wanted: Option<Kind>) -> Result<Option<File>> {
-    let Some((fd, flag)) = target::namespace_file(file)? else { return Ok(None) };
+    let Some((fd, flag)) = target::given::namespace_file(file)? else { return Ok(None) };
     let kind = Kind::ALL.into_iter().find(|k| k.flag() == flag);
     let kind = kind.ok_or_else(|| Failure::refused(format!("{file} is an unknown kind of namespace")))?;
     if let Some(wanted) = wanted.filter(|wanted| *wanted != kind) {
@@ -81,7 +81,7 @@ pub(crate) fn enter(files: &[File], target: Option<(&Target, &[Kind])>, join: Pl
     let user = file.map(|file| file.fd.clone()).or_else(|| theirs(Kind::User));
     let place = |kind: Kind, ns: &OwnedFd| match &user {
         _ if kind == Kind::User => 1,
-        Some(user) if target::belongs(ns, user) => 2,
+        Some(user) if target::files::belongs(ns, user) => 2,
         Some(_) | None => 0,
     };
     let of_target = Kind::ALL.into_iter().find_map(|kind| Some(place(kind, &*theirs(kind)?)));
@@ -105,6 +105,6 @@ fn one(file: &File) -> Plan {
 /// The fork into a pid namespace that has just been entered by its file, and
 /// may have outlived its first process.
 pub(crate) fn into_pid(ns: Rc<OwnedFd>) -> Step {
-    let is_dead = move |errno| target::is_dead(ns.as_fd()).filter(|_| errno == Errno::ENOMEM);
+    let is_dead = move |errno| target::why::is_dead(ns.as_fd()).filter(|_| errno == Errno::ENOMEM);
     Step::from(ns::Effect::IntoPid).or_because(move |errno, _| is_dead(errno))
 }

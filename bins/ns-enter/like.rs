@@ -171,7 +171,7 @@ impl Look<'_> {
 
     fn cgroup(&mut self) -> Result<Option<Rc<Cgroup>>> {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        let theirs = target::read(self.target, "cgroup").map(text).unwrap_or_default();
+        let theirs = target::files::read(self.target, "cgroup").map(text).unwrap_or_default();
         let ours = self.proc.text("self/cgroup").unwrap_or_default();
         if !self.wants("cgroup") || theirs == ours {
             return Ok(None);
@@ -202,7 +202,8 @@ impl Look<'_> {
 
     fn oom(&mut self, plan: &mut Plan) -> Result<()> {
         let score = |text: &str| text.trim().parse::<i32>().ok();
-        let theirs = target::read(self.target, "oom_score_adj").ok().and_then(|b| score(&String::from_utf8_lossy(&b)));
+        let theirs =
+            target::files::read(self.target, "oom_score_adj").ok().and_then(|b| score(&String::from_utf8_lossy(&b)));
         let ours = self.proc.text("self/oom_score_adj").and_then(|text| score(&text));
         match theirs {
             Some(score) if self.wants("oom") && theirs != ours => {
@@ -215,13 +216,13 @@ impl Look<'_> {
     /// The root and the working directory, where the mounts are entered or these
     /// are others than ours in them.
     fn places(&mut self, plan: &mut Plan, kinds: &[Kind]) -> Result<()> {
-        let elsewhere = kinds.contains(&Kind::Mnt) || !target::same_root(self.proc, self.target);
+        let elsewhere = kinds.contains(&Kind::Mnt) || !target::files::same_root(self.proc, self.target);
         if self.wants("root") && elsewhere {
-            let root = Rc::new(target::root(self.proc, self.target)?);
+            let root = Rc::new(target::files::root(self.proc, self.target)?);
             self.add(plan, true, &|| Effect::Root(root.clone()).into())?;
         }
         if self.wants("cwd") {
-            let directory = Rc::new(target::directory(self.proc, self.target)?);
+            let directory = Rc::new(target::files::directory(self.proc, self.target)?);
             self.add(plan, true, &|| Effect::Directory(directory.clone()).into())?;
         }
         Ok(())
@@ -235,7 +236,7 @@ impl Look<'_> {
             return Ok(());
         }
         let theirs =
-            target::read(self.target, "limits").map_err(|e| Failure::os("read the limits of the target", e))?;
+            target::files::read(self.target, "limits").map_err(|e| Failure::os("read the limits of the target", e))?;
         let ours = limits_in(&self.proc.text("self/limits").unwrap_or_default());
         for limit in limits_in(&String::from_utf8_lossy(&theirs)) {
             let (name, soft, hard) = limit;
@@ -273,7 +274,7 @@ impl Look<'_> {
                 let act = format!("load the seccomp filters of {pid}");
                 plan.push(Step::new(move || act.clone(), "", |_| Ok(())));
             }
-            2 => match target::filters(self.target) {
+            2 => match target::files::filters(self.target) {
                 Ok(filters) => filters.into_iter().for_each(|filter| plan.push(Own::Filter(Rc::new(filter)))),
                 Err(e) => {
                     let failure = Failure::os(format!("read the seccomp filters of {pid}"), e);
@@ -291,7 +292,7 @@ impl Look<'_> {
         let may = initial && self.ours.can(CAP_SYS_ADMIN);
         match (errno, self.theirs.tracer) {
             (Errno::EPERM, pid @ 1..) => Some(Because::new(format!("process {pid} traces it already"))),
-            (Errno::EPERM, 0) => target::untouchable(self.proc, &self.target.who()),
+            (Errno::EPERM, 0) => target::why::untouchable(self.proc, &self.target.who()),
             (Errno::EACCES, _) if !may => {
                 Some(Because::new("to read them takes CAP_SYS_ADMIN in the initial user namespace"))
             }
@@ -310,7 +311,7 @@ impl Look<'_> {
         if !self.wants("label") {
             return Ok(());
         }
-        let theirs = match target::read(self.target, "attr/current") {
+        let theirs = match target::files::read(self.target, "attr/current") {
             Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
             Err(e) => return self.without(Failure::os("read the security label of the target", e)),
             Ok(label) => label,

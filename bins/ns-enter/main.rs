@@ -124,7 +124,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, mut f
     let somebody = args.value("as").map(|who| named(proc, target, &who)).transpose()?;
     let (kinds, mut left_out) = possible(wanted(args, proc, target)?, args, proc, target)?;
     let partial = !left_out.is_empty();
-    let is_home = target::same_root(proc, target) && !files.iter().any(|file| file.kind == Kind::Mnt);
+    let is_home = target::files::same_root(proc, target) && !files.iter().any(|file| file.kind == Kind::Mnt);
     let brought = tools::read(args, proc, target, &kinds)?;
     let crossing =
         |brought| Ok(files::enter(&files, Some((target, &kinds)), join(args, proc, target, &kinds, brought)?, proc));
@@ -138,7 +138,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, mut f
     inside.steps.append(&mut like.first.steps);
     inside.push(own::Effect::Undumpable);
     inside.steps.extend(crossing(brought.as_ref())?.steps);
-    let home = if kinds.contains(&Kind::Mnt) && is_home { Some(target::working_directory()?) } else { None };
+    let home = if kinds.contains(&Kind::Mnt) && is_home { Some(target::given::working_directory()?) } else { None };
     let go = |(path, inode): &(PathBuf, (u64, u64))| own::Effect::Chdir(path.clone(), Some(*inode));
     // As ourselves still: the ids inside may not be let in there.
     home.iter().for_each(|home| inside.push(go(home)));
@@ -225,7 +225,7 @@ fn own_terminal(args: &Args, stream: bool, is_container: bool) -> Result<Option<
 /// The step that opens it, where the program can find it by name, and for him
 /// who the program will be, by his ids outside.
 fn open_terminal(proc: &Proc, target: &Target, kinds: &[Kind], uid: Option<u32>) -> Result<terminal::Effect> {
-    let root = if kinds.contains(&Kind::Mnt) { Some(Rc::new(target::root(proc, target)?)) } else { None };
+    let root = if kinds.contains(&Kind::Mnt) { Some(Rc::new(target::files::root(proc, target)?)) } else { None };
     let outside = |kind, id| Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok()?.outside(id);
     let owner = match uid {
         Some(uid) if kinds.contains(&Kind::User) => outside(IdKind::Uid, uid).zip(outside(IdKind::Gid, 0)),
@@ -330,15 +330,15 @@ fn probe(cgroup: Option<Rc<Cgroup>>, inside: Plan, proc: &Rc<Proc>) -> Option<Fa
 fn join(args: &Args, proc: &Proc, target: &Rc<Target>, kinds: &[Kind], brought: Option<&Brought>) -> Result<Plan> {
     let mut inside = Plan::default();
     if args.flag("user-parent") {
-        let parent = target::user_parent(proc, target)?;
-        if !target::is_ours(proc, &parent, Kind::User) {
+        let parent = target::files::user_parent(proc, target)?;
+        if !target::files::is_ours(proc, &parent, Kind::User) {
             let name = format!("{} parent of user", target.address);
             inside.push(ns::Effect::JoinFile(Rc::new(parent), Kind::User, name));
         }
     }
     let early = brought.map(|brought| brought.copy(proc, target, kinds, &mut inside)).transpose()?.unwrap_or(false);
     // A holder is not in its pid namespace itself: then that is entered by file.
-    let apart = if kinds.contains(&Kind::Pid) { target::pid_namespace_apart(target)? } else { None };
+    let apart = if kinds.contains(&Kind::Pid) { target::files::pid_namespace_apart(target)? } else { None };
     let at_once = kinds.iter().copied().filter(|k| match k {
         Kind::Pid => apart.is_none(),
         Kind::User => !early,
@@ -381,7 +381,7 @@ fn turn_into(somebody: &Somebody, proc: &Proc, target: &Target, kinds: &[Kind], 
 
 /// The address in the stream, and whether it is a holder's.
 fn from_stream() -> Result<(Option<common::record::Address>, bool)> {
-    let stream = target::read_stream()?;
+    let stream = target::stream::read_stream()?;
     if stream.has_extents() {
         return Err(Failure::refused(
             "the stream has uid and gid records that nobody has used: uidmap-set is missing before this stage",
@@ -411,7 +411,7 @@ fn wanted(args: &Args, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
         if instead || kind == Kind::Net && socket || args.value(kind.option()).is_some() {
             continue;
         }
-        let theirs = target::namespace_of(proc, target, kind)?;
+        let theirs = target::files::namespace_of(proc, target, kind)?;
         if theirs.is_some() && theirs != proc.own_ns(kind)? {
             kinds.push(kind);
         }
@@ -441,7 +441,7 @@ fn become_mapped(proc: &Proc, target: &Target, inside: &mut Plan) -> Option<u32>
 /// With `-` standard input is the stream, which is not for the program.
 fn stdin(args: &Args, stream: bool, inside: &mut Plan) -> Result<()> {
     match args.value("stdin") {
-        Some(word) => inside.push(own::Effect::Stdin(Some(target::descriptor(&word)?))),
+        Some(word) => inside.push(own::Effect::Stdin(Some(target::given::descriptor(&word)?))),
         None if stream => inside.push(own::Effect::Stdin(None)),
         None => {}
     }
@@ -451,7 +451,7 @@ fn stdin(args: &Args, stream: bool, inside: &mut Plan) -> Result<()> {
 /// The descriptors that the program has, and this process need not have then.
 fn kept(args: &Args) -> Result<Vec<i32>> {
     let mut kept: Vec<i32> =
-        args.values("keep-fd").iter().map(|word| target::descriptor(word)).collect::<Result<_>>()?;
+        args.values("keep-fd").iter().map(|word| target::given::descriptor(word)).collect::<Result<_>>()?;
     kept.sort_unstable();
     kept.dedup();
     Ok(kept)

@@ -61,10 +61,10 @@ pub(crate) fn read(args: &Args, proc: &Proc, target: &Target, kinds: &[Kind]) ->
 
 /// The target's files about names: it need not have /etc/hosts.
 fn name_service(proc: &Proc, target: &Target) -> Result<Vec<Covered>> {
-    let root = target::root(proc, target)?;
+    let root = target::files::root(proc, target)?;
     let mut files = Vec::new();
     for path in ["/etc/resolv.conf", "/etc/hosts"] {
-        match target::file_in(&root, path) {
+        match target::files::file_in(&root, path) {
             Ok(bytes) => files.push((path, Rc::new(bytes))),
             Err(Errno::ENOENT) if path == "/etc/hosts" => {}
             Err(e) => return Err(Failure::os(format!("open the target's {path}"), e)),
@@ -110,7 +110,7 @@ impl Brought {
         let Brought::Tools(tools) = self else { return Ok(false) };
         let early = kinds.contains(&Kind::User) && !proc.own().can(CAP_SYS_ADMIN);
         if early {
-            let user = Rc::new(target::user_namespace(proc, target)?);
+            let user = Rc::new(target::files::user_namespace(proc, target)?);
             inside.push(ns::Effect::JoinFile(user, Kind::User, format!("{} user", target.address)));
         }
         inside.push(ns::Effect::Unshare(vec![Kind::Mnt]));

@@ -24,12 +24,13 @@ pub(crate) struct Somebody {
 /// There is no such user, or no passwd file.
 pub(crate) fn named(proc: &Proc, target: &Target, word: &str) -> Result<Somebody> {
     let uid = id::one(word.as_bytes());
-    let root = target::root(proc, target)?;
-    let passwd = target::file_in(&root, "/etc/passwd").map_err(|e| Failure::os("open the target's /etc/passwd", e))?;
+    let root = target::files::root(proc, target)?;
+    let passwd =
+        target::files::file_in(&root, "/etc/passwd").map_err(|e| Failure::os("open the target's /etc/passwd", e))?;
     let is_meant = |user: &User| user.name == word || uid == Some(user.uid);
     let user = user::in_passwd(&passwd, is_meant)
         .ok_or_else(|| Failure::refused(format!("--as: the target's /etc/passwd has no user {}", quote(word))))?;
-    let group = match target::file_in(&root, "/etc/group") {
+    let group = match target::files::file_in(&root, "/etc/group") {
         Err(Errno::ENOENT) => Vec::new(),
         other => other.map_err(|e| Failure::os("open the target's /etc/group", e))?,
     };
@@ -46,14 +47,14 @@ pub(crate) fn named(proc: &Proc, target: &Target, word: &str) -> Result<Somebody
 /// # Errors
 /// That is not there either; `word` is how the target was named.
 pub(crate) fn shell_of(proc: &Proc, target: &Target, uid: u32, word: &OsStr) -> Result<OsString> {
-    let root = target::root(proc, target)?;
+    let root = target::files::root(proc, target)?;
     let named = || {
-        let passwd = target::file_in(&root, "/etc/passwd").ok()?;
+        let passwd = target::files::file_in(&root, "/etc/passwd").ok()?;
         let user = user::in_passwd(&passwd, |user| user.uid == uid)?;
-        target::is_in(&root, &user.shell).then_some(user.shell)
+        target::files::is_in(&root, &user.shell).then_some(user.shell)
     };
     let shell = named().unwrap_or_else(|| "/bin/sh".into());
-    if target::is_in(&root, &shell) {
+    if target::files::is_in(&root, &shell) {
         return Ok(shell.into());
     }
     let because = Because::new("there is no such file in the root that the program would run in");

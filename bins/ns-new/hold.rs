@@ -52,7 +52,7 @@ pub(crate) fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Out
     if args.flag("map-root-user") || args.value("map").is_some() || unshare::maps(args) {
         return Err(CLI.usage("a holder is mapped from outside, by uidmap-set"));
     }
-    if args.piped() && !target::has_reader().map_err(|e| Failure::os("fstat standard output", e))? {
+    if args.piped() && !target::stream::has_reader().map_err(|e| Failure::os("fstat standard output", e))? {
         let advice = Because::new("the namespaces live as long as the reader of a pipe, and this is none")
             .remedy(detached(&kinds, proc));
         return Err(Failure::usage("standard output is not a pipe").because(Some(advice)));
@@ -112,5 +112,5 @@ fn with(args: &Args) -> Result<i32> {
     let word = args
         .value("with")
         .ok_or_else(|| CLI.usage("--detach needs --with: the process that the holder ends with, as in --with $$"))?;
-    target::end_with(&word)
+    target::given::end_with(&word)
 }

@@ -189,7 +189,7 @@ impl Minding {
             return Err(CLI.usage("--init is the first process of a pid namespace: -p"));
         }
         let (follow, stop) = (signal("kill-child")?, signal("stop-signal")?);
-        let ready = args.value("ready").map(|word| target::descriptor(&word)).transpose()?;
+        let ready = args.value("ready").map(|word| target::given::descriptor(&word)).transpose()?;
         if ready.is_some_and(|number| number < 3) {
             return Err(CLI.usage("--ready: a descriptor that is not the program's, from 3 on"));
         }
@@ -225,7 +225,7 @@ fn maps(args: &Args, kinds: &[Kind], owner: Option<&Me>, proc: &Proc) -> Result<
         if !words.is_empty() || setgroups.is_some() {
             return Err(CLI.usage("with --wait-map somebody else writes the maps and setgroups"));
         }
-        let number = record.as_ref().map(|word| target::descriptor(word)).transpose()?;
+        let number = record.as_ref().map(|word| target::given::descriptor(word)).transpose()?;
         return Ok(Maps::Awaited(number.unwrap_or(2), number.is_some()));
     }
     if words.is_empty() {
@@ -251,7 +251,7 @@ fn from_stream(words: &[OsString]) -> Result<Both<Vec<common::id::Extent>>> {
     if words.len() > 1 {
         return Err(CLI.usage("--map -: the stream has the whole map"));
     }
-    let stream = target::read_stream()?;
+    let stream = target::stream::read_stream()?;
     if stream.pid().is_some() {
         return Err(Failure::refused("the stream has a pid record: uidmap-set maps that process"));
     }
@@ -309,7 +309,7 @@ fn credentials(args: &Args, maps: &Maps, me: Both<u32>, inside: &mut Plan) {
 /// With `--map -` standard input is the stream, which is not for the program.
 fn stdin(args: &Args, inside: &mut Plan) -> Result<()> {
     match args.value("stdin") {
-        Some(word) => inside.push(own::Effect::Stdin(Some(target::descriptor(&word)?))),
+        Some(word) => inside.push(own::Effect::Stdin(Some(target::given::descriptor(&word)?))),
         None if args.values("map").iter().any(|word| word == "-") => inside.push(own::Effect::Stdin(None)),
         None => {}
     }

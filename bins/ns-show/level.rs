@@ -18,7 +18,7 @@ use common::id::{Both, Extent, Kind as IdKind, Map, Range};
 use common::idmap;
 use common::ns::Kind;
 use common::proc::Proc;
-use common::target::user_namespaces;
+use common::target::files::user_namespaces;
 
 /// A user namespace, and how its ids are known here.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -25,7 +25,8 @@ use common::name;
 use common::ns::{INITIAL_USER, Kind};
 use common::proc::Proc;
 use common::record::{Record, Stream};
-use common::target::{self, Operand, Target, read_stream};
+use common::target::stream::read_stream;
+use common::target::{self, Operand, Target};
 use common::tool::{Outcome, run};
 
 use level::Level;
@@ -115,8 +116,8 @@ fn behind(proc: &Rc<Proc>, operand: &Operand, what: &str) -> Result<Outcome> {
     if !matches!(what, "" | "json") {
         return Err(CLI.usage(&format!("--{what} needs a process for a TARGET")));
     }
-    let Some((file, _)) = target::namespace_file(operand)? else { return Err(CLI.usage("which TARGET?")) };
-    let inode = target::inode(&file)?;
+    let Some((file, _)) = target::given::namespace_file(operand)? else { return Err(CLI.usage("which TARGET?")) };
+    let inode = target::files::inode(&file)?;
     let all = Overview::now(proc, Some(file));
     if what == "json" {
         return Ok(Outcome::Answer(json::overview(&all, Some(inode)), 0));
@@ -169,7 +170,7 @@ fn records(proc: &Proc, target: &Target) -> Result<Outcome> {
 fn translate(proc: &Rc<Proc>, target: &Target, id: u32, from_inside: bool) -> Result<Outcome> {
     let who = target.who();
     let levels = level::levels(proc, &who).ok_or_else(|| {
-        let because: Option<Because> = target::untouchable(proc, &who);
+        let because: Option<Because> = target::why::untouchable(proc, &who);
         Failure::refused(format!("the user namespaces above process {who} cannot be seen")).because(because)
     })?;
     let through = |kind| {
@@ -203,7 +204,7 @@ fn holders(proc: &Rc<Proc>) -> String {
     let mut text = String::new();
     for holder in name::holders(proc) {
         let who = holder.address.pid.to_string();
-        let differs = |kind: &Kind| target::namespace_at(proc, &who, *kind) != proc.ns_id("self", *kind);
+        let differs = |kind: &Kind| target::files::namespace_at(proc, &who, *kind) != proc.ns_id("self", *kind);
         let kinds: Vec<&str> = Kind::ALL.iter().filter(|k| differs(k)).map(|k| k.link()).collect();
         let name = holder.name.as_deref().unwrap_or("-");
         // Writing to a String cannot fail.

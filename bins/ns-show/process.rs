@@ -120,8 +120,8 @@ impl Process {
         let who = target.who();
         let mut spaces = Vec::new();
         for kind in Kind::ALL {
-            let Some(inode) = target::namespace_of(proc, &target, kind)? else { continue };
-            let apart = if kind == Kind::Pid { target::pid_namespace_apart(&target)? } else { None };
+            let Some(inode) = target::files::namespace_of(proc, &target, kind)? else { continue };
+            let apart = if kind == Kind::Pid { target::files::pid_namespace_apart(&target)? } else { None };
             let file = apart.map_or_else(|| proc.ns(&who, kind).ok(), Some);
             let told = file.map_or(Told { id: None, owner: None }, |file| told(&file));
             spaces.push(In { kind, inode, told, shared: proc.ns_id("self", kind) == Some(inode) });

@@ -174,7 +174,7 @@ impl Line {
 /// whose file is named.
 fn maps(words: &[OsString], proc: &Rc<Proc>) -> Result<Maps> {
     if let Some(file) = words.iter().find(|word| word.as_bytes().starts_with(b"/")) {
-        let opened = target::namespace_file(&Operand::File(file.into()))?;
+        let opened = target::given::namespace_file(&Operand::File(file.into()))?;
         let (fd, _) = opened.filter(|_| words.len() == 1).ok_or_else(|| CLI.usage("one user namespace, or maps"))?;
         return Ok(Maps::Of(Rc::new(fd), quote(file)));
     }
@@ -230,7 +230,7 @@ const MOST: usize = 16 << 20;
 /// All that the descriptor which `word` names gives.
 pub(crate) fn given(word: &OsStr) -> Result<Vec<u8>> {
     let name = format!("descriptor {}", word.to_string_lossy());
-    read_all(target::duplicate(word)?, MOST).map_err(|e| not_read(name, e))
+    read_all(target::given::duplicate(word)?, MOST).map_err(|e| not_read(name, e))
 }
 
 fn not_read(name: String, errno: Errno) -> Failure {

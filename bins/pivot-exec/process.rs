@@ -38,7 +38,7 @@ pub(crate) fn steps(args: &Args) -> Result<Plan> {
     if args.flag("no-new-privs") {
         plan.push(Effect::NoNewPrivileges);
     }
-    let kept: Result<_> = args.values("keep-fd").iter().map(|word| target::descriptor(word)).collect();
+    let kept: Result<_> = args.values("keep-fd").iter().map(|word| target::given::descriptor(word)).collect();
     plan.push(own::Effect::Close(kept?));
     for word in args.values("seccomp") {
         let program = given(&word)?;
@@ -55,7 +55,7 @@ pub(crate) fn steps(args: &Args) -> Result<Plan> {
         (None, None) => plan.push(end::Effect::Exec(words)),
         (fd, argv0) => {
             argv0.into_iter().for_each(|word| *slot = word);
-            let what = fd.map_or(Ok(Err(first)), |word| target::descriptor(&word).map(Ok))?;
+            let what = fd.map_or(Ok(Err(first)), |word| target::given::descriptor(&word).map(Ok))?;
             plan.push(Effect::Exec(what, words));
         }
     }

@@ -50,7 +50,7 @@ pub(crate) fn fit(args: &Args) -> Result<Outcome> {
     let preset = map::preset(args, Preset::Auto)?;
     let me = owner(args, &*etc(args)?)?.map_or_else(Me::now, Me::other);
     let needs = match word.as_bytes().strip_prefix(b"fd:") {
-        Some(number) => in_archive(File::from(target::duplicate(OsStr::from_bytes(number))?), &word)?,
+        Some(number) => in_archive(File::from(target::given::duplicate(OsStr::from_bytes(number))?), &word)?,
         None => in_path(Path::new(&word))?,
     };
     // Without any sub-ids the single map is all that there is.

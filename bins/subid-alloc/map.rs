@@ -12,7 +12,8 @@ use common::preset::{self, Me, Preset, granted, guard_root, maps};
 use common::proc::Proc;
 use common::record::{Record, Stream};
 use common::step::end;
-use common::target::{self, Target, read_stream};
+use common::target::stream::read_stream;
+use common::target::{self, Target};
 use common::tool::{Outcome, pass_on};
 use common::user::User;
 
@@ -85,11 +86,11 @@ pub(crate) fn cut(args: &Args) -> Result<Outcome> {
     if !args.piped() && !args.operands.is_empty() {
         return Err(CLI.usage("a cut is out of the caller's own grants"));
     }
-    let with = args.value("with").map(|word| target::end_with(&word)).transpose()?;
+    let with = args.value("with").map(|word| target::given::end_with(&word)).transpose()?;
     if args.piped() && with.is_some() {
         return Err(CLI.usage("- and --with are two ways to live: with the pipeline, or with a process"));
     }
-    if with.is_none() && target::has_reader() == Ok(false) && !args.dry() {
+    if with.is_none() && target::stream::has_reader() == Ok(false) && !args.dry() {
         return Err(CLI.usage("who holds the ids? a pipeline that reads them (-), or the process of --with"));
     }
     let proc = Rc::new(Proc::open()?);
@@ -103,7 +104,7 @@ pub(crate) fn cut(args: &Args) -> Result<Outcome> {
     let stream = with_maps(before, &preset.maps(&me.own, &slice));
     match with {
         Some(pid) => {
-            let until = Rc::new(target::process(pid)?);
+            let until = Rc::new(target::given::process(pid)?);
             let mut keeper = Plan::default();
             keeper.push(end::Effect::KeepWith(lease, until));
             let why = "somebody has to hold the lock after this process has ended";

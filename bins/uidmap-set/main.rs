@@ -21,7 +21,8 @@ use common::preset::{NAMES, from_words, lawful};
 use common::proc::Proc;
 use common::record::Stream;
 use common::step::{map, newuidmap};
-use common::target::{Operand, Target, read_stream};
+use common::target::stream::read_stream;
+use common::target::{Operand, Target};
 use common::tool::{Outcome, called, pass_on, run};
 
 use privileged::Standing;

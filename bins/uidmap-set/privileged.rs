@@ -29,7 +29,8 @@ use common::step::map::{By, not_opened, setgroups_refused, write_map, write_reas
 use common::step::newuidmap::{not_granted, not_primary};
 use common::subid::{Owner, provider};
 use common::sys;
-use common::target::{Target, untouchable};
+use common::target::Target;
+use common::target::why::untouchable;
 use common::user::{User, all_in};
 
 /// What this process is, once the kernel has started it.

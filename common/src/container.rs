@@ -103,8 +103,9 @@ fn prove(proc: &Proc, claim: &Claim) -> Option<Target> {
         None => in_cgroup_of(proc, &who, &claim.id) || proc.began(&who)? <= written.saturating_add(1),
     };
     // Somebody's note makes a process his only if the kernel says so, too.
-    let his =
-        uid == 0 || proc.status(&who)?.uid[1] == uid || target::owner_of_user_namespace(proc, &target) == Some(uid);
+    let his = uid == 0
+        || proc.status(&who)?.uid[1] == uid
+        || target::files::owner_of_user_namespace(proc, &target) == Some(uid);
     // It still lives, so the number was its own while it was looked at.
     (fits && his && target.ended().is_none()).then_some(target)
 }
@@ -233,7 +234,7 @@ fn nspawn(proc: &Proc, who: &str) -> Option<(&'static str, String)> {
     let mount = proc.mounts(who).into_iter().find(|m| m.point == "/run/host/incoming")?;
     let (_, name) = mount.root.split_once("nspawn/propagate/")?;
     let target = Target::open(proc, Address::parse(who.as_bytes())?).ok()?;
-    let owner = target::owner_of_user_namespace(proc, &target)?;
+    let owner = target::files::owner_of_user_namespace(proc, &target)?;
     (notes::is_name(name) && (owner == 0 || owner == proc.own().uid[1])).then(|| ("nspawn", name.to_owned()))
 }
 

@@ -88,7 +88,7 @@ fn leave_pipe(cli: &Cli, words: &[OsString]) {
     if stage && mind::is_pipe(1) == Ok(true) {
         let _ = mind::say(b"failed\n");
     }
-    target::farewell();
+    target::stream::farewell();
 }
 
 /// The end of a stage: writes `stream` on, and stays as long as its reader, or
@@ -96,7 +96,7 @@ fn leave_pipe(cli: &Cli, words: &[OsString]) {
 /// namespaces end with us; but somebody may want to look at it.
 pub fn pass_on(cli: &Cli, stream: Stream, holder: Option<Rc<Target>>, plan: &mut Plan) {
     plan.push(end::Effect::Say(stream));
-    if holder.is_some() && target::has_reader() == Ok(false) {
+    if holder.is_some() && target::stream::has_reader() == Ok(false) {
         let note = "standard output is no pipe, so nobody can enter: the namespaces end now";
         plan.push(end::Effect::Note(format!("{}: {note}\n", cli.name)));
     }

@@ -104,7 +104,9 @@ impl Effect {
 
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
-            Effect::OpenEnvironment(target) if errno == Errno::EACCES => target::untouchable(facts.proc, &target.who()),
+            Effect::OpenEnvironment(target) if errno == Errno::EACCES => {
+                target::why::untouchable(facts.proc, &target.who())
+            }
             Effect::Root(_) if errno == Errno::EPERM => lacks(CAP_SYS_CHROOT, "CAP_SYS_CHROOT", facts),
             Effect::OpenEnvironment(_)
             | Effect::Environment

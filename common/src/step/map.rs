@@ -101,12 +101,12 @@ pub fn not_opened(proc: &Proc, target: &Target, errno: Errno) -> Option<Because>
     if errno == Errno::EACCES {
         // Whoever may open any file is kept only from setgroups.
         let any = proc.own().can(CAP_DAC_OVERRIDE);
-        let closed = if any { None } else { target::untouchable(proc, &who) };
+        let closed = if any { None } else { target::why::untouchable(proc, &who) };
         let closed = closed.or_else(|| not_unshared(proc, &who)).or_else(|| not_owner(proc, &who));
-        return closed.or_else(|| target::outside(proc, &who));
+        return closed.or_else(|| target::why::outside(proc, &who));
     }
     if errno == Errno::EPERM || errno == Errno::ENOENT {
-        return if proc.status(&who).is_none() { target::untouchable(proc, &who) } else { None };
+        return if proc.status(&who).is_none() { target::why::untouchable(proc, &who) } else { None };
     }
     if errno == Errno::ESRCH {
         return target.ended();
@@ -303,7 +303,7 @@ fn shown(target: &Target) -> std::result::Result<String, Refusal> {
     let last = if initial { "initial" } else { "parent's" };
     let mut text = format!("{:>14} {:>10} {:>10} {last:>10}\n", "inside", "outside", "count");
     for kind in Kind::BOTH {
-        let there = proc::extents(&String::from_utf8_lossy(&target::map_of(target, kind)?));
+        let there = proc::extents(&String::from_utf8_lossy(&target::files::map_of(target, kind)?));
         let ours = proc.map("self", kind).unwrap_or_default();
         for e in there {
             let further = Map::of_lines(vec![e]).ok().and_then(|map| map.compose(&ours).ok()).unwrap_or_default();
@@ -355,7 +355,7 @@ pub fn write_reason(proc: &Proc, who: &str, by: By, kind: Kind, map: &Map, errno
     let ours = proc.ns_id("self", ns::Kind::User)?;
     // W1, and W2 from below
     if by != By::Itself {
-        let because = not_unshared(proc, who).or_else(|| target::outside(proc, who));
+        let because = not_unshared(proc, who).or_else(|| target::why::outside(proc, who));
         if because.is_some() {
             return because;
         }

@@ -146,7 +146,7 @@ pub fn run(
     // The helper knows the process by a number only; what counts is the map
     // of the process that we hold.
     let read_back = |e| Failure::os(format!("read /proc/{}/{} back", target.pid, kind.map_file()), e);
-    let written = match target::map_of(target, kind) {
+    let written = match target::files::map_of(target, kind) {
         // Why it refused, and that the target has ended, is found below.
         Err(e) if answer.status == 0 && e != Errno::ESRCH && e != Errno::ENOENT => return Err(read_back(e)),
         text => text.unwrap_or_default(),
@@ -160,7 +160,7 @@ pub fn run(
     let proc = Proc::open()?;
     let because = target
         .ended()
-        .or_else(|| target::untouchable(&proc, &target.who()))
+        .or_else(|| target::why::untouchable(&proc, &target.who()))
         .or_else(|| not_primary(&proc))
         .or_else(|| not_granted(kind, map))
         .or_else(|| powerless(&proc, kind, &program))

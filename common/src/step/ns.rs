@@ -213,7 +213,7 @@ impl Effect {
                 Some(Because::new(format!("process {} is no holder of ns-new", target.pid)))
             }
             Effect::Attach(target) | Effect::Entrust(target) if errno == Errno::ESRCH => target.ended(),
-            Effect::Release(target) if errno == Errno::EPERM => target::untouchable(facts.proc, &target.who()),
+            Effect::Release(target) if errno == Errno::EPERM => target::why::untouchable(facts.proc, &target.who()),
             Effect::Attach(_)
             | Effect::Release(_)
             | Effect::IntoPid
@@ -296,7 +296,7 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
         return elsewhere(facts);
     }
     if errno == Errno::ENOMEM {
-        return target::is_dead(children(facts)?.as_fd());
+        return target::why::is_dead(children(facts)?.as_fd());
     }
     if errno != Errno::EPERM || kinds.is_empty() {
         return None;
@@ -316,7 +316,7 @@ fn children(facts: &Facts<'_>) -> Option<OwnedFd> {
 
 /// Whether our children are born in another pid namespace than we are in.
 fn elsewhere(facts: &Facts<'_>) -> Option<Because> {
-    let apart = children(facts).is_none_or(|ns| !target::is_ours(facts.proc, &ns, Kind::Pid));
+    let apart = children(facts).is_none_or(|ns| !target::files::is_ours(facts.proc, &ns, Kind::Pid));
     let text = "our children would be born in a new pid namespace already (unshare --pid without --fork), and one of these has to begin before another can be made";
     apart.then(|| Because::new(text))
 }
@@ -366,7 +366,7 @@ fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>
         return None;
     }
     for kind in kinds {
-        let Ok(ns) = facts.proc.ns(&who, *kind) else { return target::untouchable(facts.proc, &who) };
+        let Ok(ns) = facts.proc.ns(&who, *kind) else { return target::why::untouchable(facts.proc, &who) };
         let because = beyond_us(ns, *kind, "its", facts.proc);
         if because.is_some() {
             return because;
@@ -377,7 +377,7 @@ fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>
 
 fn join_file_refused(ns: &OwnedFd, kind: Kind, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
     if errno == Errno::EINVAL && kind == Kind::Pid {
-        return target::is_not_below(facts.proc, ns.as_fd());
+        return target::why::is_not_below(facts.proc, ns.as_fd());
     }
     if errno != Errno::EPERM {
         return None;

@@ -1,0 +1,285 @@
+//! What an open process leads to: its namespaces, its root, the files of its
+//! directory in /proc. All through its descriptors, nothing by its number.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{OFlag, readlinkat};
+use nix::libc;
+use nix::sys::stat::{Mode, fstat};
+
+use crate::fail::{Because, Errno, Failure, Result};
+use crate::id;
+use crate::ns;
+use crate::path::used_up;
+use crate::proc::{CAP_NET_ADMIN, Proc, in_brackets, read_all};
+use crate::record::Address;
+use crate::sys;
+use crate::target::Target;
+use crate::target::why::untouchable;
+
+/// The inode of an open namespace.
+///
+/// # Errors
+/// None in practice.
+pub fn inode(ns: &OwnedFd) -> Result<u64> {
+    fstat(ns).map(|s| s.st_ino).map_err(|e| Failure::os("look at the namespace", e))
+}
+
+/// The map of `kind` of an open process, read through its own directory.
+///
+/// # Errors
+/// Those of open(2) and read(2).
+pub fn map_of(target: &Target, kind: id::Kind) -> std::result::Result<Vec<u8>, Errno> {
+    read(target, kind.map_file())
+}
+
+/// The file `name` of an open process, read through its own directory.
+///
+/// # Errors
+/// Those of open(2) and read(2).
+pub fn read(target: &Target, name: &str) -> std::result::Result<Vec<u8>, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    read_all(nix::fcntl::openat(&target.dir, name, flags, Mode::empty())?, usize::MAX)
+}
+
+/// The seccomp filters of a target, those loaded first first; it is stopped
+/// for a moment.
+///
+/// # Errors
+/// Those of `sys::trace` and `sys::filter`; ETIMEDOUT: it does not stop.
+pub fn filters(target: &Target) -> std::result::Result<Vec<Vec<u8>>, Errno> {
+    let patience = Instant::now() + Duration::from_secs(2);
+    sys::trace(target.pid)?;
+    while sys::child_change(Some(target.fd.as_fd()))?.is_none() {
+        if Instant::now() > patience {
+            return Err(Errno::ETIMEDOUT);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut filters = Vec::new();
+    let end = loop {
+        match sys::filter(target.pid, filters.len()) {
+            Ok(filter) => filters.push(filter),
+            Err(e) => break e,
+        }
+    };
+    sys::let_go(target.pid)?;
+    if end == Errno::ENOENT { Ok(filters) } else { Err(end) }
+}
+
+/// The link of the namespace of `kind` to be entered: that of its children
+/// where a process has a pid namespace that it is not in itself, like a holder.
+///
+/// # Errors
+/// Those of readlink(2).
+fn link_of(target: &Target, kind: ns::Kind) -> std::result::Result<String, Errno> {
+    let link = format!("ns/{}", kind.link());
+    if kind != ns::Kind::Pid {
+        return Ok(link);
+    }
+    let children = "ns/pid_for_children";
+    match readlinkat(&target.dir, children) {
+        Ok(text) => Ok(if readlinkat(&target.dir, link.as_str())? == text { link } else { children.to_owned() }),
+        // It has made a pid namespace, and no child in it yet.
+        Err(Errno::ENOENT) => Ok(link),
+        Err(e) => Err(e),
+    }
+}
+
+/// The inode of the namespace of `kind` that a target stands for; None where
+/// this kernel has no such kind.
+///
+/// # Errors
+/// EACCES: it is another user's, or not dumpable; ENOENT: it is gone.
+pub fn namespace_of(proc: &Proc, target: &Target, kind: ns::Kind) -> Result<Option<u64>> {
+    let link = link_of(target, kind);
+    match link.as_deref().map_err(|e| *e).and_then(|link| readlinkat(&target.dir, link)) {
+        Ok(text) => Ok(text.to_str().and_then(in_brackets)),
+        Err(Errno::ENOENT) if proc.own_ns(kind)?.is_none() => Ok(None),
+        Err(e) => {
+            // A zombie has left its namespaces: ENOENT.
+            let because = untouchable(proc, &target.who()).filter(|_| e == Errno::EACCES || e == Errno::ENOENT);
+            let link = link.unwrap_or_else(|_| format!("ns/{}", kind.link()));
+            Err(Failure::os(format!("read /proc/{}/{link}", target.pid), e).because(because))
+        }
+    }
+}
+
+/// The inode of the namespace of `kind` that process `who` stands for.
+pub fn namespace_at(proc: &Proc, who: &str, kind: ns::Kind) -> Option<u64> {
+    let target = Target::open(proc, Address::parse(who.as_bytes())?).ok()?;
+    namespace_of(proc, &target, kind).ok().flatten()
+}
+
+/// The pid namespace of a target's children, if the target is not in it itself:
+/// setns(2) by a pidfd would enter the one that the target is in.
+///
+/// # Errors
+/// EACCES: it is another user's, or not dumpable.
+pub fn pid_namespace_apart(target: &Target) -> Result<Option<OwnedFd>> {
+    let said = |e| Failure::os(format!("read /proc/{}/ns/pid", target.pid), e);
+    let link = link_of(target, ns::Kind::Pid).map_err(said)?;
+    if link == "ns/pid" {
+        return Ok(None);
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let opened = nix::fcntl::openat(&target.dir, link.as_str(), flags, Mode::empty());
+    opened.map(Some).map_err(|e| Failure::os(format!("open /proc/{}/{link}", target.pid), e))
+}
+
+/// Opens `name` in the directory of a target.
+fn file_of(proc: &Proc, target: &Target, name: &str, flags: OFlag) -> Result<OwnedFd> {
+    let opened = nix::fcntl::openat(&target.dir, name, flags | OFlag::O_CLOEXEC, Mode::empty());
+    opened.map_err(|e| {
+        // A zombie has left its namespaces: ENOENT.
+        let because = untouchable(proc, &target.who()).filter(|_| e == Errno::EACCES || e == Errno::ENOENT);
+        Failure::os(format!("open /proc/{}/{name}", target.pid), e).because(because)
+    })
+}
+
+/// The working directory of a target.
+///
+/// # Errors
+/// As `root`.
+pub fn directory(proc: &Proc, target: &Target) -> Result<OwnedFd> {
+    file_of(proc, target, "cwd", OFlag::O_PATH | OFlag::O_DIRECTORY)
+}
+
+/// The root directory of a target.
+///
+/// # Errors
+/// EACCES: it is another user's, or not dumpable; ENOENT: it is gone.
+pub fn root(proc: &Proc, target: &Target) -> Result<OwnedFd> {
+    file_of(proc, target, "root", OFlag::O_PATH | OFlag::O_DIRECTORY)
+}
+
+/// No file that is read in the root of a target is longer.
+const MOST_BYTES: usize = 4 << 20;
+
+/// The file `path` in the root of a target: no link leads out of it.
+///
+/// # Errors
+/// Those of open(2) and read(2); EINVAL: it is no regular file.
+pub fn file_in(root: &OwnedFd, path: &str) -> std::result::Result<Vec<u8>, Errno> {
+    let path = std::ffi::CString::new(path).map_err(|_| Errno::EINVAL)?;
+    // A fifo in its place would keep us waiting; a device might do anything.
+    let kind = fstat(sys::open_in_root(root.as_fd(), &path, libc::O_PATH, 0)?)?.st_mode & libc::S_IFMT;
+    if kind != libc::S_IFREG {
+        return Err(Errno::EINVAL);
+    }
+    read_all(sys::open_in_root(root.as_fd(), &path, libc::O_RDONLY | libc::O_NONBLOCK, 0)?, MOST_BYTES)
+}
+
+/// Whether the root of a target has a file of this path.
+pub fn is_in(root: &OwnedFd, path: &str) -> bool {
+    let path = std::ffi::CString::new(path).unwrap_or_default();
+    path.to_bytes().starts_with(b"/") && sys::open_in_root(root.as_fd(), &path, libc::O_PATH, 0).is_ok()
+}
+
+/// The parent of a target's user namespace.
+///
+/// # Errors
+/// As `root`; EPERM: it is outside of ours.
+pub fn user_parent(proc: &Proc, target: &Target) -> Result<OwnedFd> {
+    let ns = user_namespace(proc, target)?;
+    sys::ns_owner(ns.as_fd()).map_err(|e| {
+        let because = Because::new("the parent of its user namespace is a user namespace outside of ours");
+        Failure::os(format!("open the parent of the user namespace of {}", target.pid), e)
+            .because((e == Errno::EPERM).then_some(because))
+    })
+}
+
+/// Whether an open namespace is the one of `kind` that we are in.
+pub fn is_ours(proc: &Proc, ns: &OwnedFd, kind: ns::Kind) -> bool {
+    fstat(ns).ok().map(|s| s.st_ino) == proc.ns_id("self", kind)
+}
+
+/// Whether a namespace belongs to this user namespace, or to one below it.
+pub fn belongs(ns: &OwnedFd, user: &OwnedFd) -> bool {
+    let inode = |fd: &OwnedFd| fstat(fd).ok().map(|s| s.st_ino);
+    let wanted = inode(user);
+    let mut owner = sys::ns_owner(ns.as_fd()).ok();
+    while let Some(at) = owner {
+        if wanted.is_some() && inode(&at) == wanted {
+            return true;
+        }
+        owner = sys::ns_owner(at.as_fd()).ok();
+    }
+    false
+}
+
+/// The user namespace of a target.
+///
+/// # Errors
+/// As `root`.
+pub fn user_namespace(proc: &Proc, target: &Target) -> Result<OwnedFd> {
+    file_of(proc, target, "ns/user", OFlag::O_RDONLY)
+}
+
+/// The network namespace of the socket that is descriptor `n` of a target.
+///
+/// # Errors
+/// EBADF: it is not open there; EPERM; ENOTTY: it is no socket.
+pub fn network_of_socket(proc: &Proc, target: &Target, n: i32) -> Result<OwnedFd> {
+    let pid = target.pid;
+    let socket = sys::pidfd_getfd(target.fd.as_fd(), n).map_err(|e| {
+        let closed = || Because::new(format!("descriptor {n} of process {pid} is not open"));
+        let because = if e == Errno::EPERM { untouchable(proc, &target.who()) } else { used_up(e) };
+        Failure::os(format!("pidfd_getfd {pid} {n}"), e).because((e == Errno::EBADF).then(closed).or(because))
+    })?;
+    sys::socket_namespace(socket.as_fd()).map_err(|e| {
+        let lacks = "this needs CAP_NET_ADMIN where the network namespace belongs, and we do not have it here";
+        let lacks = (e == Errno::EPERM && !proc.own().can(CAP_NET_ADMIN)).then(|| Because::new(lacks));
+        let other = || Because::new(format!("descriptor {n} of process {pid} is no socket"));
+        Failure::os(format!("find the network namespace of descriptor {n} of {pid}"), e)
+            .because((e == Errno::ENOTTY).then(other).or(lacks))
+    })
+}
+
+/// The number of a target's mount namespace, for statmount(2).
+///
+/// # Errors
+/// As `root`; ENOTTY: Linux before 6.11.
+pub fn mount_namespace_id(proc: &Proc, target: &Target) -> Result<u64> {
+    let ns = file_of(proc, target, "ns/mnt", OFlag::O_RDONLY)?;
+    sys::mount_namespace_id(ns.as_fd())
+        .map_err(|e| Failure::os(format!("read the number of {}'s mounts", target.pid), e))
+}
+
+/// Whether a target's root directory is the same as ours, so that a path means
+/// the same there.
+pub fn same_root(proc: &Proc, target: &Target) -> bool {
+    let root = |who: &str| {
+        proc.directory(&format!("{who}/root")).ok().and_then(|fd| fstat(fd).ok()).map(|s| (s.st_dev, s.st_ino))
+    };
+    let ours = root("self");
+    ours.is_some() && ours == root(&target.who())
+}
+
+/// The uid that owns the user namespace of a target, as seen from here.
+pub fn owner_of_user_namespace(proc: &Proc, target: &Target) -> Option<u32> {
+    sys::ns_owner_uid(proc.ns(&target.who(), ns::Kind::User).ok()?.as_fd()).ok()
+}
+
+/// A user namespace above a process.
+pub struct Above {
+    /// Its inode.
+    pub inode: u64,
+    /// The uid that owns it, as seen from here.
+    pub owner: Option<u32>,
+    /// It, open.
+    pub file: OwnedFd,
+}
+
+/// The user namespace of process `who` and all above it that can be seen: the
+/// last one is ours, unless the process is outside of it.
+pub fn user_namespaces(proc: &Proc, who: &str) -> Option<Vec<Above>> {
+    let mut chain = Vec::new();
+    let mut at = Some(proc.ns(who, ns::Kind::User).ok()?);
+    while let Some(file) = at {
+        at = sys::ns_owner(file.as_fd()).ok();
+        chain.push(Above { inode: fstat(&file).ok()?.st_ino, owner: sys::ns_owner_uid(file.as_fd()).ok(), file });
+    }
+    Some(chain)
+}
