@@ -98,9 +98,8 @@ fn first_process() -> Plan {
 /// The command that keeps namespaces of `kinds` without a pipe, in the words of
 /// the shell that started us.
 fn detached(kinds: &[Kind], proc: &Proc) -> String {
-    let letter = |kind: &Kind| CLI.all().find(|o| o.long == kind.option()).map_or("", |o| o.short);
     let all = kinds.len() == Kind::ALL.len();
-    let letters = if all { "a".to_owned() } else { kinds.iter().map(letter).collect::<String>() };
+    let letters = if all { "a".to_owned() } else { kinds.iter().map(|kind| kind.letter()).collect::<String>() };
     if proc.is_below_fish() {
         return format!("set t (ns-new -{letters} --detach --with $fish_pid)");
     }

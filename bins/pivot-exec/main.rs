@@ -13,11 +13,14 @@ mod mounts;
 mod process;
 mod systemd;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cli::{Args, Cli, KEEP_FD, Operands, Stage, flag, valued};
-use common::fail::{Errno, Result};
+use common::fail::{Errno, Failure, Result};
 use common::id::Kind as IdKind;
 use common::ns::Kind;
 use common::path::{Place, not_opened};
@@ -25,6 +28,7 @@ use common::plan::Plan;
 use common::proc::Proc;
 use common::step::overlay::Layers;
 use common::step::{end, mount, ns, own};
+use common::target::given;
 use common::tool::{Outcome, run};
 use common::word::quote;
 
@@ -95,7 +99,10 @@ fn decide(args: &Args) -> Result<Outcome> {
     if args.program.is_empty() {
         return Err(CLI.usage("which program?"));
     }
-    let place = directory(root)?;
+    let place = outside(root, &proc)?;
+    if !place.is_directory {
+        return Err(not_opened(root, Errno::ENOTDIR));
+    }
     let nosuid = warning(&place, &proc);
     let mut plan = Plan::default();
     if args.flag("systemd") {
@@ -133,16 +140,32 @@ fn decide(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Plan(plan))
 }
 
-fn directory(path: &std::ffi::OsStr) -> Result<Place> {
+/// What is outside: a path, or what descriptor `fd:N` is open for.
+pub(crate) fn outside(word: &OsStr, proc: &Proc) -> Result<Place> {
+    match word.as_bytes().strip_prefix(b"fd:") {
+        Some(n) => Place::held(word, given::duplicate(OsStr::from_bytes(n))?, proc),
+        None => Place::at(word),
+    }
+}
+
+fn directory(path: &OsStr) -> Result<Place> {
     let place = Place::at(path)?;
     if place.is_directory { Ok(place) } else { Err(not_opened(path, Errno::ENOTDIR)) }
+}
+
+/// A directory that may be new.
+fn room(path: &OsStr) -> Result<Place> {
+    directory(path).map_err(|failure| {
+        let missing = failure.errno() == Some(Errno::ENOENT) && Path::new(path).symlink_metadata().is_err();
+        if missing { failure.remedy(format!("mkdir -p {}", quote(path))) } else { failure }
+    })
 }
 
 /// What an overlay is made of, if one is asked for.
 fn layers(args: &Args, root: &Place, proc: &Proc) -> Result<Option<Layers>> {
     let lower = args.values("lower");
     let upper = match (args.value("upper"), args.value("work")) {
-        (Some(upper), Some(work)) => Some((directory(&upper)?, directory(&work)?)),
+        (Some(upper), Some(work)) => Some((room(&upper)?, room(&work)?)),
         (None, None) => None,
         (Some(_), None) | (None, Some(_)) => return Err(CLI.usage("--upper goes with --work")),
     };
@@ -154,6 +177,10 @@ fn layers(args: &Args, root: &Place, proc: &Proc) -> Result<Option<Layers>> {
     }
     if upper.is_none() && !args.flag("overlay") {
         return Ok(None);
+    }
+    if root.is_tree {
+        let what = format!("{}: it is attached nowhere, and a layer of an overlay has to be", root.name());
+        return Err(Failure::refused(what));
     }
     let mut places = lower.iter().map(|path| directory(path)).collect::<Result<Vec<_>>>()?;
     places.push(root.clone());

@@ -20,8 +20,8 @@ use common::sys::{MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use common::target::{self, Operand};
 use common::word::quote;
 
-use super::CLI;
 use super::fstab::{Line, entry, lines, parse, place};
+use super::{CLI, outside};
 
 /// What each short form mounts.
 const SHORT: [(&str, &str); 7] = [
@@ -161,7 +161,7 @@ impl Line {
             }
         }
         let maps = if words.is_empty() { None } else { Some(maps(&words, proc)?) };
-        let source = match Place::at(&self.source) {
+        let source = match outside(&self.source, proc) {
             Err(e) if self.has(&["optional", "nofail"]) && e.errno() == Some(Errno::ENOENT) => return Ok(()),
             other => other?,
         };
@@ -258,6 +258,14 @@ fn parts(word: &OsStr, most: usize) -> Vec<OsString> {
     parts.into_iter().map(OsString::from_vec).collect()
 }
 
+/// The same of what is bound, which `fd:N` may name.
+fn bound(word: &OsStr) -> Vec<OsString> {
+    let Some(rest) = word.as_bytes().strip_prefix(b"fd:") else { return parts(word, 3) };
+    let mut parts = parts(OsStr::from_bytes(rest), 3);
+    parts.iter_mut().take(1).for_each(|first| *first = OsString::from_vec([b"fd:", first.as_bytes()].concat()));
+    parts
+}
+
 fn typed(option: &str, word: &OsStr, proc: &Rc<Proc>, plan: &mut Plan) -> Result<()> {
     let wrong = |form: &str| CLI.usage(&format!("--{option} {}: not {form}", quote(word)));
     let words = |word: Option<&OsString>| -> Vec<OsString> {
@@ -272,6 +280,7 @@ fn typed(option: &str, word: &OsStr, proc: &Rc<Proc>, plan: &mut Plan) -> Result
     let parts = match option {
         "mask" | "protect" => vec![word.to_owned()],
         "tmpfs" | "dir" | "symlink" => parts(word, 2),
+        "bind" | "bind-ro" | "bind-dev" => bound(word),
         _ => parts(word, 3),
     };
     let first = parts.first().cloned().unwrap_or_default();
@@ -329,6 +338,7 @@ mod tests {
         assert_eq!(split("/a\\:b\\\\c:/d\\e", 3), ["/a:b\\c", "/d\\e"]);
         assert_eq!(split("/a", 3), ["/a"]);
         assert_eq!(split("", 2), [""]);
+        assert_eq!(bound(OsStr::new("fd:9:/a\\:b:ro")), ["fd:9", "/a:b", "ro"]);
     }
 
     #[test]

@@ -101,6 +101,13 @@ impl Failure {
         self
     }
 
+    /// The same with a cure of the reason, if one was found.
+    #[must_use]
+    pub fn remedy(mut self, command: String) -> Failure {
+        self.because = self.because.map(|because| because.remedy(command));
+        self
+    }
+
     /// Whether a reason was found.
     pub fn has_because(&self) -> bool {
         self.because.is_some()

@@ -49,6 +49,20 @@ impl Kind {
         }
     }
 
+    /// Its letter in unshare(1), nsenter(1) and here.
+    pub fn letter(self) -> char {
+        match self {
+            Kind::User => 'U',
+            Kind::Mnt => 'm',
+            Kind::Uts => 'u',
+            Kind::Ipc => 'i',
+            Kind::Pid => 'p',
+            Kind::Cgroup => 'C',
+            Kind::Net => 'n',
+            Kind::Time => 'T',
+        }
+    }
+
     /// Its bit in clone(2), unshare(2) and setns(2).
     pub fn flag(self) -> u64 {
         match self {

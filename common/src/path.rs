@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
@@ -14,6 +14,7 @@ use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
+use nix::unistd::geteuid;
 
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::id::Kind;
@@ -41,6 +42,9 @@ pub struct Place {
     of: Option<String>,
     /// What is there, opened with O_PATH.
     fd: Rc<OwnedFd>,
+    /// Whether it can be had by that descriptor alone: a tree that is attached
+    /// nowhere.
+    pub is_tree: bool,
     /// Whether it is a directory.
     pub is_directory: bool,
     /// Device and inode.
@@ -83,7 +87,34 @@ impl Place {
         let stat = fstat(&fd)?;
         let is_directory = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
         let same = (stat.st_dev, stat.st_ino);
-        Ok(Place { path: path.to_owned(), of, fd: Rc::new(fd), is_directory, same })
+        Ok(Place { path: path.to_owned(), of, fd: Rc::new(fd), is_tree: false, is_directory, same })
+    }
+
+    /// What a descriptor called `name` is open for, by its path: in another mount
+    /// namespace than that of the descriptor only the path leads there. What it
+    /// leads to has to look the same through both. A tree that is attached
+    /// nowhere has no path.
+    ///
+    /// # Errors
+    /// Those of fstat(2); a refusal where it is in no directory.
+    pub fn held(name: &OsStr, fd: OwnedFd, proc: &Proc) -> Result<Place> {
+        let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
+        let failed = |e| Failure::os(format!("fstat {}", quote(name)), e);
+        let held = Place::new(name, None, fd).map_err(failed)?;
+        if !path.is_absolute() || fstat(held.fd()).map_err(failed)?.st_nlink == 0 {
+            return Err(Failure::refused(format!("{}: it is in no directory", quote(name))));
+        }
+        let mount = sys::mount_id(held.fd()).map_err(failed)?;
+        let here = || proc.mounts("self").iter().any(|m| m.id == mount);
+        // The root of a tree is called so, too.
+        let may_be_tree = path == Path::new("/") && sys::is_mount_root(held.fd());
+        let seen = |place: &Place| {
+            let stat = fstat(place.fd()).ok()?;
+            Some((stat.st_uid, stat.st_gid, fstatvfs(place.fd()).ok()?.flags()))
+        };
+        let same = |at: &Place| at.is_same(&held) && seen(at) == seen(&held);
+        let found = Place::at(path.as_os_str()).ok().filter(|at| same(at) && (!may_be_tree || here()));
+        Ok(found.unwrap_or(Place { is_tree: true, ..held }))
     }
 
     /// What plans and failures call it.
@@ -119,7 +150,7 @@ impl Place {
     /// # Errors
     /// Those of open(2); a refusal where it is another by now.
     pub fn again(&self) -> Result<Place> {
-        if self.of.is_some() {
+        if self.of.is_some() || self.is_tree {
             return Ok(self.clone());
         }
         let place = Place::at(&self.path)?;
@@ -132,7 +163,7 @@ impl Place {
     /// # Errors
     /// As `again`.
     pub fn again_from(&self, root: &OwnedFd) -> Result<Place> {
-        if self.of.is_some() {
+        if self.of.is_some() || self.is_tree {
             return Ok(self.clone());
         }
         let place = Place::within(root, self.real().as_os_str(), "its root")?;
@@ -192,7 +223,9 @@ pub fn reason(path: &OsStr, errno: Errno, proc: &Proc) -> Option<Because> {
             Err(e) if e.kind() == ErrorKind::NotFound && errno == Errno::ENOENT => {
                 format!("{} has no entry {}", said(&parent), quote(&name))
             }
-            Err(e) if e.kind() == ErrorKind::PermissionDenied && errno == Errno::EACCES => closed(&parent, proc)?,
+            Err(e) if e.kind() == ErrorKind::PermissionDenied && errno == Errno::EACCES => {
+                return closed(&parent, proc);
+            }
             Err(_) => return None,
             Ok(entry) => match wrong(&whole, &entry, errno) {
                 Some(text) => text,
@@ -212,11 +245,19 @@ fn said(directory: &Path) -> String {
 }
 
 /// A directory that may not be searched.
-fn closed(directory: &Path, proc: &Proc) -> Option<String> {
-    let stat = fs::metadata(if directory.as_os_str().is_empty() { Path::new(".") } else { directory }).ok()?;
+fn closed(directory: &Path, proc: &Proc) -> Option<Because> {
+    let place = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    let stat = fs::metadata(place).ok()?;
     let mapped = proc.map("self", Kind::Uid)?.iter().any(|e| e.inside().has(stat.uid()));
     let owner = if mapped { "" } else { "; its owner is not mapped in this user namespace" };
-    Some(format!("{} (mode {:03o}) may not be searched{owner}", said(directory), stat.mode() & 0o7777))
+    let text = format!("{} (mode {:03o}) may not be searched{owner}", said(directory), stat.mode() & 0o7777);
+    Some(Because::new(text).remedy(searchable(place, mapped.then_some(stat.uid()))))
+}
+
+/// The command that lets everybody search a directory, or its owner if that is us.
+pub fn searchable(directory: &Path, owner: Option<u32>) -> String {
+    let (sudo, who) = if owner == Some(geteuid().as_raw()) { ("", "u") } else { ("sudo ", "a") };
+    format!("{sudo}chmod {who}+x {}", quote(directory))
 }
 
 /// What is wrong with an entry that is there.

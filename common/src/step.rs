@@ -26,22 +26,20 @@ pub mod program;
 pub mod terminal;
 pub mod tree;
 
-use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use nix::sys::signal::SigSet;
-use nix::sys::stat::fstat;
 
+use crate::again;
 use crate::fail::{Because, Errno, Exit, Failure};
 use crate::feature;
 use crate::mind::Child;
 use crate::ns::Kind;
 use crate::path::used_up;
 use crate::proc::{CAP_SYS_ADMIN, Proc};
-use crate::sys;
-use crate::word::quote_all;
+use crate::target::files::belongs;
 
 /// What a refusing system call said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,43 +144,27 @@ pub struct Facts<'a> {
 impl Facts<'_> {
     /// Whether the namespace of `kind` that was worked on belongs neither to the
     /// user namespace that the process is in nor to one below: then no
-    /// capability of its is worth anything over it. `option` is that of ns-new.
-    pub fn foreign(&self, kind: Kind, option: &str) -> Option<Because> {
-        let ns = self.proc.ns(self.who, kind).ok()?;
-        let user = self.proc.ns_id(self.who, Kind::User)?;
-        // What is below the user namespace of the process belongs to it as well.
-        let mut owner = sys::ns_owner(ns.as_fd()).ok();
-        while let Some(at) = owner {
-            if fstat(&at).is_ok_and(|s| s.st_ino == user) {
-                return None;
-            }
-            owner = sys::ns_owner(at.as_fd()).ok();
+    /// capability of its is worth anything over it.
+    pub fn foreign(&self, kind: Kind) -> Option<Because> {
+        let (ns, user) = (self.proc.ns(self.who, kind).ok()?, self.proc.ns(self.who, Kind::User).ok()?);
+        if belongs(&ns, &user) {
+            return None;
         }
-        let kind = kind.link();
+        let (name, letter) = (kind.link(), kind.letter());
         let text = format!(
-            "the {kind} namespace belongs to another user namespace: create it along with ours (ns-new {option})"
+            "the {name} namespace belongs to another user namespace: create it along with ours (ns-new -{letter})"
         );
-        Some(Because::new(text).remedy_if(again(&[option])))
+        Some(Because::new(text).remedy_if(again::with_namespaces(&letter.to_string(), self.proc, self.who)))
     }
 
     /// Why no mount may be made or changed at all (EPERM).
     pub fn may_not_mount(&self) -> Option<Because> {
-        if let Some(foreign) = self.foreign(Kind::Mnt, "-m") {
+        if let Some(foreign) = self.foreign(Kind::Mnt) {
             return Some(foreign);
         }
         let lacks = self.proc.status(self.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
         lacks.then(|| Because::new("this needs CAP_SYS_ADMIN, and we do not have it"))
     }
-}
-
-/// The command line of ns-new once more, with these options before the others;
-/// none where another tool was called.
-pub fn again(options: &[&str]) -> Option<String> {
-    let mut words = std::env::args_os();
-    let called = words.next()?;
-    let is_ours = std::path::Path::new(&called).file_name().is_some_and(|name| name == "ns-new");
-    let first = [called].into_iter().chain(options.iter().map(OsString::from));
-    is_ours.then(|| quote_all(&first.chain(words).collect::<Vec<_>>()))
 }
 
 type Text = Box<dyn Fn() -> String>;

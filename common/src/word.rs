@@ -62,17 +62,6 @@ pub fn unescape(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The command that this process was started by, with one more option: what a
-/// failure advises. None for a stage of a pipeline, which is not one by itself.
-pub fn again(option: &str) -> Option<String> {
-    let mut words = std::env::args_os();
-    let mut line: Vec<OsString> = words.next().into_iter().chain([option.into()]).collect();
-    line.extend(words);
-    // Whoever came through sudo(8) has to come through it again.
-    let before = if std::env::var_os("SUDO_COMMAND").is_some() { "sudo " } else { "" };
-    (!line.iter().any(|word| word == "-")).then(|| format!("{before}{}", quote_all(&line)))
-}
-
 /// `word` as the kernel takes it.
 ///
 /// # Errors

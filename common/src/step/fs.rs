@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use nix::sys::stat::makedev;
 
 use super::{Facts, Refusal, tree};
+use crate::again;
 use crate::fail::{Because, Errno};
 use crate::id::{Kind as IdKind, number};
 use crate::ns::{INITIAL_USER, Kind};
@@ -70,9 +71,9 @@ pub(super) fn refused(
     }
     let own = match fstype {
         "proc" | "sysfs" => revealing(fstype, attributes, facts),
-        "mqueue" => facts.foreign(Kind::Ipc, "-i"),
-        "cgroup" => facts.foreign(Kind::Cgroup, "-C").or_else(|| hierarchy(options, facts)),
-        "cgroup2" => facts.foreign(Kind::Cgroup, "-C"),
+        "mqueue" => facts.foreign(Kind::Ipc),
+        "cgroup" => facts.foreign(Kind::Cgroup).or_else(|| hierarchy(options, facts)),
+        "cgroup2" => facts.foreign(Kind::Cgroup),
         _ => not_for_us(fstype, facts).filter(|_| facts.may_not_mount().is_none()),
     };
     own.or_else(|| facts.may_not_mount())
@@ -161,7 +162,7 @@ const MOUNT_POINTS: [&str; 14] = [
 /// fs/namespace.c. In a user namespace one has to be visible already, without a
 /// locked cover on anything, and not with less rights than the new one.
 fn revealing(fstype: &str, attributes: u64, facts: &Facts<'_>) -> Option<Because> {
-    let foreign = if fstype == "proc" { foreign_pid(facts) } else { facts.foreign(Kind::Net, "-n") };
+    let foreign = if fstype == "proc" { foreign_pid(facts) } else { facts.foreign(Kind::Net) };
     if foreign.is_some() {
         return foreign;
     }
@@ -176,17 +177,23 @@ fn revealing(fstype: &str, attributes: u64, facts: &Facts<'_>) -> Option<Because
     let against = against?;
     // What can be cured is told first, of the mounts that came last.
     let (_, text) = against.iter().rev().find(|(cured, _)| *cured).or(against.last())?;
-    Some(Because::new(format!("the {fstype} that is visible here is {text}")))
+    // What is at the usual place can be bound, if it is one.
+    let (at, old, new) =
+        if fstype == "proc" { ("/proc", "--proc", "--bind=/proc") } else { ("/sys", "--sys", "--bind-ro=/sys") };
+    let there = mounts.iter().rfind(|m| m.point == at).is_some_and(|m| m.fstype == fstype);
+    let cure = if there { again::with_word(old, new, facts.proc, facts.who) } else { None };
+    Some(Because::new(format!("the {fstype} that is visible here is {text}")).remedy_if(cure))
 }
 
 /// A pid namespace is for children: who has made one is not in it.
 fn foreign_pid(facts: &Facts<'_>) -> Option<Because> {
-    let foreign = facts.foreign(Kind::Pid, "-p")?;
+    let foreign = facts.foreign(Kind::Pid)?;
     let id = |link: &str| facts.proc.stat(&format!("{}/ns/{link}", facts.who)).map(|s| s.st_ino);
     // Until the first child is born the second leads nowhere.
     let waits = id("pid").is_some_and(|own| id("pid_for_children") != Some(own));
     let text = "a pid namespace has been made, and only children will be in it: fork first (ns-new -p)";
-    Some(if waits { Because::new(text) } else { foreign })
+    let because = Because::new(text).remedy_if(again::with_namespaces("p", facts.proc, facts.who));
+    Some(if waits { because } else { foreign })
 }
 
 /// What speaks against a new one beside `whole`, and whether other options

@@ -8,7 +8,7 @@
 //! exchanges one meanwhile.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -24,8 +24,10 @@ use super::mount::{ROOT, full};
 use super::overlay;
 use super::tree::attribute_names;
 use super::{Done, Facts, Hands, Refusal, Step, TREE};
+use crate::again;
 use crate::fail::{Because, Errno, Failure};
 use crate::path;
+use crate::proc::Proc;
 use crate::sys;
 use crate::word::quote;
 
@@ -195,8 +197,9 @@ impl Effect {
                 let layers = || overlay::options_refused(options, errno, facts.proc).filter(|_| fstype == "overlay");
                 fs::refused(fstype, options, *attributes, errno, facts).or_else(layers)
             }
-            Effect::Device(name, _) if errno == Errno::ENOENT => {
-                path::reason(format!("/dev/{name}").as_ref(), errno, facts.proc)
+            Effect::Device(name, (major, minor)) if errno == Errno::ENOENT => {
+                let because = path::reason(format!("/dev/{name}").as_ref(), errno, facts.proc)?;
+                Some(because.remedy(format!("sudo mknod -m 666 /dev/{name} c {major} {minor}")))
             }
             Effect::Attach { .. } | Effect::Device(..) | Effect::Mask(_) | Effect::ReadOnly(..)
                 if errno == Errno::EPERM =>
@@ -226,7 +229,7 @@ pub(super) fn exactly<T>(make: impl FnOnce() -> T) -> T {
 }
 
 /// A path that could not be made, with its reason if the file system is it.
-fn not_made(act: &str, at: &OsStr, errno: Errno, parent: &OwnedFd) -> Refusal {
+fn not_made(act: &str, at: &OsStr, errno: Errno, parent: &OwnedFd, root: BorrowedFd<'_>) -> Refusal {
     let read_only = || fstatvfs(parent).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY));
     let closed = || faccessat(parent, ".", AccessFlags::W_OK, AtFlags::AT_EACCESS).is_err();
     let text = if errno == Errno::EROFS && read_only() {
@@ -237,8 +240,18 @@ fn not_made(act: &str, at: &OsStr, errno: Errno, parent: &OwnedFd) -> Refusal {
     } else {
         None
     };
-    let because = text.map(Because::new);
+    let because = text.map(|text| Because::new(text).remedy_if(on_a_layer(parent, root)));
     Failure::os(format!("{act} {}", there(at)), errno).because(because).into()
+}
+
+/// The command line that makes a layer of the root, in which there is room. What
+/// is mounted below it is no part of that, and of other directories an overlay
+/// copies the owner, who has to be mapped.
+fn on_a_layer(parent: &OwnedFd, root: BorrowedFd<'_>) -> Option<String> {
+    let same = sys::mount_id(root).ok()? == sys::mount_id(parent.as_fd()).ok()?;
+    let ours = || fstat(parent).is_ok_and(|stat| stat.st_uid == geteuid().as_raw());
+    let proc = Proc::open().ok().filter(|_| same && (sys::is_mount_root(parent.as_fd()) || ours()))?;
+    again::with_word("", "--overlay", &proc, "self")
 }
 
 fn is_directory(fd: &OwnedFd) -> std::result::Result<bool, Errno> {
@@ -279,26 +292,32 @@ fn not_had(root: BorrowedFd<'_>, path: &OsStr, errno: Errno) -> Refusal {
         let parent = if parent.as_os_str().is_empty() { Path::new("/") } else { parent };
         let parent = sys::open_in_root(root, &c(parent), libc::O_PATH | libc::O_DIRECTORY, 0).ok()?;
         let to = readlinkat(&parent, name).ok()?;
-        Some(format!("it is a symbolic link to {}, which is not in the new root", quote(to)))
+        Some(Because::new(format!("it is a symbolic link to {}, which is not in the new root", quote(to))))
     };
     let file = || {
         // The deepest that there is.
         let look = |at: &Path| Some((at.to_owned(), sys::open_in_root(root, &c(at), libc::O_PATH, 0).ok()?));
         let (at, found) = Path::new(path).ancestors().find_map(look)?;
         let name = if at == Path::new(path) { "it".to_owned() } else { there(at.as_os_str()) };
-        (is_directory(&found) == Ok(false)).then(|| format!("{name} is no directory"))
+        (is_directory(&found) == Ok(false)).then(|| Because::new(format!("{name} is no directory")))
     };
     let closed = || {
         let look = |path: &Path| sys::open_in_root(root, &c(path), libc::O_PATH, 0);
         let at = Path::new(path).ancestors().filter(|p| look(p).err() == Some(Errno::EACCES)).last()?;
         let parent = at.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"));
-        let mode = fstat(look(parent).ok()?).ok()?.st_mode & 0o7777;
-        Some(format!("{} (mode {mode:03o}) may not be searched", there(parent.as_os_str())))
+        let found = look(parent).ok()?;
+        let stat = fstat(&found).ok()?;
+        let mode = stat.st_mode & 0o7777;
+        let because = Because::new(format!("{} (mode {mode:03o}) may not be searched", there(parent.as_os_str())));
+        // What is mounted below the root may have another path outside, or none.
+        let outside = readlinkat(AT_FDCWD, format!("/proc/self/fd/{}", found.as_raw_fd()).as_str()).ok();
+        let outside = outside.filter(|_| sys::mount_id(root) == sys::mount_id(found.as_fd()));
+        Some(because.remedy_if(outside.map(|path| path::searchable(Path::new(&path), Some(stat.st_uid)))))
     };
-    let reasons: [(Errno, &dyn Fn() -> Option<String>); 3] =
+    let reasons: [(Errno, &dyn Fn() -> Option<Because>); 3] =
         [(Errno::ENOENT, &link), (Errno::ENOTDIR, &file), (Errno::EACCES, &closed)];
-    let text = reasons.into_iter().find(|(of, _)| *of == errno).and_then(|(_, reason)| reason());
-    Failure::os(format!("open {}", there(path)), errno).because(text.map(Because::new)).into()
+    let because = reasons.into_iter().find(|(of, _)| *of == errno).and_then(|(_, reason)| reason());
+    Failure::os(format!("open {}", there(path)), errno).because(because).into()
 }
 
 /// The directory of `path` below `root`, and its last component.
@@ -325,7 +344,7 @@ fn directory_in(root: BorrowedFd<'_>, path: &OsStr) -> std::result::Result<Owned
         }
         // A link that leads nowhere says so when it is opened.
         Err(Errno::EEXIST) => opened().map_err(|e| not_had(root, path, e)),
-        Err(e) => Err(not_made("mkdir", path, e, &parent)),
+        Err(e) => Err(not_made("mkdir", path, e, &parent, root)),
     }
 }
 
@@ -346,7 +365,7 @@ fn created(root: BorrowedFd<'_>, path: &OsStr, mode: u32) -> std::result::Result
     let (parent, name) = parent_in(root, path)?;
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     exactly(|| openat(&parent, name, flags, Mode::from_bits_truncate(mode)))
-        .map_err(|e| if e == Errno::EEXIST { e.into() } else { not_made("create", path, e, &parent) })
+        .map_err(|e| if e == Errno::EEXIST { e.into() } else { not_made("create", path, e, &parent, root) })
 }
 
 // ---- how ----

@@ -1,6 +1,6 @@
 //! Mounts: a new root. mount_namespaces(7), pivot_root(2).
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::{FsType, Statfs, TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
-use nix::unistd::{chdir, chroot, fchdir, getcwd, pivot_root};
+use nix::unistd::{chdir, chroot, fchdir, getcwd, geteuid, pivot_root};
 
 use super::fs::{self, c, new_mount};
 use super::tree;
@@ -67,6 +67,7 @@ impl Effect {
             Effect::Slave => "mount / MS_REC|MS_SLAVE".into(),
             Effect::Propagate(how) => format!("mount / MS_REC|MS_{}", how.to_uppercase()),
             Effect::Proc(at) => format!("mount proc on {}", quote(at)),
+            Effect::BindRoot(place) if place.is_tree => format!("move_mount {} on /", place.name()),
             Effect::BindRoot(place) => format!("bind {} on itself", quote(&place.path)),
             Effect::Try(fstype, _) => format!("fsmount {fstype}"),
             Effect::Cover => "bind / on itself and chroot there".into(),
@@ -126,8 +127,9 @@ impl Effect {
             Effect::Cover => cover_root(),
             Effect::BindRoot(place) => {
                 let tree = tree::copy(place, true)?;
-                let at =
-                    open(place.path.as_os_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+                // A tree has no place of its own; on the old root it is out of its way.
+                let at = if place.is_tree { OsStr::new("/") } else { place.path.as_os_str() };
+                let at = open(at, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
                 sys::move_mount(tree.as_fd(), at.as_fd(), false)?;
                 hands.put(ROOT, tree);
                 Ok(())
@@ -260,7 +262,10 @@ pub(super) fn full(what: Option<&Place>, facts: &Facts<'_>) -> Option<Because> {
     let below = what.map(Place::real).map_or(0, |real| mounts.iter().filter(|m| real_below(m, &real)).count());
     let (now, most) = (mounts.len(), facts.proc.sysctl("fs/mount-max")?);
     let text = format!("{now} mounts and {} more are over the limit of {most} (fs.mount-max)", below + 1);
-    (u64::try_from(now + below + 1).ok()? > most).then(|| Because::new(text))
+    let all = u64::try_from(now + below + 1).ok()?;
+    // No capability of a user namespace counts for it.
+    let sudo = if geteuid().is_root() && facts.proc.in_initial() == Ok(true) { "" } else { "sudo " };
+    (all > most).then(|| Because::new(text).remedy(format!("{sudo}sysctl -w fs.mount-max={}", 2 * all)))
 }
 
 fn real_below(mount: &Mount, path: &Path) -> bool {

@@ -9,7 +9,8 @@ use std::rc::Rc;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns, unshare};
 
-use super::{Done, Facts, Hands, Step, USERNS, again};
+use super::{Done, Facts, Hands, Step, USERNS};
+use crate::again;
 use crate::fail::{Because, Errno, Failure};
 use crate::holder;
 use crate::id;
@@ -205,8 +206,8 @@ impl Effect {
             Effect::NewUser => refused(&[Kind::User], errno, facts),
             Effect::Join(target, kinds) => join_refused(target, kinds, errno, facts),
             Effect::Hostname(name) if errno == Errno::EINVAL => too_long(name),
-            Effect::Hostname(_) => facts.foreign(Kind::Uts, "-u").filter(|_| errno == Errno::EPERM),
-            Effect::Loopback => facts.foreign(Kind::Net, "-n").filter(|_| errno == Errno::EPERM),
+            Effect::Hostname(_) => facts.foreign(Kind::Uts).filter(|_| errno == Errno::EPERM),
+            Effect::Loopback => facts.foreign(Kind::Net).filter(|_| errno == Errno::EPERM),
             Effect::Clocks(monotonic, boottime) => clocks_refused([monotonic.seconds, boottime.seconds], errno, facts),
             Effect::JoinFile(fd, kind, _) => join_file_refused(fd, *kind, errno, facts),
             Effect::Attach(target) | Effect::Release(target) if errno == Errno::ENOTSOCK => {
@@ -261,7 +262,8 @@ fn is_first() -> Done {
     }
     let text =
         format!("this is process {number} of its pid namespace: the first is the program of ns-new -p, without --init");
-    Err(Failure::refused("be process 1").because(Some(Because::new(text))).into())
+    let cure = Proc::open().ok().and_then(|proc| again::with_namespaces("p", &proc, "self"));
+    Err(Failure::refused("be process 1").because(Some(Because::new(text).remedy_if(cure))).into())
 }
 
 // ---- why not ----
@@ -306,7 +308,7 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
     }
     let lacks = proc.status(facts.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
     let because = Because::new("without a user namespace (ns-new -U) this needs CAP_SYS_ADMIN, and we do not have it");
-    lacks.then(|| because.remedy_if(again(&["-U"])))
+    lacks.then(|| because.remedy_if(again::with_namespaces("U", proc, facts.who)))
 }
 
 /// The pid namespace that our children are born in.

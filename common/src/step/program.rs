@@ -15,6 +15,7 @@ use nix::unistd::{execve, execveat, fchdir};
 
 use super::exec;
 use super::{Done, Facts, Hands, Step};
+use crate::again;
 use crate::fail::{Because, Errno, Exit};
 use crate::id::{Kind, number};
 use crate::ns;
@@ -265,11 +266,12 @@ impl Effect {
                 (soft > hard).then(|| Because::new("the soft limit is over the hard one"))
             }
             Effect::DomainName(name) if errno == Errno::EINVAL => super::ns::too_long(name),
-            Effect::DomainName(_) if errno == Errno::EPERM => facts.foreign(ns::Kind::Uts, "-u"),
+            Effect::DomainName(_) if errno == Errno::EPERM => facts.foreign(ns::Kind::Uts),
             Effect::Filter(_) if errno == Errno::EACCES => {
                 let may = facts.proc.status(facts.who).is_some_and(|s| s.no_new_privs || s.can(CAP_SYS_ADMIN));
                 let text = "a filter needs no_new_privs (--no-new-privs), or CAP_SYS_ADMIN";
-                (!may).then(|| Because::new(text))
+                let cure = || again::with_word("", "--no-new-privs", facts.proc, facts.who);
+                (!may).then(|| Because::new(text).remedy_if(cure()))
             }
             Effect::Exec(Err(path), _) => exec::refused(path, errno, facts),
             Effect::Exec(Ok(n), _) => exec::descriptor_refused(*n, errno, facts),

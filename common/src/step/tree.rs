@@ -19,13 +19,14 @@ use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::unistd::fchdir;
 
 use super::{Done, Facts, Hands, Refusal, Step, TREE, USERNS};
+use crate::again;
 use crate::fail::{Because, Errno, Failure};
 use crate::ns;
 use crate::owners::Owners;
 use crate::path::Place;
 use crate::proc::{Mount, Proc};
 use crate::sys;
-use crate::word::{again, c, quote};
+use crate::word::{c, quote};
 
 /// An effect on a tree. `&'static str` is the name that it is handed on under.
 pub enum Effect {
@@ -93,6 +94,7 @@ fn below(recursive: bool) -> &'static str {
 impl Effect {
     fn act(&self) -> String {
         match self {
+            Effect::Copy(place, ..) if place.is_tree => format!("dup {}", place.name()),
             Effect::Copy(place, recursive, _) => {
                 format!("open_tree {} OPEN_TREE_CLONE{}", place.name(), below(*recursive))
             }
@@ -213,6 +215,9 @@ impl Effect {
             Effect::Set { attributes, from: Some(place), .. } if errno == Errno::EPERM => {
                 facts.may_not_mount().or_else(|| locked(*attributes, place))
             }
+            Effect::Set { from: Some(place), .. } if errno == Errno::EINVAL && place.is_tree => {
+                copy_refused(place, true, facts)
+            }
             Effect::Attach(_, at) if errno == Errno::EINVAL => attach_refused(at, facts),
             Effect::Unmount(..) if errno == Errno::EPERM => facts.may_not_mount(),
             Effect::Unmount(_, id, _) if errno == Errno::EBUSY => busy(*id, facts),
@@ -255,9 +260,12 @@ fn clone_flags(recursive: bool) -> std::ffi::c_uint {
     sys::OPEN_TREE_CLONE | if recursive { sys::AT_RECURSIVE } else { 0 }
 }
 
-/// A copy of the mounts at `place`. By its path: a descriptor from before a new
+/// A copy of the mounts at `place`, or the tree that it is. By its path: a descriptor from before a new
 /// mount namespace was made is of the old one.
 pub(super) fn copy(place: &Place, recursive: bool) -> std::result::Result<OwnedFd, Refusal> {
+    if place.is_tree {
+        return Ok(place.fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?);
+    }
     opened(place, |dir, path| sys::open_tree(dir, path, clone_flags(recursive)))
 }
 
@@ -396,7 +404,7 @@ pub(super) fn is_kept(point: &str, bit: u64) -> bool {
 pub(super) fn copy_refused(place: &Place, recursive: bool, facts: &Facts<'_>) -> Option<Because> {
     if !recursive && is_locked_to(place.real()) {
         let because = Because::new("mounts below it are locked to it: copy it with them (--recursive)");
-        return Some(because.remedy_if(again("--recursive")));
+        return Some(because.remedy_if(again::with("--recursive")));
     }
     // By its path: a descriptor from before a new mount namespace was made is
     // of the old one. Who looks for the reason may still be in that.
@@ -416,8 +424,16 @@ pub(super) fn copy_refused(place: &Place, recursive: bool, facts: &Facts<'_>) ->
 /// What is on no mount that this namespace has: it is of another one, or of
 /// none.
 fn elsewhere(place: &Place, mounts: &[Mount]) -> Option<Because> {
-    let path = place.name();
-    (!mounts.is_empty()).then(|| Because::new(format!("{path} is on no mount of this mount namespace")))
+    let because = Because::new(format!("{} is on no mount of this mount namespace", place.name()));
+    (!mounts.is_empty()).then(|| because.remedy_if(entered(place)))
+}
+
+/// The command line that goes first to where the path of another process leads.
+fn entered(place: &Place) -> Option<String> {
+    let path = place.path.to_str()?;
+    let (number, there) = path.strip_prefix("/proc/")?.split_once("/root/")?;
+    let n: u32 = number.parse().ok()?;
+    again::entered(n, path, &format!("/{there}"))
 }
 
 /// Which of `attributes` is locked: alone, on a copy of the place that we are
@@ -465,7 +481,7 @@ fn busy(id: u64, facts: &Facts<'_>) -> Option<Because> {
     let proc = facts.proc;
     if let Some(above) = proc.mounts(facts.who).into_iter().find(|m| m.parent == id) {
         let because = Because::new(format!("{} is mounted on it, and has to go first", quote(&above.point)));
-        return Some(because.remedy_if(again("--recursive")));
+        return Some(because.remedy_if(again::with("--recursive")));
     }
     let on_it = |path: &str| {
         let file = proc.open_at(path, OFlag::O_PATH).ok();
