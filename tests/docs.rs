@@ -49,6 +49,12 @@ fn section<'a>(page: &'a str, title: &str) -> Vec<&'a str> {
     page.lines().skip_while(|line| **line != head).skip(1).take_while(|line| !line.starts_with(".Sh ")).collect()
 }
 
+/// The lines of a subsection, without its title.
+fn subsection<'a>(page: &'a str, title: &str) -> Vec<&'a str> {
+    let (head, ends) = (format!(".Ss {title}"), |line: &&str| line.starts_with(".Ss ") || line.starts_with(".Sh "));
+    page.lines().skip_while(|line| **line != head).skip(1).take_while(|line| !ends(line)).collect()
+}
+
 /// What follows `.It` on the lines that begin an item.
 fn items<'a>(lines: &[&'a str]) -> impl Iterator<Item = &'a str> {
     lines.iter().filter_map(|line| line.strip_prefix(".It "))
@@ -308,6 +314,55 @@ fn reasons_in_the_tools_are_in_the_manual() {
         }
     }
     assert!(missing.is_empty(), "no page has these reasons in its DIAGNOSTICS:\n{}", missing.join("\n"));
+}
+
+/// The lines that a page displays, as they are read: each `.Dl`, each literal block.
+fn displays(lines: &[&str]) -> Vec<Vec<String>> {
+    let plain = |line: &str| line.replace("\\&", "").replace("\\e", "\\");
+    let (mut found, mut block) = (Vec::new(), None);
+    for line in lines {
+        if let Some(line) = line.strip_prefix(".Dl ") {
+            found.push(vec![plain(line)]);
+        } else if line.starts_with(".Bd -literal") {
+            block = Some(Vec::new());
+        } else if *line == ".Ed" {
+            found.extend(block.take());
+        } else if let Some(block) = &mut block {
+            block.push(plain(line));
+        }
+    }
+    found
+}
+
+/// Whether these stand together, in this order.
+fn has(all: &[&str], wanted: &[String]) -> bool {
+    all.windows(wanted.len()).any(|some| some == wanted)
+}
+
+/// Typed as they stand in the page, in a transcript that says what then comes. An example with
+/// prompts is one with its output, and has that there.
+#[test]
+fn examples_in_the_manual_are_run() {
+    let files = fs::read_dir(top("tests/examples")).unwrap();
+    let run = files.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap()).collect::<Vec<_>>().join("\n");
+    let shown: Vec<&str> = run.lines().map(|line| line.strip_prefix("    ").unwrap_or(line)).collect();
+    let prompts = ["$ ", "2$ ", "# ", "> "];
+    let typed = shown.iter().filter_map(|line| prompts.iter().find_map(|prompt| line.strip_prefix(prompt)));
+    let typed: Vec<&str> = typed.collect();
+    let mut missing = Vec::new();
+    for (name, page) in pages() {
+        let lines = match name.as_str() {
+            "nskit.7" => subsection(&page, "A pipeline"),
+            _ => section(&page, "EXAMPLES"),
+        };
+        let examples = displays(&lines);
+        assert!(examples.len() > 1, "man/{name} has no examples");
+        let is_session = |example: &[String]| example[0].starts_with(['$', '#']);
+        let is_run = |example: &Vec<String>| has(if is_session(example) { &shown } else { &typed }, example);
+        let told = |example: &Vec<String>| format!("man/{name}:\n{}", example.join("\n"));
+        missing.extend(examples.iter().filter(|example| !is_run(example)).map(told));
+    }
+    assert!(missing.is_empty(), "not in tests/examples:\n{}", missing.join("\n"));
 }
 
 /// The tables of the kernel's reasons name the files that provoke them, that of attacks those in which
