@@ -105,7 +105,7 @@ DOCDIR = $(PREFIX)/share/doc/nskit
 LABS = $(notdir $(wildcard man/labs/[0-9]*.md))
 
 install: all
-	install -d $(foreach dir,$(BINDIR) $(MANDIR)/man1 $(MANDIR)/man5 $(MANDIR)/man7 \
+	umask 022 && mkdir -p $(foreach dir,$(BINDIR) $(MANDIR)/man1 $(MANDIR)/man5 $(MANDIR)/man7 \
 	    $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(DOCDIR)/labs,$(DESTDIR)$(dir))
 	cd target/bin && install -m 755 $(TOOLS) $(abspath $(DESTDIR)$(BINDIR))
 	install -m 644 man/*.1 $(DESTDIR)$(MANDIR)/man1
@@ -140,20 +140,22 @@ apparmor = if [ -z "$(DESTDIR)" ] && aa-enabled --quiet 2>/dev/null; then \
 uninstall:
 	@if grep -qs ' $(BINDIR)/ns-new ' $(DESTDIR)$(APPARMORDIR)/nskit; then \
 	    $(call apparmor,-R); rm $(DESTDIR)$(APPARMORDIR)/nskit; fi
-	cd $(DESTDIR)$(BINDIR) && for name in newuidmap newgidmap; do \
-	    if [ "$$(readlink $$name)" = uidmap-set ]; then rm $$name; fi; done
-	cd $(DESTDIR)$(BINDIR) && rm -f $(TOOLS)
-	cd $(DESTDIR)$(MANDIR) && rm -f $(TOOLS:%=man1/%.1) man5/nskit-record.5 man7/nskit.7
-	cd $(DESTDIR)$(BASHDIR) && rm -f nskit $(TOOLS)
-	cd $(DESTDIR)$(FISHDIR) && rm -f $(TOOLS:%=%.fish)
-	rm -f $(DESTDIR)$(ZSHDIR)/_nskit
+	for name in newuidmap newgidmap; do \
+	    if [ "$$(readlink $(DESTDIR)$(BINDIR)/$$name)" = uidmap-set ]; then rm $(DESTDIR)$(BINDIR)/$$name; fi; done
+	rm -f $(TOOLS:%=$(DESTDIR)$(BINDIR)/%) $(TOOLS:%=$(DESTDIR)$(MANDIR)/man1/%.1) \
+	    $(DESTDIR)$(MANDIR)/man5/nskit-record.5 $(DESTDIR)$(MANDIR)/man7/nskit.7 \
+	    $(DESTDIR)$(BASHDIR)/nskit $(TOOLS:%=$(DESTDIR)$(BASHDIR)/%) \
+	    $(DESTDIR)$(ZSHDIR)/_nskit $(TOOLS:%=$(DESTDIR)$(FISHDIR)/%.fish)
 	rm -rf $(DESTDIR)$(DOCDIR)
 
-# All of it for a machine without a toolchain: tar -C / -xf nskit.tar.gz
+# All of it for a machine without a toolchain: tar -C / -xf nskit.tar.gz. Directories are not in it:
+# tar would give those that are there another owner and mode.
+TAR ?= target/nskit.tar.gz
 static-tar: all
-	rm -rf target/static && $(MAKE) -s install DESTDIR=$(abspath target/static)
-	tar -C target/static --owner=0 --group=0 --sort=name -czf target/nskit.tar.gz .
-	@echo "made target/nskit.tar.gz"
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && $(MAKE) -s install DESTDIR="$$dir" && \
+	    (cd "$$dir" && find * ! -type d | LC_ALL=C sort) | \
+	    tar -C "$$dir" --owner=0 --group=0 -czf $(TAR) -T -
+	@echo "made $(TAR)"
 
 # For Debian and its kin: dpkg -i target/nskit_*.deb
 deb: all
