@@ -197,8 +197,8 @@ fn claim(layout: &Layout, set: &[&str], id: String) -> Option<Claim> {
 
 // ---- processes ----
 
-/// The first process of each container that can be told by its cgroup, its
-/// mounts, or its parent.
+/// The first process of each container that can be told by its cgroup, or by its
+/// parent: the command line of that which lxc leaves outside has the name, too.
 fn by_process(proc: &Proc) -> Vec<Claim> {
     let mounts = proc.mounts("self");
     let hierarchies: Vec<&str> =
@@ -214,8 +214,11 @@ fn by_process(proc: &Proc) -> Vec<Claim> {
             // Whoever may make cgroups somewhere may call them what he likes.
             hierarchies.iter().any(|at| name::is_made_by_believed(&format!("{at}{up_to}"))).then_some((engine, id))
         });
-        let otherwise = || if depth < 2 { None } else { nspawn(proc, &who).or_else(|| lxc(proc, status.parent)) };
-        let Some((engine, id)) = by_path.or_else(otherwise) else { continue };
+        let by_parent = || {
+            let line = if depth > 1 { believed_line(proc, &status.parent.to_string())? } else { return None };
+            notes::lxc_monitor(&line).map(|name| ("lxc", name)).or_else(|| nspawn(proc, &who, &line))
+        };
+        let Some((engine, id)) = by_path.or_else(by_parent) else { continue };
         let said = Said { pid: Some(pid), ..Said::default() };
         let claim = Claim { engine, id, said, note: None };
         match found.iter_mut().find(|(_, c)| (c.engine, &c.id) == (engine, &claim.id)) {
@@ -227,22 +230,14 @@ fn by_process(proc: &Proc) -> Vec<Claim> {
     found.into_iter().map(|(_, claim)| claim).collect()
 }
 
-/// The name of the container that systemd-nspawn has made around a process: of
-/// the directory through which mounts come in. It takes the mounts of a
-/// namespace to forge that, so the namespace has to be root's or the caller's.
-fn nspawn(proc: &Proc, who: &str) -> Option<(&'static str, String)> {
-    let mount = proc.mounts(who).into_iter().find(|m| m.point == "/run/host/incoming")?;
+/// The name of the container around a process whose parent is systemd-nspawn:
+/// that of the directory through which mounts come in.
+fn nspawn(proc: &Proc, who: &str, parent: &[u8]) -> Option<(&'static str, String)> {
+    let program = parent.split(|b| *b == 0).next()?;
+    let mounts = if program.ends_with(b"systemd-nspawn") { proc.mounts(who) } else { Vec::new() };
+    let mount = mounts.into_iter().find(|m| m.point == "/run/host/incoming")?;
     let (_, name) = mount.root.split_once("nspawn/propagate/")?;
-    let target = Target::open(proc, Address::parse(who.as_bytes())?).ok()?;
-    let owner = target::files::owner_of_user_namespace(proc, &target)?;
-    (notes::is_name(name) && (owner == 0 || owner == proc.own().uid[1])).then(|| ("nspawn", name.to_owned()))
-}
-
-/// The name of the container whose first process has this parent, if that is
-/// the one which lxc leaves outside. Its cgroup need not have the name.
-fn lxc(proc: &Proc, parent: u32) -> Option<(&'static str, String)> {
-    let line = believed_line(proc, &parent.to_string())?;
-    notes::lxc_monitor(&line).map(|name| ("lxc", name))
+    notes::is_name(name).then(|| ("nspawn", name.to_owned()))
 }
 
 /// What podman and cri-o have said to conmon: it names the file with the number
@@ -260,9 +255,9 @@ fn by_conmon(proc: &Proc) -> Vec<Claim> {
     proc.pids().into_iter().filter_map(claim).collect()
 }
 
-/// The command line of a process that is root's or the caller's. In a user
-/// namespace 0 may be anybody, who is then the caller.
+/// The command line of a process that is root's or the caller's, and no
+/// container's. In a user namespace 0 may be anybody, who is then the caller.
 fn believed_line(proc: &Proc, who: &str) -> Option<Vec<u8>> {
     let status = proc.status(who).filter(|s| s.uid[1] == 0 || s.uid[1] == proc.own().uid[1])?;
-    (status.state != 'Z').then(|| proc.read(&format!("{who}/cmdline")).ok())?
+    (!proc.is_below(&status) && status.state != 'Z').then(|| proc.read(&format!("{who}/cmdline")).ok())?
 }

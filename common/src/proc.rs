@@ -218,6 +218,12 @@ impl Proc {
         })
     }
 
+    /// Whether a process is in a pid namespace below ours. Whoever is root in a
+    /// container of ours has our uid, and calls himself what he likes.
+    pub fn is_below(&self, status: &Status) -> bool {
+        status.pids.len() > self.own().pids.len().max(1)
+    }
+
     /// The map of the user namespace of `who`, its outside ids as this
     /// process sees them; empty if none has been written.
     pub fn map(&self, who: &str, kind: id::Kind) -> Option<Vec<Extent>> {
