@@ -59,14 +59,13 @@ fn plan(cli: &Cli, args: &Args, proc: &Rc<Proc>, target: Rc<Target>, stream: Opt
     let holder = holder::is_holder(target.fd.as_fd()).then_some(target);
     let mut plan = Plan::default();
     plan.push(Effect::Adopt);
-    holder.iter().for_each(|holder| plan.push(Effect::HoldBack(holder.clone())));
     if says {
         plan.push(Effect::Pipe);
     }
     plan.push(clone(
         Vec::new(),
         "whoever runs in the namespaces cannot touch what runs outside of them",
-        inside(args, &helper)?,
+        inside(args, &helper, holder.clone())?,
         proc,
     ));
     plan.push(Effect::Await(helper.clone()));
@@ -79,10 +78,11 @@ fn plan(cli: &Cli, args: &Args, proc: &Rc<Proc>, target: Rc<Target>, stream: Opt
 }
 
 /// What becomes the helper.
-fn inside(args: &Args, helper: &Helper) -> Result<Plan> {
+fn inside(args: &Args, helper: &Helper, holder: Option<Rc<Target>>) -> Result<Plan> {
     let mut kept: Vec<i32> =
         args.values("keep-fd").iter().map(|word| target::given::descriptor(word)).collect::<Result<_>>()?;
     let mut inside = Plan::default();
+    holder.into_iter().for_each(|holder| inside.push(Effect::HoldBack(holder)));
     inside.push(Effect::Apart);
     if helper.says {
         if kept.contains(&READY) {

@@ -224,15 +224,15 @@ pub fn hold(life: &Life, first: Option<Child>, report: &mut Option<OwnedFd>) -> 
     sys::exit_now(0)
 }
 
-/// Ends a helper that was left to us. A stage that is there does so, too, and
-/// waits longer before it kills; one that is being killed is seen to be gone
-/// only a moment after its pipe.
+/// Ends a helper that was left to us, with the group that it leads or has led. A
+/// stage that is there does so, too, and waits longer before it kills; one that
+/// is being killed is seen to be gone only a moment after its pipe.
 fn end_helper(left: &Guest) {
     let Some(helper) = &left.program else { return };
     let _ = sys::pidfd_signal(helper.as_fd(), Signal::SIGTERM as c_int);
-    let both = [(helper.as_fd(), PollFlags::POLLIN), (left.enterer.as_fd(), PollFlags::POLLIN)];
-    if mind::wait_for(&both, Some(GRACE)).is_ok_and(|gone| gone[1]) {
+    if mind::ready_within(left.enterer.as_fd(), GRACE) == Ok(true) {
         left.end_program();
+        let _ = sys::pidfd_signal_group(helper.as_fd(), Signal::SIGKILL as c_int);
     }
 }
 
@@ -301,7 +301,7 @@ fn take_in(door: BorrowedFd<'_>, until: BorrowedFd<'_>, left: &mut Vec<Guest>) -
             let mut fds = fds.into_iter();
             let guest = fds.next().map(|enterer| Guest { enterer, program: fds.next() });
             let _ = write(until, &byte);
-            if byte[0] == BESIDE {
+            if [NOT_YET, BESIDE].contains(&byte[0]) {
                 left.extend(guest);
                 return Ok(Some(None));
             }
@@ -414,6 +414,19 @@ pub fn attach(holder: BorrowedFd<'_>) -> Result<()> {
 /// # Errors
 /// As `attach`; ESRCH: the enterer has gone already.
 pub fn entrust(holder: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> Result<()> {
+    give(holder, parent, HERE)
+}
+
+/// The same of the child of a stage that becomes a helper: nobody can enter
+/// before that is ready, which the holder's parent is told.
+///
+/// # Errors
+/// As `entrust`.
+pub fn hold_back(holder: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> Result<()> {
+    give(holder, parent, NOT_YET)
+}
+
+fn give(holder: BorrowedFd<'_>, parent: BorrowedFd<'_>, what: u8) -> Result<()> {
     let door = door(holder)?;
     let enterer = sys::pidfd_open(nix::unistd::getppid().as_raw())?;
     // While it has its end open, our parent was the enterer a moment ago.
@@ -421,18 +434,12 @@ pub fn entrust(holder: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> Result<()> {
         return Err(Errno::ESRCH);
     }
     let me = sys::pidfd_open(getpid().as_raw())?;
-    mind::send(door.as_fd(), &[HERE], &[enterer.as_fd(), me.as_fd()])
-}
-
-/// Tells a holder, for its parent, that nobody can enter yet: a helper comes
-/// first.
-pub fn hold_back(holder: BorrowedFd<'_>) {
-    let _ = door(holder).and_then(|door| mind::send(door.as_fd(), &[NOT_YET], &[]));
+    mind::send(door.as_fd(), &[what], &[enterer.as_fd(), me.as_fd()])
 }
 
 /// Tells a holder that the helper is ready, and leaves `processes` of it, which
-/// are below this one, to the holder: if this process is killed, they are
-/// ended with the namespaces.
+/// are below this one, to the holder: if this process is killed, they are ended
+/// with the namespaces.
 ///
 /// # Errors
 /// As `attach`.

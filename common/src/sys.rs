@@ -357,6 +357,20 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, number: c_int) -> Result<()> {
     answer(n).map(drop)
 }
 
+/// The same to the group of processes that it leads, also if it has ended itself
+/// (PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9).
+///
+/// # Errors
+/// EINVAL: the kernel is older; ESRCH: nobody is in that group; EPERM.
+pub fn pidfd_signal_group(pidfd: BorrowedFd<'_>, number: c_int) -> Result<()> {
+    const PIDFD_SIGNAL_PROCESS_GROUP: c_int = 4;
+    // SAFETY: a null siginfo is allowed and asks for that of kill(2).
+    let n = unsafe {
+        libc::syscall(PIDFD_SEND_SIGNAL, pidfd.as_raw_fd(), number, null::<u8>(), PIDFD_SIGNAL_PROCESS_GROUP)
+    };
+    answer(n).map(drop)
+}
+
 /// Sends signal `number` to a child of this process that has not been reaped,
 /// so that its number is still its own.
 ///

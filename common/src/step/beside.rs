@@ -32,7 +32,8 @@ use crate::word::{quote, quote_all};
 pub enum Effect {
     /// Let all orphans below this process fall to it.
     Adopt,
-    /// Let the holder know that nobody enters before the helper is ready.
+    /// In the helper: let the holder know that nobody enters before it is ready,
+    /// and end it if its parent cannot.
     HoldBack(Rc<Target>),
     /// Make the pipe by which the helper says that it is ready.
     Pipe,
@@ -42,7 +43,7 @@ pub enum Effect {
     TakePipe,
     /// Wait until the helper is ready.
     Await(Rc<Helper>),
-    /// Let the holder end what has been left of it, if this process cannot.
+    /// Let the holder end what it has put into the background, too.
     Entrust(Rc<Target>),
     /// Stay as long as the target, and as the reader of standard output in a
     /// pipeline; then end the helper.
@@ -81,13 +82,13 @@ impl Effect {
     fn act(&self) -> String {
         match self {
             Effect::Adopt => "prctl PR_SET_CHILD_SUBREAPER 1".into(),
-            Effect::HoldBack(target) => format!("tell holder {} that a helper comes first", target.address),
+            Effect::HoldBack(target) => format!("entrust itself to holder {}, and come first", target.address),
             Effect::Pipe => "pipe".into(),
             Effect::Apart => "setsid, with /dev/null for standard input and standard error for output".into(),
             Effect::TakePipe => format!("dup the pipe to descriptor {READY}"),
             Effect::Await(helper) if helper.says => format!("wait until it writes to descriptor {READY}"),
             Effect::Await(_) => "wait until it has ended with status 0".into(),
-            Effect::Entrust(target) => format!("entrust the helper to holder {}", target.address),
+            Effect::Entrust(target) => format!("entrust what is below us to holder {}", target.address),
             Effect::Stay(helper) => {
                 let whom = if helper.stage { "the reader of standard output" } else { "the target" };
                 format!("stay as long as {whom}, then end the helper")
@@ -98,11 +99,13 @@ impl Effect {
     fn why(&self) -> &'static str {
         match self {
             Effect::Adopt => "a helper that goes into the background leaves its parent, and then is ours to end",
-            Effect::HoldBack(_) => "where nobody enters, its parent says so after a while",
+            Effect::HoldBack(_) => {
+                "a kill of its parent would leave it behind; and where nobody enters, the holder's parent says so"
+            }
             Effect::Pipe | Effect::TakePipe => "one that stays in the foreground says so when it is ready",
             Effect::Apart => "keys that are for the program at the end of the pipeline would signal it, too",
             Effect::Await(_) => "what it makes in the namespaces is there before a program is",
-            Effect::Entrust(_) => "a kill of this process would leave the helper behind",
+            Effect::Entrust(_) => "a kill of this process would leave those behind that have left their parent",
             Effect::Stay(_) => "a helper of this kind does not know when the namespaces are gone",
         }
     }
@@ -114,8 +117,10 @@ impl Effect {
                 sys::pidfd_open(getpid().as_raw())?;
                 Ok(nix::sys::prctl::set_child_subreaper(true)?)
             }
+            // Whoever cannot say it does what can be done here.
             Effect::HoldBack(target) => {
-                holder::hold_back(target.fd.as_fd());
+                let report = hands.report.as_ref().ok_or(Errno::ECHILD)?;
+                let _ = holder::hold_back(target.fd.as_fd(), report.as_fd());
                 Ok(())
             }
             Effect::Pipe => {
@@ -158,7 +163,6 @@ impl Effect {
                 }
                 Ok(())
             }
-            // Whoever cannot say it does what can be done here.
             Effect::Entrust(target) => {
                 let _ = holder::leave_to(target.fd.as_fd(), &children());
                 Ok(())
@@ -187,6 +191,8 @@ enum Begun {
     Signal(c_int),
 }
 
+const GONE: &str = "it was not ready before the target ended";
+
 /// How long to wait for it in silence, in milliseconds.
 const PATIENCE: u16 = 2000;
 
@@ -207,6 +213,13 @@ fn begin(helper: &Helper, child: &Child, mut pipe: Option<OwnedFd>) -> Result<Be
                 _ if pid != child.pid => {}
                 Change::Exited(0) if !helper.says => return Ok(Begun::Ready),
                 Change::Exited(0) => ended = true,
+                // A holder that goes takes it along, a moment before its own end.
+                Change::Killed(signal)
+                    if signal == Signal::SIGTERM as c_int
+                        && mind::ready_within(helper.target.fd.as_fd(), PATIENCE)? =>
+                {
+                    return Ok(Begun::Failed(GONE.into()));
+                }
                 Change::Exited(_) | Change::Killed(_) | Change::Stopped => return Ok(Begun::Failed(said(change))),
             }
         }
@@ -214,7 +227,7 @@ fn begin(helper: &Helper, child: &Child, mut pipe: Option<OwnedFd>) -> Result<Be
             return Ok(Begun::Signal(signal));
         }
         if ready[1] {
-            return Ok(Begun::Failed("it was not ready before the target ended".into()));
+            return Ok(Begun::Failed(GONE.into()));
         }
         if ready[2..at].contains(&true) {
             return Ok(Begun::Unread);
