@@ -52,7 +52,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("step/newuidmap", &["step", "fail", "helper", "id", "proc", "subid", "sys", "target", "user"]),
     ("step/map", &["step", "step/newuidmap", "fail", "id", "mind", "ns", "proc", "record", "sys", "target"]),
     ("step/tree", &["step", "again", "fail", "ns", "owners", "path", "proc", "sys", "word"]),
-    ("step/ns/limit", &["step", "cgroup", "fail", "ns", "proc", "sys"]),
+    ("step/ns/limit", &["step", "cgroup", "fail", "id", "ns", "proc", "sys"]),
     ("step/ns", &["step", "again", "fail", "holder", "id", "mind", "ns", "proc", "sys", "target", "word"]),
     ("step/fs", &["step", "step/tree", "again", "fail", "id", "ns", "proc", "sys", "word"]),
     ("step/mount", &["step", "step/fs", "step/tree", "fail", "path", "proc", "sys", "word"]),
@@ -66,7 +66,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("step/terminal", &["step", "fail", "holder", "mind", "proc", "pty", "target"]),
     ("step/file", &["step", "etc", "fail", "word"]),
     ("step/beside", &["step", "fail", "holder", "id", "mind", "proc", "sys", "target", "word"]),
-    ("step/exec", &["step", "fail", "proc", "sys"]),
+    ("step/exec", &["step", "step/ns", "fail", "proc", "sys"]),
     (
         "step/end",
         &["step", "step/exec", "fail", "holder", "lease", "mind", "proc", "ready", "record", "sys", "target", "word"],

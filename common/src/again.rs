@@ -51,6 +51,14 @@ pub fn with_namespaces(letters: &str, proc: &Proc, who: &str) -> Option<String> 
     below(letters, words, proc, who)
 }
 
+/// ns-enter with one more option. None of other tools, nor along with one of
+/// `others`.
+pub fn entering(option: &str, others: &[&str]) -> Option<String> {
+    let words = words();
+    let has_other = words.iter().any(|word| others.iter().any(|other| word == other));
+    if call(&words, "ns-enter") && !has_other { with(option) } else { None }
+}
+
 /// pivot-exec with `new` in place of its word `old`, or before all others where
 /// that is empty. None where it has no such word.
 pub fn with_word(old: &str, new: &str, proc: &Proc, who: &str) -> Option<String> {

@@ -9,6 +9,7 @@ use nix::libc;
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use super::Facts;
+use super::ns::user_is_full;
 use crate::fail::{Because, Errno};
 use crate::proc::read_all;
 use crate::sys;
@@ -31,6 +32,9 @@ const MOST: usize = 64 << 20;
 /// Why `program` could not be executed, looked up in the root of the process
 /// that tried: execve(2).
 pub(super) fn refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    if errno == Errno::EAGAIN {
+        return user_is_full(facts);
+    }
     let bytes = program.as_bytes();
     if !bytes.contains(&b'/') {
         return not_in_path(bytes, errno, facts);

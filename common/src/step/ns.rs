@@ -311,6 +311,13 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
     lacks.then(|| because.remedy_if(again::with_namespaces("U", proc, facts.who)))
 }
 
+/// Why nothing can be executed (EAGAIN): whoever has become a user with too many
+/// processes may not go on as a new program.
+pub(super) fn user_is_full(facts: &Facts<'_>) -> Option<Because> {
+    // What an option has set is not mended by ulimit.
+    limit::of_user(facts).map(|because| because.remedy_if(None))
+}
+
 /// The pid namespace that our children are born in.
 fn children(facts: &Facts<'_>) -> Option<OwnedFd> {
     facts.proc.open_at("self/ns/pid_for_children", OFlag::O_RDONLY).ok()
@@ -369,12 +376,12 @@ fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>
     }
     for kind in kinds {
         let Ok(ns) = facts.proc.ns(&who, *kind) else { return target::why::untouchable(facts.proc, &who) };
-        let because = beyond_us(ns, *kind, "its", facts.proc);
-        if because.is_some() {
-            return because;
+        if let Some(because) = beyond_us(ns, *kind, "its", facts.proc) {
+            let several = kinds.len() > 1;
+            return Some(because.remedy_if(again::entering("--try", &["--try"]).filter(|_| several)));
         }
     }
-    without_user(kinds, facts)
+    without_user(kinds, again::entering("-U", &["--user-parent"]), facts)
 }
 
 fn join_file_refused(ns: &OwnedFd, kind: Kind, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
@@ -385,7 +392,7 @@ fn join_file_refused(ns: &OwnedFd, kind: Kind, errno: Errno, facts: &Facts<'_>) 
         return None;
     }
     let again = nix::unistd::dup(ns).ok()?;
-    beyond_us(again, kind, "this", facts.proc).or_else(|| without_user(&[kind], facts))
+    beyond_us(again, kind, "this", facts.proc).or_else(|| without_user(&[kind], None, facts))
 }
 
 /// Whether a namespace belongs to a user namespace in which nothing that we
@@ -415,12 +422,12 @@ fn beyond_us(ns: OwnedFd, kind: Kind, whose: &str, proc: &Proc) -> Option<Becaus
 }
 
 /// Every kind but the user namespace takes CAP_SYS_ADMIN in the user namespace
-/// that one is in, too: the owner has it only after entering his own.
-fn without_user(kinds: &[Kind], facts: &Facts<'_>) -> Option<Because> {
+/// that one is in, too: the owner has it only after entering his own, by `cure`.
+fn without_user(kinds: &[Kind], cure: Option<String>, facts: &Facts<'_>) -> Option<Because> {
     let (own, alone) = (facts.proc.status(facts.who)?, !kinds.contains(&Kind::User));
     if alone && !own.can(CAP_SYS_ADMIN) {
         let text = "it also needs CAP_SYS_ADMIN in the user namespace that we are in: enter the target's as well (-U)";
-        return Some(Because::new(text));
+        return Some(Because::new(text).remedy_if(cure));
     }
     let text = "to enter a mount namespace needs CAP_SYS_CHROOT, too, and we do not have it";
     (alone && kinds.contains(&Kind::Mnt) && !own.can(CAP_SYS_CHROOT)).then(|| Because::new(text))

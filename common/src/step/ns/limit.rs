@@ -3,10 +3,9 @@
 
 use std::os::fd::AsFd;
 
-use nix::sys::resource::{Resource, getrlimit};
-
 use crate::cgroup;
 use crate::fail::Because;
+use crate::id::number;
 use crate::ns::Kind;
 use crate::proc::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Proc};
 use crate::step::Facts;
@@ -59,7 +58,7 @@ pub(super) fn too_many(facts: &Facts<'_>) -> Option<Because> {
 
 /// Whether our user has as many processes, of which each thread counts, as
 /// RLIMIT_NPROC allows: those that can be seen are as many at least.
-fn of_user(facts: &Facts<'_>) -> Option<Because> {
+pub(super) fn of_user(facts: &Facts<'_>) -> Option<Because> {
     let proc = facts.proc;
     let own = proc.status(facts.who)?;
     // Who may do as he likes is not asked (copy_process() in kernel/fork.c).
@@ -67,7 +66,11 @@ fn of_user(facts: &Facts<'_>) -> Option<Because> {
     if exempt && proc.in_initial().unwrap_or(true) {
         return None;
     }
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NPROC).ok()?;
+    let text = proc.text(&format!("{}/limits", facts.who))?;
+    let mut words = text.lines().find_map(|line| line.strip_prefix("Max processes "))?.split_whitespace();
+    // Where it is `unlimited` it is not the reason.
+    let soft = number(words.next()?.as_bytes())?;
+    let hard = number(words.next()?.as_bytes()).unwrap_or(u64::MAX);
     let statuses = proc.pids().into_iter().filter_map(|pid| proc.status(&pid.to_string()));
     let count: u64 = statuses.filter(|s| s.uid[0] == own.uid[0]).map(|s| s.threads).sum();
     let text = format!("RLIMIT_NPROC (ulimit -u) is {soft}, and uid {} has {count} processes and threads", own.uid[0]);
