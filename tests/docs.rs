@@ -381,6 +381,41 @@ fn tables_of_refusals_name_files_that_are_there() {
     assert!(count > 100, "only {count} names: are they still read?");
 }
 
+/// The long options in `lines`, each with the tool before it; that of options before any is `tool`.
+fn used<'a>(lines: impl Iterator<Item = &'a str>, tool: &'a str) -> BTreeSet<(&'a str, &'a str)> {
+    let mut tool = tool;
+    let mut found = BTreeSet::new();
+    for word in lines.flat_map(|line| line.split([' ', '(', '=', ';'])) {
+        if TOOLS.iter().any(|(name, ..)| *name == word) {
+            tool = word;
+        } else if word.starts_with("--") {
+            found.insert((tool, word));
+        }
+    }
+    found
+}
+
+/// Every mode that an example shows has its system calls failed.
+#[test]
+fn what_the_examples_show_is_in_the_list_of_faults() {
+    let list = fs::read_to_string(top("tests/faults/list")).unwrap();
+    let tried = used(list.lines().filter(|line| line.starts_with("run ")), "");
+    let mut count = 0;
+    for (tool, program, _) in TOOLS {
+        // Those of other programs are not ours to try.
+        let known: Vec<String> = options(&help(program)).into_iter().map(|(_, long)| long).collect();
+        for (name, page) in pages() {
+            let lines = section(&page, "EXAMPLES");
+            for (_, option) in used(lines.into_iter(), name.trim_end_matches(".1")).iter().filter(|(t, _)| *t == tool) {
+                let is_tried = tried.contains(&(tool, *option)) || !known.iter().any(|long| long == option);
+                assert!(is_tried, "man/{name}, EXAMPLES: {tool} {option} has no line in tests/faults/list");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 40, "only {count} options: are they still read?");
+}
+
 #[test]
 fn pages_name_pages_that_are_there() {
     let pages = pages();

@@ -8,7 +8,7 @@
 //! 2. `authorise`: what newuidmap(1) and newgidmap(1) check. No other program
 //!    is started.
 //! 3. `write`: the files are opened through the target's own directory, and
-//!    written, with one capability in effect for each, or none.
+//!    written, with the capabilities in effect that this needs, or none.
 //! 4. Then every capability is dropped for good; only after that is a refusal
 //!    explained.
 //!
@@ -321,8 +321,9 @@ fn write_all(target: &Target, maps: &[(Kind, Map)], setgroups: Option<bool>) -> 
         let text: &[u8] = if allow { b"allow" } else { b"deny" };
         sys::write_whole(&groups, text).map_err(|e| Refused::Setgroups(allow, e))?;
     }
+    // Nothing comes between the two that can be refused: one map is good for nothing.
+    hold(maps.iter().fold(0, |all, (kind, map)| all | needed(*kind, map)))?;
     for ((kind, map), file) in opened {
-        hold(needed(*kind, map))?;
         let name = format!("/proc/{}/{}", target.pid, kind.map_file());
         write_map(&file, &name, map).map_err(|refusal| Refused::Write(*kind, map.clone(), refusal))?;
     }

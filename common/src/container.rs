@@ -13,7 +13,6 @@ use std::rc::Rc;
 use crate::fail::{Failure, Result};
 use crate::name;
 use crate::proc::Proc;
-use crate::record::Address;
 use crate::target::{self, Target};
 use crate::word::quote;
 
@@ -63,8 +62,7 @@ pub fn find(proc: &Proc, word: &str) -> Result<(Rc<Target>, bool)> {
         let lines: String = found.iter().map(|(target, _, text)| format!("\n  {} {text}", target.address)).collect();
         return Err(Failure::refused(format!("{} can mean each of these:{lines}", quote(word))));
     }
-    let none = || Failure::refused(format!("no holder or container is called {}", quote(word)));
-    let (target, is_container, _) = found.pop().ok_or_else(none)?;
+    let (target, is_container, _) = found.pop().ok_or_else(|| name::none(proc, "holder or container", word))?;
     Ok((Rc::new(target), is_container))
 }
 
@@ -93,7 +91,7 @@ fn containers(proc: &Proc) -> Vec<Container> {
 
 /// The first process of a container, if what is claimed of it is true.
 fn prove(proc: &Proc, claim: &Claim) -> Option<Target> {
-    let target = Target::open(proc, Address { pid: claim.said.pid?, inode: None }).ok()?;
+    let target = name::opened(proc, claim.said.pid?)?;
     let who = target.who();
     let Some((uid, written)) = claim.note else { return Some(target) };
     let fits = match claim.said.start {
@@ -169,27 +167,27 @@ fn layouts(proc: &Proc) -> Vec<Layout> {
 fn noted(proc: &Proc) -> Vec<Claim> {
     let mut claims = Vec::new();
     for layout in layouts(proc) {
-        let sets = if layout.sets { name::noted_in(&layout.base, &[]) } else { vec![String::new()] };
+        let sets = if layout.sets { name::noted_in(proc, &layout.base, &[]) } else { vec![String::new()] };
         for set in &sets {
             let set: Vec<&str> = if layout.sets { vec![set.as_str()] } else { Vec::new() };
-            for id in name::noted_in(&layout.base, &set) {
-                claims.extend(claim(&layout, &set, id));
+            for id in name::noted_in(proc, &layout.base, &set) {
+                claims.extend(claim(proc, &layout, &set, id));
             }
         }
     }
-    for id in name::noted_in("/run/systemd/machines", &[]) {
-        let Some(note) = name::note("/run/systemd/machines", &[], &id) else { continue };
+    for id in name::noted_in(proc, "/run/systemd/machines", &[]) {
+        let Some(note) = name::note(proc, "/run/systemd/machines", &[], &id) else { continue };
         let Some(said) = notes::machine(&note.bytes) else { continue };
         claims.push(Claim { engine: "nspawn", id, said, note: Some((note.uid, note.written)) });
     }
     claims
 }
 
-fn claim(layout: &Layout, set: &[&str], id: String) -> Option<Claim> {
+fn claim(proc: &Proc, layout: &Layout, set: &[&str], id: String) -> Option<Claim> {
     let dir: Vec<&str> = set.iter().copied().chain([id.as_str()]).chain(layout.inner.iter().copied()).collect();
-    let note = name::note(&layout.base, &dir, layout.state)?;
+    let note = name::note(proc, &layout.base, &dir, layout.state)?;
     let mut said = (layout.read)(&note.bytes)?;
-    if let Some(more) = name::note(&layout.base, &dir, layout.names).and_then(|note| notes::json(&note.bytes)) {
+    if let Some(more) = name::note(proc, &layout.base, &dir, layout.names).and_then(|note| notes::json(&note.bytes)) {
         said.names.extend(more.names);
     }
     Some(Claim { engine: layout.engine, id, said, note: Some((note.uid, note.written)) })
@@ -212,7 +210,8 @@ fn by_process(proc: &Proc) -> Vec<Claim> {
         let path = proc.cgroup(&who).unwrap_or_default();
         let by_path = notes::cgroup(&path).and_then(|(engine, id, up_to)| {
             // Whoever may make cgroups somewhere may call them what he likes.
-            hierarchies.iter().any(|at| name::is_made_by_believed(&format!("{at}{up_to}"))).then_some((engine, id))
+            let is_made = |at: &&str| name::is_made_by_believed(proc, &format!("{at}{up_to}"));
+            hierarchies.iter().any(is_made).then_some((engine, id))
         });
         let by_parent = || {
             let line = if depth > 1 { believed_line(proc, &status.parent.to_string())? } else { return None };
@@ -248,7 +247,7 @@ fn by_conmon(proc: &Proc) -> Vec<Claim> {
         let line = (proc.status(&who)?.name == "conmon").then(|| believed_line(proc, &who))??;
         let (id, name, file) = notes::conmon(&line)?;
         let (dir, file) = file.rsplit_once('/')?;
-        let note = name::note(dir, &[], file)?;
+        let note = name::note(proc, dir, &[], file)?;
         let said = Said { names: vec![name], ..notes::pid_file(&note.bytes)? };
         Some(Claim { engine: "podman or cri-o", id, said, note: Some((note.uid, note.written)) })
     };
@@ -259,5 +258,5 @@ fn by_conmon(proc: &Proc) -> Vec<Claim> {
 /// container's. In a user namespace 0 may be anybody, who is then the caller.
 fn believed_line(proc: &Proc, who: &str) -> Option<Vec<u8>> {
     let status = proc.status(who).filter(|s| s.uid[1] == 0 || s.uid[1] == proc.own().uid[1])?;
-    (!proc.is_below(&status) && status.state != 'Z').then(|| proc.read(&format!("{who}/cmdline")).ok())?
+    (!proc.is_below(&status) && status.state != 'Z').then(|| proc.seen(proc.read(&format!("{who}/cmdline"))))?
 }

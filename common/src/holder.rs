@@ -170,7 +170,7 @@ fn reap_all() {
 /// then, and without the standard descriptors: somebody may wait for the end
 /// of what he reads from them.
 fn leave_everything() -> Result<()> {
-    let _ = setsid();
+    setsid()?;
     chdir("/")?;
     // A root may have no /dev: what cannot be read or written either will do.
     let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
@@ -382,8 +382,15 @@ fn door(holder: BorrowedFd<'_>) -> Result<OwnedFd> {
 }
 
 /// Whether a process has a door, as a holder has, or none can be seen here.
-pub fn is_holder(process: BorrowedFd<'_>) -> bool {
-    matches!(door(process), Ok(_) | Err(Errno::ENOSYS))
+///
+/// # Errors
+/// It is not for us, has gone, or cannot be looked at.
+pub fn is_holder(process: BorrowedFd<'_>) -> Result<bool> {
+    match door(process) {
+        Ok(_) | Err(Errno::ENOSYS) => Ok(true),
+        Err(Errno::ENOTSOCK) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// Tells a holder to go, and waits until it has.

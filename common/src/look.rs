@@ -151,7 +151,7 @@ fn descriptors(proc: &Proc, found: &mut Found, with_sockets: bool) -> Result<(),
     }
     let dir = proc.open_at(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
     let (mut text, mut sockets) = ([0; 64], Vec::new());
-    for fd in numbers(&dir) {
+    for fd in numbers(&dir)? {
         let Ok(name) = CString::new(fd.to_string()) else { continue };
         let Ok(n) = sys::read_link(dir.as_fd(), &name, &mut text) else { continue };
         if let Some((kind, inode)) = link(&text[..n]) {

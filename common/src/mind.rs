@@ -41,8 +41,11 @@ pub struct Child {
 impl Child {
     /// The name of its directory in `proc`, which may be the proc of an outer
     /// pid namespace: there it has another number.
-    pub fn who(&self, proc: &Proc) -> String {
-        proc.number_of(self.fd.as_fd()).unwrap_or(self.pid).to_string()
+    ///
+    /// # Errors
+    /// It cannot be found out.
+    pub fn who(&self, proc: &Proc) -> Result<String> {
+        Ok(proc.number_of(self.fd.as_fd())?.unwrap_or(self.pid).to_string())
     }
 }
 
@@ -239,16 +242,14 @@ pub fn be_patient(mask: &SigSet) -> Result<()> {
     mask.thread_set_mask()
 }
 
-/// Sends a signal to a child: whatever else a kernel lacks, none of ours may
-/// be waited for that has not been told to end.
+/// Sends a signal to a child: whatever a kernel lacks or a filter refuses, none
+/// of ours may be waited for that has not been told to end. Until it is reaped
+/// its number is its own.
 ///
 /// # Errors
-/// Those of pidfd_send_signal(2).
+/// Those of kill(2).
 pub fn signal(child: &Child, number: c_int) -> Result<()> {
-    match sys::pidfd_signal(child.fd.as_fd(), number) {
-        Err(Errno::ENOSYS) => sys::signal_child(child.pid, number),
-        done => done,
-    }
+    sys::pidfd_signal(child.fd.as_fd(), number).or_else(|_| sys::signal_child(child.pid, number))
 }
 
 /// Ends a child and waits until nothing of it is left: with a pid namespace
@@ -369,7 +370,8 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
         fds.extend(manner.ready.as_ref().map(|ready| (ready.socket, PollFlags::POLLIN)));
         let ready = wait_for(&fds, None)?;
         if let Some(waiting) = &manner.ready {
-            waiting.hear(&child.who(proc), proc);
+            // A word is not taken from somebody who may be another's child.
+            let _ = child.who(proc).map(|who| waiting.hear(&who, proc));
         }
         if other.is_some() && ready.get(1) == Some(&true) && holder.take().is_some() {
             let _ = signal(child, Signal::SIGKILL as c_int);
@@ -491,7 +493,7 @@ fn pass_on(child: &Child, number: c_int, code: i32, manner: &Manner<'_>, proc: &
     // The default action of these is none.
     let harmless = is(&[Signal::SIGCONT, Signal::SIGWINCH, Signal::SIGURG]);
     if manner.first && !harmless {
-        let handled = proc.status(&child.who(proc)).map_or(0, |s| s.handled);
+        let handled = child.who(proc).ok().and_then(|who| proc.status(&who)).map_or(0, |s| s.handled);
         if handled >> (number - 1) & 1 == 0 {
             send(if stops { Signal::SIGSTOP as c_int } else { Signal::SIGKILL as c_int });
             return (!stops).then_some(number);

@@ -10,11 +10,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
-use crate::fail::{Failure, Result};
+use crate::fail::{Errno, Failure, Result};
 use crate::holder::is_holder;
 use crate::proc::{Proc, read_all};
 use crate::record::Address;
 use crate::target::{Operand, Target};
+use crate::word::quote;
 
 /// A holder of the caller's, or of anybody's for root.
 pub struct Holder {
@@ -37,11 +38,11 @@ fn holder(proc: &Proc, pid: i32) -> Option<Holder> {
     if status.name != "ns-new" || proc.session(&who)? != pid {
         return None;
     }
-    let target = Target::open(proc, Address { pid, inode: None }).ok()?;
-    if !is_holder(target.fd.as_fd()) {
+    let target = opened(proc, pid)?;
+    if !proc.seen(is_holder(target.fd.as_fd()))? {
         return None;
     }
-    let line = proc.read(&format!("{who}/cmdline")).ok()?;
+    let line = proc.seen(proc.read(&format!("{who}/cmdline")))?;
     let words: Vec<String> = line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
     let mut given = words.iter().enumerate().filter_map(|(at, word)| match word.strip_prefix("--name") {
         Some("") => words.get(at + 1).cloned(),
@@ -54,6 +55,12 @@ fn holder(proc: &Proc, pid: i32) -> Option<Holder> {
     Some(Holder { address: target.address, name: given.next_back().filter(is_name), uid: status.uid[1] })
 }
 
+/// A process that may be meant, if it is there.
+pub fn opened(proc: &Proc, pid: i32) -> Option<Target> {
+    let target = Target::open(proc, Address { pid, inode: None });
+    proc.seen(target.map_err(|failure| failure.errno().unwrap_or(Errno::ESRCH)))
+}
+
 /// The caller's holder that is called `name`. Others' do not count, though root
 /// could enter them: whoever took the name first would be who root enters.
 ///
@@ -62,13 +69,21 @@ fn holder(proc: &Proc, pid: i32) -> Option<Holder> {
 pub fn find(proc: &Proc, name: &str) -> Result<Address> {
     let own = proc.own().uid[1];
     let mut found = holders(proc).into_iter().filter(|h| h.uid == own && h.name.as_deref() == Some(name));
-    let first = found.next().ok_or_else(|| Failure::refused(format!("no holder is called {name}")))?;
+    let first = found.next().ok_or_else(|| none(proc, "holder", name))?;
     match found.next() {
         None => Ok(first.address),
         Some(second) => {
             let both = format!("{} and {}", first.address, second.address);
             Err(Failure::refused(format!("several holders are called {name}: {both}")))
         }
+    }
+}
+
+/// Nothing of that `kind` has been found by this name.
+pub fn none(proc: &Proc, kind: &str, name: &str) -> Failure {
+    match proc.missed() {
+        Some(errno) => Failure::os(format!("look for {}", quote(name)), errno),
+        None => Failure::refused(format!("no {kind} is called {}", quote(name))),
     }
 }
 
@@ -90,8 +105,8 @@ pub struct Note {
 
 /// Whether what is open here could be written by nobody but root and the
 /// caller: then it is to be believed.
-fn is_believed(fd: &OwnedFd, kind: SFlag) -> Option<(u32, i64)> {
-    let stat = fstat(fd).ok()?;
+fn is_believed(proc: &Proc, fd: &OwnedFd, kind: SFlag) -> Option<(u32, i64)> {
+    let stat = proc.seen(fstat(fd))?;
     let (own, group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let is_kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == kind;
     let others = if [0, group].contains(&stat.st_gid) { 0o002 } else { 0o022 };
@@ -100,23 +115,24 @@ fn is_believed(fd: &OwnedFd, kind: SFlag) -> Option<(u32, i64)> {
 
 /// Opens directory `base`, which is believed, and `below` it step by step: no
 /// link is followed, and each step is somebody's who is believed.
-fn directory(base: &str, below: &[&str]) -> Option<OwnedFd> {
+fn directory(proc: &Proc, base: &str, below: &[&str]) -> Option<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut at = open(base, flags, Mode::empty()).ok()?;
-    is_believed(&at, SFlag::S_IFDIR)?;
+    let mut at = proc.seen(open(base, flags, Mode::empty()))?;
+    is_believed(proc, &at, SFlag::S_IFDIR)?;
     for step in below {
-        at = openat(&at, *step, flags | OFlag::O_NOFOLLOW, Mode::empty()).ok()?;
-        is_believed(&at, SFlag::S_IFDIR)?;
+        at = proc.seen(openat(&at, *step, flags | OFlag::O_NOFOLLOW, Mode::empty()))?;
+        is_believed(proc, &at, SFlag::S_IFDIR)?;
     }
     Some(at)
 }
 
 /// The entries of a directory of notes whose names can be names of targets;
 /// none if it is not to be believed.
-pub fn noted_in(base: &str, below: &[&str]) -> Vec<String> {
-    let Some(dir) = directory(base, below).and_then(|fd| nix::dir::Dir::from_fd(fd).ok()) else { return Vec::new() };
+pub fn noted_in(proc: &Proc, base: &str, below: &[&str]) -> Vec<String> {
+    let dir = directory(proc, base, below).and_then(|fd| proc.seen(nix::dir::Dir::from_fd(fd)));
+    let Some(dir) = dir else { return Vec::new() };
     let name = |entry: nix::Result<nix::dir::Entry>| {
-        let name = entry.ok()?.file_name().to_str().ok()?.to_owned();
+        let name = proc.seen(entry)?.file_name().to_str().ok()?.to_owned();
         let plain = name.len() <= 255 && !name.starts_with('.') && !name.chars().any(|c| c.is_control());
         plain.then_some(name)
     };
@@ -124,19 +140,19 @@ pub fn noted_in(base: &str, below: &[&str]) -> Vec<String> {
 }
 
 /// The note `file` in directory `below` of `base`.
-pub fn note(base: &str, below: &[&str], file: &str) -> Option<Note> {
-    let dir = directory(base, below)?;
+pub fn note(proc: &Proc, base: &str, below: &[&str], file: &str) -> Option<Note> {
+    let dir = directory(proc, base, below)?;
     // A fifo in its place would keep us waiting.
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let fd = openat(&dir, file, flags, Mode::empty()).ok()?;
-    let (uid, written) = is_believed(&fd, SFlag::S_IFREG)?;
-    Some(Note { bytes: read_all(fd, MOST_BYTES).ok()?, uid, written })
+    let fd = proc.seen(openat(&dir, file, flags, Mode::empty()))?;
+    let (uid, written) = is_believed(proc, &fd, SFlag::S_IFREG)?;
+    Some(Note { bytes: proc.seen(read_all(fd, MOST_BYTES))?, uid, written })
 }
 
 /// Whether directory `path` is there and in a directory of somebody's who is
 /// believed: only he can have made it.
-pub fn is_made_by_believed(path: &str) -> bool {
+pub fn is_made_by_believed(proc: &Proc, path: &str) -> bool {
     let Some((above, last)) = path.trim_end_matches('/').rsplit_once('/') else { return false };
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    directory(above, &[]).is_some_and(|dir| openat(&dir, last, flags, Mode::empty()).is_ok())
+    directory(proc, above, &[]).is_some_and(|dir| proc.seen(openat(&dir, last, flags, Mode::empty())).is_some())
 }

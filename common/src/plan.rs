@@ -64,7 +64,7 @@ impl Plan {
         let Err((at, refusal)) = run(&self.steps, hands) else {
             return Ok(hands.died.map_or(hands.status, |signal| mind::die_of(signal, &hands.mask)));
         };
-        let child = hands.child.as_ref().map(|c| c.who(proc));
+        let child = hands.child.as_ref().and_then(|c| c.who(proc).ok());
         let failure = failure(
             &self.steps,
             at,
@@ -99,7 +99,7 @@ pub fn glance<T>(plan: &Plan, proc: &Proc, look: impl Fn(&str) -> Option<T>) -> 
     let mut hands = Hands::new(mask);
     let done = plan.perform(&mut hands, proc);
     let child = hands.child.take();
-    let found = child.as_ref().filter(|_| done.is_ok()).and_then(|c| look(&c.who(proc)));
+    let found = child.as_ref().filter(|_| done.is_ok()).and_then(|c| look(&c.who(proc).ok()?));
     child.iter().for_each(mind::end);
     let _ = mask.thread_set_mask();
     found
@@ -216,9 +216,7 @@ pub fn go(first: &Step, proc: &Rc<Proc>) -> Step {
     let perform = move |hands: &mut Hands| {
         let line = hands.line.take().ok_or(Errno::ECHILD)?;
         mind::send(line.as_fd(), b"G", &[])?;
-        watch_child(&steps, hands, line, &proc, true)?;
-        hands.undo.clear();
-        Ok(())
+        watch_child(&steps, hands, line, &proc, true)
     };
     Step::new(|| "let CHILD go on".to_owned(), why, perform)
 }
@@ -294,7 +292,7 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, to
             let exit = exits.into_iter().find(|exit| *exit as i32 == second).unwrap_or(Exit::Refused);
             Failure::refused(rest).exit(exit).into()
         };
-        let who = hands.child.as_ref().map_or_else(|| "self".to_owned(), |c| c.who(proc));
+        let who = hands.child.as_ref().map_or_else(|| Ok("self".to_owned()), |c| c.who(proc)).unwrap_or_default();
         let seen = Seen { proc, who: &who, child: None, places: &places };
         let failure = failure(steps, usize::try_from(number).unwrap_or(usize::MAX), refusal, &seen);
         drop(ours);

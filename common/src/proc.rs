@@ -2,6 +2,7 @@
 //! proc file system and opened before any namespace was crossed. Writes
 //! nothing, judges nothing.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::string::FromUtf8Error;
 
@@ -19,7 +20,11 @@ use crate::word::{quote, unescape};
 pub const PROC_SUPER_MAGIC: FsType = FsType(0x9fa0);
 
 /// An open /proc.
-pub struct Proc(OwnedFd);
+pub struct Proc {
+    fd: OwnedFd,
+    /// Why something could not be looked at.
+    missed: Cell<Option<Errno>>,
+}
 
 /// What /proc/PID/status says, as far as it is a reason for a refusal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,7 +130,7 @@ impl Proc {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = openat(AT_FDCWD, "/proc", flags, Mode::empty()).map_err(|e| Failure::os("open /proc", e))?;
         match fstatfs(&fd) {
-            Ok(fs) if fs.filesystem_type() == PROC_SUPER_MAGIC => Ok(Proc(fd)),
+            Ok(fs) if fs.filesystem_type() == PROC_SUPER_MAGIC => Ok(Proc { fd, missed: Cell::default() }),
             Ok(_) => Err(Failure::refused("/proc is not a proc file system")),
             Err(e) => Err(Failure::os("statfs /proc", e)),
         }
@@ -137,7 +142,7 @@ impl Proc {
     /// Those of open(2); ids.md: EACCES on the files of a process that is not
     /// dumpable or another user's, ENOENT, ESRCH: it is gone.
     pub fn open_at(&self, path: &str, flags: OFlag) -> std::result::Result<OwnedFd, Errno> {
-        openat(&self.0, path, flags | OFlag::O_CLOEXEC, Mode::empty())
+        openat(&self.fd, path, flags | OFlag::O_CLOEXEC, Mode::empty())
     }
 
     /// The whole of the file `path`.
@@ -151,7 +156,22 @@ impl Proc {
     /// The whole of the file `path` as text, if it can be read.
     pub fn text(&self, path: &str) -> Option<String> {
         let lossy = |e: FromUtf8Error| String::from_utf8_lossy(e.as_bytes()).into_owned();
-        Some(String::from_utf8(self.read(path).ok()?).unwrap_or_else(lossy))
+        Some(String::from_utf8(self.seen(self.read(path))?).unwrap_or_else(lossy))
+    }
+
+    /// What has been looked at, if it could be. What we are out of something for, or
+    /// what is broken, may be there all the same, and is noted: see `missed`.
+    pub fn seen<T>(&self, looked: std::result::Result<T, Errno>) -> Option<T> {
+        let error = looked.as_ref().err().copied();
+        let other = error.filter(|e| [Errno::EIO, Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM].contains(e));
+        self.missed.set(other.or(self.missed.get()));
+        looked.ok()
+    }
+
+    /// Why whatever was looked for in many places may be in one that could not be
+    /// looked at, if there was one.
+    pub fn missed(&self) -> Option<Errno> {
+        self.missed.get()
     }
 
     /// The same, for whoever cannot do without.
@@ -196,12 +216,13 @@ impl Proc {
 
     /// The entries of directory `path` that are numbers.
     pub fn numbers(&self, path: &str) -> Vec<i32> {
-        self.open_at(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_or_else(|_| Vec::new(), |dir| numbers(&dir))
+        let dir = self.seen(self.open_at(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY));
+        dir.map_or_else(Vec::new, |dir| self.seen(numbers(&dir)).unwrap_or_default())
     }
 
     /// What fstatat(2) says of `path`, a link followed.
     pub fn stat(&self, path: &str) -> Option<FileStat> {
-        fstatat(&self.0, path, AtFlags::empty()).ok()
+        fstatat(&self.fd, path, AtFlags::empty()).ok()
     }
 
     /// The status of `who` (a number, or `self`).
@@ -261,7 +282,7 @@ impl Proc {
 
     /// The inode of the namespace of `kind` that `who` is in.
     pub fn ns_id(&self, who: &str, kind: ns::Kind) -> Option<u64> {
-        let link = readlinkat(&self.0, format!("{who}/ns/{}", kind.link()).as_str()).ok()?;
+        let link = readlinkat(&self.fd, format!("{who}/ns/{}", kind.link()).as_str()).ok()?;
         in_brackets(link.to_str()?)
     }
 
@@ -272,7 +293,7 @@ impl Proc {
     /// It cannot be read.
     pub fn own_ns(&self, kind: ns::Kind) -> Result<Option<u64>> {
         let said = |e| Failure::os(format!("read /proc/self/ns/{}", kind.link()), e);
-        match readlinkat(&self.0, format!("self/ns/{}", kind.link()).as_str()) {
+        match readlinkat(&self.fd, format!("self/ns/{}", kind.link()).as_str()) {
             Ok(link) => Ok(link.to_str().and_then(in_brackets)),
             Err(Errno::ENOENT) => Ok(None),
             Err(e) => Err(said(e)),
@@ -370,11 +391,20 @@ impl Proc {
         boot.checked_add(since_boot)
     }
 
-    /// The number in this proc of the process behind a pidfd of ours.
-    pub fn number_of(&self, pidfd: BorrowedFd<'_>) -> Option<i32> {
-        let info = self.text(&format!("self/fdinfo/{}", pidfd.as_raw_fd()))?;
-        let line = info.lines().find_map(|l| l.strip_prefix("Pid:"))?;
-        line.trim().parse().ok().filter(|pid| *pid > 0)
+    /// The number in this proc of the process behind a pidfd of ours; None: it
+    /// has none here, or is no pidfd.
+    ///
+    /// # Errors
+    /// It cannot be found out: any other number could be another process's.
+    pub fn number_of(&self, pidfd: BorrowedFd<'_>) -> std::result::Result<Option<i32>, Errno> {
+        let info = match self.read(&format!("self/fdinfo/{}", pidfd.as_raw_fd())) {
+            // We are in a pid namespace that this proc does not see.
+            Err(Errno::ENOENT) => return Ok(None),
+            info => info?,
+        };
+        let lines = info.split(|b| *b == b'\n');
+        let line = lines.filter_map(|line| std::str::from_utf8(line.strip_prefix(b"Pid:")?).ok()).next();
+        Ok(line.and_then(|line| line.trim().parse().ok()).filter(|pid| *pid > 0))
     }
 
     /// The nearest shell above this process: its parent, unless that is
@@ -410,9 +440,13 @@ pub fn in_brackets(link: &str) -> Option<u64> {
 
 /// The entries of a directory in /proc that are numbers, in the kernel's order:
 /// theirs but for threads (fs/proc/base.c, next_tgid()).
-pub fn numbers(dir: &OwnedFd) -> Vec<i32> {
+///
+/// # Errors
+/// Those of getdents64(2).
+pub fn numbers(dir: &OwnedFd) -> std::result::Result<Vec<i32>, Errno> {
     let (mut numbers, mut piece) = (Vec::new(), [0; 4096]);
-    while let Ok(n @ 1..) = sys::read_directory(dir.as_fd(), &mut piece) {
+    loop {
+        let n = sys::read_directory(dir.as_fd(), &mut piece)?;
         let mut rest = &piece[..n];
         // struct linux_dirent64: its length at 16, the name from 19 on.
         while let Some(&[low, high]) = rest.get(16..18) {
@@ -423,10 +457,9 @@ pub fn numbers(dir: &OwnedFd) -> Vec<i32> {
         }
         // In /proc only the last piece has room for one more.
         if n + 64 < piece.len() {
-            break;
+            return Ok(numbers);
         }
     }
-    numbers
 }
 
 /// The whole of what `fd` gives, at most `limit` bytes.

@@ -263,7 +263,7 @@ fn stops(typed: &[u8], child: &Child, master: &OwnedFd, proc: &Proc) -> bool {
     let Ok(modes) = tcgetattr(master) else { return false };
     let key = modes.control_chars.get(SpecialCharacterIndices::VSUSP as usize).copied();
     let is_key = modes.local_flags.contains(LocalFlags::ISIG) && typed.len() == 1 && typed.first().copied() == key;
-    let handled = || proc.status(&child.who(proc)).map_or(0, |s| s.handled);
+    let handled = || child.who(proc).ok().and_then(|who| proc.status(&who)).map_or(0, |s| s.handled);
     is_key && tcgetpgrp(master) == Ok(Pid::from_raw(child.pid)) && handled() >> (Signal::SIGTSTP as c_int - 1) & 1 == 0
 }
 

@@ -96,7 +96,7 @@ fn counts(sender: &UnixCredentials, program: &str, proc: &Proc) -> bool {
 /// Whether a process is `program`, or one below it. `proc` may be that of
 /// another pid namespace than ours.
 fn is_below(process: BorrowedFd<'_>, program: &str, proc: &Proc) -> bool {
-    let mut who = proc.number_of(process).map(|n| n.to_string());
+    let mut who = proc.number_of(process).ok().flatten().map(|n| n.to_string());
     // No tree is deeper: one process takes more than a page.
     for _ in 0..1 << 16 {
         match who {

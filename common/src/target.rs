@@ -142,7 +142,7 @@ impl Target {
         if at.inode.is_some() && inode != at.inode {
             return Err(said(Errno::ESRCH).because(another(proc, at)));
         }
-        let pid = proc.number_of(fd.as_fd()).unwrap_or(at.pid);
+        let pid = proc.number_of(fd.as_fd()).map_err(said)?.unwrap_or(at.pid);
         let found = Target::with(proc, fd, Address { pid, inode: inode.or(at.inode) });
         found.map_err(|e| if e == Errno::ENOENT { said(e).because(hidden(proc, &pid.to_string())) } else { refused(e) })
     }
@@ -166,7 +166,7 @@ impl Target {
         let said = |e| Failure::os(format!("use descriptor {n}"), e);
         let neither = || Because::new(format!("descriptor {n} is neither a pidfd nor a directory of /proc"));
         let fd = sys::dup_above(n, 3).map_err(said)?;
-        if let Some(pid) = proc.number_of(fd.as_fd()) {
+        if let Some(pid) = proc.number_of(fd.as_fd()).map_err(said)? {
             let inode = pidfs_inode(fd.as_fd()).map_err(said)?;
             return Target::with(proc, fd, Address { pid, inode }).map_err(said);
         }

@@ -28,15 +28,20 @@ fn look() -> BTreeMap<String, String> {
     for place in PLACES {
         below(Path::new(place), &mut found);
     }
+    found.extend(processes().iter().map(|(pid, words)| (format!("process {pid} {words}"), String::new())));
+    found
+}
+
+/// Those that live in the private world, but its process 1 and the tracer, with their command lines.
+pub(super) fn processes() -> BTreeMap<i32, String> {
+    let mut found = BTreeMap::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        // Those of this run are its descendants; process 1 and the tracer stay.
-        if name.parse::<u32>().is_ok_and(|pid| pid > 1 && pid != std::process::id()) {
-            let words = fs::read(format!("/proc/{name}/cmdline")).unwrap_or_default();
-            let stat = fs::read_to_string(format!("/proc/{name}/stat")).unwrap_or_default();
-            if !stat.contains(") Z ") && !stat.is_empty() {
-                found.insert(format!("process {name} {}", String::from_utf8_lossy(&words)), String::new());
-            }
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let lives = !stat.contains(") Z ") && !stat.is_empty();
+        if lives && pid > 1 && pid.unsigned_abs() != std::process::id() {
+            found.insert(pid, String::from_utf8_lossy(&words).into_owned());
         }
     }
     found
@@ -87,13 +92,15 @@ impl World {
     /// What is there now and was not, or is no longer; what ends by itself gets a moment to do so.
     pub(super) fn changed(&self) -> Option<String> {
         let mut differs = String::new();
-        for _ in 0..150 {
+        for _ in 0..500 {
             let now = look();
             let new = now
                 .iter()
                 .filter(|(what, how)| self.around.get(*what) != Some(how))
                 .map(|(what, _)| format!("+{what} "));
-            let gone = self.around.keys().filter(|what| !now.contains_key(*what)).map(|what| format!("-{what} "));
+            // A mount of the machine's goes with its directory, whoever removes that.
+            let gone = self.around.keys().filter(|what| !now.contains_key(*what) && !what.starts_with("mount "));
+            let gone = gone.map(|what| format!("-{what} "));
             differs = new.chain(gone).collect();
             if differs.is_empty() {
                 return None;
@@ -138,11 +145,14 @@ fn excused(fault: &Fault, ran: &Ran) -> Option<&'static str> {
     if ran.errors.contains(" as long as the reader of standard output") {
         return Some("a stage fails after its record has been read: two tools, two failures");
     }
-    if ["recvmsg", "sendmsg"].contains(&fault.call) && ran.output.contains("ran") {
+    // It may have been killed before it said anything.
+    let has_begun = ran.output.contains("ran") || (holder && ran.status == 128 + libc::SIGKILL);
+    if ["recvmsg", "sendmsg"].contains(&fault.call) && has_begun {
         return Some("who does not hear that a program has begun ends, and it as well: it may have begun");
     }
-    if ran.errors.contains("holder or container is called ") {
-        return Some("a process that cannot be looked at is passed over, and so nothing has that name");
+    let is_not_ours = matches!(fault.how, How::Errno(libc::EACCES | libc::EPERM));
+    if is_not_ours && [" holder is called ", " holder or container is called "].iter().any(|s| ran.errors.contains(s)) {
+        return Some("what is not ours is passed over where a name is looked for, and so nothing has it");
     }
     let waits = ran.errors.contains("ns-new: wait for the maps of ") || fault.process.contains(" --wait-map ");
     if waits && ran.errors.contains("uidmap-set: ") {
@@ -154,7 +164,7 @@ fn excused(fault: &Fault, ran: &Ran) -> Option<&'static str> {
     if ran.errors.contains("uidmap-set: capset: ") {
         return Some("who cannot lay its privilege down does nothing more, nor tell the next stage");
     }
-    if fault.call == "poll" && fault.at < 4 && ran.errors.contains("Segmentation fault") {
+    if fault.call == "poll" && fault.nth == 1 && ran.errors.contains("Segmentation fault") {
         return Some("musl ends a program with privilege that cannot see its standard descriptors");
     }
     None

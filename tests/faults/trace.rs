@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
 
 use libc::c_long;
+use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::calls::errno_name;
+use super::calls::{errno_name, number};
+use super::judge::processes;
 
 /// A process of one of our tools: its command line, and for a child which one, as ` >0 >1`.
 pub(super) type Process = String;
@@ -29,9 +33,10 @@ pub(super) enum How {
 /// One fault.
 pub(super) struct Fault {
     pub(super) process: Process,
-    /// The place of the call among those of the process.
-    pub(super) at: usize,
     pub(super) call: &'static str,
+    /// Which of the calls of this name that the process makes, from 1 on. Others may come once more
+    /// or less, depending on who is first.
+    pub(super) nth: usize,
     pub(super) how: How,
 }
 
@@ -41,7 +46,7 @@ impl fmt::Display for Fault {
             How::Errno(errno) => errno_name(errno),
             How::Signal(signal) => Signal::try_from(signal).map_or("signal", Signal::as_str).to_owned(),
         };
-        write!(f, "{how} at call {} ({}) of `{}`", self.at, self.call, self.process)
+        write!(f, "{how} at {} {} of `{}`", self.call, self.nth, self.process)
     }
 }
 
@@ -73,6 +78,8 @@ impl fmt::Display for Ran {
 struct Tracee {
     /// None before it has become one of our tools.
     process: Option<Process>,
+    /// Its calls are looked at.
+    watched: bool,
     /// It has stopped for the first time before its parent told of it, and waits for that.
     held: bool,
     children: usize,
@@ -81,20 +88,27 @@ struct Tracee {
 }
 
 impl Tracee {
-    fn new(process: Option<Process>) -> Tracee {
-        Tracee { process, held: false, children: 0, fails_with: None }
+    /// Without a fault all calls of our tools are looked at; with one those of its process, up to it.
+    fn new(process: Option<Process>, fault: Option<&Fault>, ran: &Ran) -> Tracee {
+        let meant = |fault: &Fault| process.as_ref() == Some(&fault.process) && !ran.happened;
+        let watched = process.is_some() && fault.is_none_or(meant);
+        Tracee { process, watched, held: false, children: 0, fails_with: None }
     }
 
-    /// Only the calls of our tools are looked at.
     fn go(&self, pid: Pid) {
+        self.go_with(pid, None);
+    }
+
+    fn go_with(&self, pid: Pid, signal: Option<Signal>) {
         // One that has been killed meanwhile does not go on, and is seen to be gone.
-        let _ = if self.process.is_some() { ptrace::syscall(pid, None) } else { ptrace::cont(pid, None) };
+        let _ = if self.watched { ptrace::syscall(pid, signal) } else { ptrace::cont(pid, signal) };
     }
 }
 
 pub(super) const TOOLS: [&str; 7] =
     ["subid-alloc", "ns-new", "uidmap-set", "ns-enter", "idmap-mount", "pivot-exec", "ns-show"];
-const PATIENCE: Duration = Duration::from_secs(10);
+/// More than any machine needs that has other things to do.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 fn is_helper(pid: Pid) -> bool {
     let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
@@ -127,6 +141,7 @@ fn nameless(word: &str) -> &str {
 #[allow(clippy::zombie_processes)]
 /// Runs `command` as `user`, with that fault if there is one.
 pub(super) fn run(user: &str, command: &str, fault: Option<&Fault>) -> Ran {
+    let there = processes();
     // It stops before it does anything, so that nothing is missed.
     let mut child = Command::new("setpriv")
         .args([
@@ -159,15 +174,35 @@ pub(super) fn run(user: &str, command: &str, fault: Option<&Fault>) -> Ran {
     ptrace::seize(shell, options).unwrap();
     kill(shell, Signal::SIGCONT).unwrap();
     let readers = [
-        child.stdout.take().map(|mut pipe| std::thread::spawn(move || read(&mut pipe))).unwrap(),
-        child.stderr.take().map(|mut pipe| std::thread::spawn(move || read(&mut pipe))).unwrap(),
+        child.stdout.take().map(|mut pipe| thread::spawn(move || read(&mut pipe))).unwrap(),
+        child.stderr.take().map(|mut pipe| thread::spawn(move || read(&mut pipe))).unwrap(),
     ];
+    let (over, is_over) = channel();
+    let patience = thread::spawn(move || end_in_time(&is_over, &there));
     let mut ran = Ran::default();
     follow(shell, fault, &mut ran);
     let [output, errors] = readers.map(|reader| reader.join().unwrap());
     ran.output = output;
     ran.errors = errors;
+    drop(over);
+    ran.hung = patience.join().unwrap();
     ran
+}
+
+/// Ends what is not over after a time, all but those processes; answers whether that was needed.
+fn end_in_time(is_over: &Receiver<()>, there: &BTreeMap<i32, String>) -> bool {
+    let mut limit = PATIENCE;
+    let waits = |limit| is_over.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+    let mut hangs = false;
+    while waits(limit) {
+        hangs = true;
+        for pid in processes().keys().filter(|pid| !there.contains_key(pid)) {
+            // One that is gone already is gone.
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        limit = Duration::from_millis(100);
+    }
+    hangs
 }
 
 fn read(pipe: &mut impl Read) -> String {
@@ -178,22 +213,11 @@ fn read(pipe: &mut impl Read) -> String {
 }
 
 fn follow(shell: Pid, fault: Option<&Fault>, ran: &mut Ran) {
-    let mut tracees = BTreeMap::from([(shell, Tracee::new(None))]);
-    let end = Instant::now() + PATIENCE;
+    let mut tracees = BTreeMap::from([(shell, Tracee::new(None, fault, ran))]);
     while !tracees.is_empty() {
-        let status = match waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) => {
-                if Instant::now() > end {
-                    ran.hung = true;
-                    for pid in tracees.keys() {
-                        // One that is gone already is gone.
-                        let _ = kill(*pid, Signal::SIGKILL);
-                    }
-                }
-                std::thread::sleep(Duration::from_micros(100));
-                continue;
-            }
+        let status = match waitpid(None, Some(WaitPidFlag::__WALL)) {
             Ok(status) => status,
+            Err(Errno::EINTR) => continue,
             Err(_) => break,
         };
         let Some(pid) = status.pid() else { continue };
@@ -206,10 +230,11 @@ fn follow(shell: Pid, fault: Option<&Fault>, ran: &mut Ran) {
                     tracee.go(pid);
                 }
             }
-            WaitStatus::PtraceEvent(_, _, event) => at_event(pid, event, &mut tracees, ran),
+            WaitStatus::PtraceEvent(_, _, event) => at_event(pid, event, fault, &mut tracees, ran),
             WaitStatus::Stopped(_, signal) => {
-                let ours = tracees.get(&pid).is_some_and(|tracee| tracee.process.is_some());
-                let _ = if ours { ptrace::syscall(pid, Some(signal)) } else { ptrace::cont(pid, Some(signal)) };
+                if let Some(tracee) = tracees.get(&pid) {
+                    tracee.go_with(pid, Some(signal));
+                }
             }
             WaitStatus::Continued(_) | WaitStatus::StillAlive => {}
         }
@@ -230,11 +255,12 @@ fn at_call(pid: Pid, tracee: &mut Tracee, fault: Option<&Fault>, ran: &mut Ran) 
     let (Some(process), Ok(info)) = (&tracee.process, ptrace::syscall_info(pid)) else { return };
     let Ok(mut registers) = ptrace::getregs(pid) else { return };
     if info.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
+        let call = c_long::from_ne_bytes(registers.orig_rax.to_ne_bytes());
         let made = ran.calls.entry(process.clone()).or_default();
-        let at = made.len();
-        made.push(c_long::from_ne_bytes(registers.orig_rax.to_ne_bytes()));
-        let Some(fault) = fault.filter(|fault| fault.process == *process && fault.at == at) else { return };
-        ran.happened = made.last() == Some(&super::calls::number(fault.call));
+        made.push(call);
+        let nth = made.iter().filter(|other| **other == call).count();
+        let Some(fault) = fault.filter(|fault| number(fault.call) == call && fault.nth == nth) else { return };
+        ran.happened = true;
         match fault.how {
             How::Errno(errno) => {
                 // No call has this number.
@@ -243,16 +269,18 @@ fn at_call(pid: Pid, tracee: &mut Tracee, fault: Option<&Fault>, ran: &mut Ran) 
                 let _ = ptrace::setregs(pid, registers);
             }
             How::Signal(signal) => {
+                tracee.watched = false;
                 let _ = kill(pid, Signal::try_from(signal).ok());
             }
         }
     } else if let Some(errno) = tracee.fails_with.take() {
+        tracee.watched = false;
         registers.rax = u64::from_ne_bytes(i64::from(-errno).to_ne_bytes());
         let _ = ptrace::setregs(pid, registers);
     }
 }
 
-fn at_event(pid: Pid, event: i32, tracees: &mut BTreeMap<Pid, Tracee>, ran: &mut Ran) {
+fn at_event(pid: Pid, event: i32, fault: Option<&Fault>, tracees: &mut BTreeMap<Pid, Tracee>, ran: &mut Ran) {
     match event {
         libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
             let Some(parent) = tracees.get_mut(&pid) else { return };
@@ -261,14 +289,11 @@ fn at_event(pid: Pid, event: i32, tracees: &mut BTreeMap<Pid, Tracee>, ran: &mut
             let child = ptrace::getevent(pid).ok().and_then(|n| i32::try_from(n).ok()).map(Pid::from_raw);
             parent.go(pid);
             let Some(child) = child else { return };
-            match tracees.get_mut(&child) {
-                Some(held) => {
-                    held.process = process;
-                    held.held = false;
-                    held.go(child);
-                }
-                None => drop(tracees.insert(child, Tracee::new(process))),
+            let tracee = Tracee::new(process, fault, ran);
+            if tracees.get(&child).is_some_and(|child| child.held) {
+                tracee.go(child);
             }
+            tracees.insert(child, tracee);
         }
         libc::PTRACE_EVENT_EXEC => {
             let was_ours = tracees.remove(&pid).is_some_and(|tracee| tracee.process.is_some());
@@ -278,14 +303,14 @@ fn at_event(pid: Pid, event: i32, tracees: &mut BTreeMap<Pid, Tracee>, ran: &mut
                 let _ = ptrace::detach(pid, None);
                 return;
             }
-            let tracee = Tracee::new(process);
+            let tracee = Tracee::new(process, fault, ran);
             tracee.go(pid);
             tracees.insert(pid, tracee);
         }
         // A new child, or a group-stop.
         _ => match tracees.get_mut(&pid) {
             Some(tracee) => tracee.go(pid),
-            None => drop(tracees.insert(pid, Tracee { held: true, ..Tracee::new(None) })),
+            None => drop(tracees.insert(pid, Tracee { held: true, ..Tracee::new(None, fault, ran) })),
         },
     }
 }

@@ -85,7 +85,7 @@ impl Effect {
             }
             Effect::KeepUser => {
                 let proc = Proc::open()?;
-                let who = hands.child.as_ref().ok_or(Errno::ECHILD)?.who(&proc);
+                let who = hands.child.as_ref().ok_or(Errno::ECHILD)?.who(&proc)?;
                 // A first process of ours lets nobody look; then it is done without.
                 if let Ok(userns) = proc.ns(&who, Kind::User) {
                     hands.put(USERNS, userns);

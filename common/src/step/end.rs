@@ -9,7 +9,7 @@ use super::{Done, Facts, Hands, NOTIFY, Step, exec};
 use crate::fail::{Because, Errno, Exit, Failure};
 use crate::holder::{self, Life};
 use crate::lease::Lease;
-use crate::mind::{self, Child, Ended, Manner};
+use crate::mind::{self, Ended, Manner};
 use crate::proc::Proc;
 use crate::ready::Ready;
 use crate::record::{Address, Record, Stream};
@@ -228,18 +228,16 @@ impl Effect {
                 Ok(())
             }
             Effect::Tend(holder, first) => {
-                let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 let holder = holder.as_ref().map(|t| t.fd.as_fd());
-                tend(&child, &Manner { holder, first: *first, ..Manner::default() }, hands)
+                tend(&Manner { holder, first: *first, ..Manner::default() }, hands)
             }
             Effect::TendFirst { first, init, stop, ready } => {
-                let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 let line = hands.line.take();
                 let init = line.as_ref().filter(|_| *init).map(AsFd::as_fd);
                 let socket = ready.map(|_| hands.get(NOTIFY)?.try_clone_to_owned().map_err(|_| Errno::EMFILE));
                 let socket = socket.transpose()?;
                 let ready = ready.and_then(|number| Some(Ready::new(socket.as_ref()?.as_fd(), number)));
-                tend(&child, &Manner { first: *first, stop: *stop, init, ready, ..Manner::default() }, hands)
+                tend(&Manner { first: *first, stop: *stop, init, ready, ..Manner::default() }, hands)
             }
             Effect::Exec(words) => Err(exec(words, hands).into()),
         }
@@ -270,8 +268,12 @@ impl Effect {
     }
 }
 
-fn tend(child: &Child, manner: &Manner<'_>, hands: &mut Hands) -> Done {
-    match mind::tend(child, manner, &Proc::open()?)? {
+/// Where it cannot be minded, the child stays in hand, to be ended.
+fn tend(manner: &Manner<'_>, hands: &mut Hands) -> Done {
+    let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
+    let ended = mind::tend(child, manner, &Proc::open()?)?;
+    hands.child = None;
+    match ended {
         Ended::Status(status) => hands.status = status,
         Ended::Signal(signal) => {
             if let Some(holder) = manner.holder {

@@ -65,7 +65,7 @@ impl Whose {
         match self {
             Whose::Own => below_proc("self"),
             Whose::Of(_, fd) => Ok(fd.clone()),
-            Whose::Promised(_) => below_proc(&hands.child.as_ref().ok_or(Errno::ECHILD)?.who(&proc)),
+            Whose::Promised(_) => below_proc(&hands.child.as_ref().ok_or(Errno::ECHILD)?.who(&proc)?),
         }
     }
 }
@@ -279,7 +279,7 @@ fn by_helper(target: &Target, kind: Kind, map: &Map) -> Done {
 fn await_maps(reader: Option<RawFd>, hands: &Hands) -> Done {
     let proc = Proc::open()?;
     let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
-    let who = child.who(&proc);
+    let who = child.who(&proc)?;
     let written = |kind| proc.map(&who, kind).is_some_and(|map| !map.is_empty());
     let act = "wait for the maps of the child";
     let failure = match mind::wait_until(child, reader, || Kind::BOTH.into_iter().all(written))? {
@@ -304,7 +304,7 @@ fn shown(target: &Target) -> std::result::Result<String, Refusal> {
     let mut text = format!("{:>14} {:>10} {:>10} {last:>10}\n", "inside", "outside", "count");
     for kind in Kind::BOTH {
         let there = proc::extents(&String::from_utf8_lossy(&target::files::map_of(target, kind)?));
-        let ours = proc.map("self", kind).unwrap_or_default();
+        let ours = proc.own_map(kind)?;
         for e in there {
             let further = Map::of_lines(vec![e]).ok().and_then(|map| map.compose(&ours).ok()).unwrap_or_default();
             let further = further.first().map_or_else(|| "-".to_owned(), |e| e.outside.to_string());

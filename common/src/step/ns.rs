@@ -179,7 +179,8 @@ impl Effect {
             Effect::Release(target) => Ok(holder::release(target.fd.as_fd())?),
             Effect::TakeUser => {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
-                let made = Proc::open()?.ns(&child.who(&Proc::open()?), Kind::User);
+                let proc = Proc::open()?;
+                let made = child.who(&proc).and_then(|who| proc.ns(&who, Kind::User));
                 mind::end(&child);
                 hands.put(USERNS, made?);
                 Ok(())

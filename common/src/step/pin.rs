@@ -51,7 +51,7 @@ pub fn check(file: &OsString) -> Result<()> {
             let because = Because::new("a namespace is pinned to a file, and this is a directory");
             Err(said(Errno::EISDIR).because(Some(because)))
         }
-        Ok(_) if look(file).is_ok_and(|fd| is_pin(&fd)) => {
+        Ok(_) if look(file).and_then(|fd| is_pin(&fd)) == Ok(true) => {
             let because =
                 Because::new("a namespace is pinned to it already").remedy(format!("ns-new --unpin {}", quote(file)));
             Err(said(Errno::EBUSY).because(Some(because)))
@@ -96,7 +96,7 @@ impl Effect {
             Effect::Pin(kind, file) => {
                 let proc = Proc::open()?;
                 let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
-                let namespace = proc.ns(&child.who(&proc), *kind)?;
+                let namespace = proc.ns(&child.who(&proc)?, *kind)?;
                 let empty = sys::OPEN_TREE_CLONE | sys::AT_EMPTY_PATH;
                 let tree = sys::open_tree(namespace.as_fd(), c"", empty)?;
                 let private = keep_private(file, &proc)?;
@@ -111,7 +111,7 @@ impl Effect {
             }
             Effect::Newer(parents) => be_newer(*parents),
             Effect::Unpin(file) => {
-                if !is_pin(&look(file)?) {
+                if !is_pin(&look(file)?)? {
                     return Err(Failure::refused(format!("{}: no namespace is pinned here", self.act())).into());
                 }
                 Ok(unpin(file)?)
@@ -173,9 +173,9 @@ fn keep_private(file: &OsString, proc: &Proc) -> std::result::Result<Option<Owne
     Ok(Some(own))
 }
 
-fn is_pin(file: &OwnedFd) -> bool {
+fn is_pin(file: &OwnedFd) -> std::result::Result<bool, Errno> {
     const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
-    fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == NSFS_MAGIC)
+    Ok(fstatfs(file)?.filesystem_type() == NSFS_MAGIC)
 }
 
 /// Takes a pin away, and the mount that was made below it: one of the file
@@ -183,10 +183,10 @@ fn is_pin(file: &OwnedFd) -> bool {
 fn unpin(file: &OsString) -> std::result::Result<(), Errno> {
     let path = CString::new(file.as_bytes()).map_err(|_| Errno::EINVAL)?;
     let gone = || umount2(path.as_c_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-    if is_pin(&look(file)?) {
+    if is_pin(&look(file)?)? {
         gone()?;
     }
     let below = look(file)?;
     let is_file = std::fs::metadata(file).is_ok_and(|m| m.is_file());
-    if is_file && !is_pin(&below) && sys::is_mount_root(below.as_fd()) { gone() } else { Ok(()) }
+    if is_file && !is_pin(&below)? && sys::is_mount_root(below.as_fd()) { gone() } else { Ok(()) }
 }
