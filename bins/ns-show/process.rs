@@ -11,6 +11,7 @@ use common::mounted::{self, Mounted};
 use common::ns::{INITIAL_USER, Kind};
 use common::proc::Proc;
 use common::scan::{Told, told};
+use common::step::program::capability_names;
 use common::target::{self, Target};
 use common::word::quote;
 
@@ -52,54 +53,10 @@ pub(crate) const SETS: [(&str, &str); 5] = [
     ("CapBnd", "bounding"),
 ];
 
-/// include/uapi/linux/capability.h, in its order and without CAP_.
-const CAPABILITIES: [&str; 41] = [
-    "chown",
-    "dac_override",
-    "dac_read_search",
-    "fowner",
-    "fsetid",
-    "kill",
-    "setgid",
-    "setuid",
-    "setpcap",
-    "linux_immutable",
-    "net_bind_service",
-    "net_broadcast",
-    "net_admin",
-    "net_raw",
-    "ipc_lock",
-    "ipc_owner",
-    "sys_module",
-    "sys_rawio",
-    "sys_chroot",
-    "sys_ptrace",
-    "sys_pacct",
-    "sys_admin",
-    "sys_boot",
-    "sys_nice",
-    "sys_resource",
-    "sys_time",
-    "sys_tty_config",
-    "mknod",
-    "lease",
-    "audit_write",
-    "audit_control",
-    "setfcap",
-    "mac_override",
-    "mac_admin",
-    "syslog",
-    "wake_alarm",
-    "block_suspend",
-    "audit_read",
-    "perfmon",
-    "bpf",
-    "checkpoint_restore",
-];
-
-/// The names of the capabilities in a set.
+/// The names of the capabilities in a set; the number of one that is newer than
+/// this program.
 pub(crate) fn named(set: u64) -> Vec<String> {
-    let name = |n: usize| CAPABILITIES.get(n).map_or_else(|| n.to_string(), |name| (*name).to_owned());
+    let name = |n: u32| Some(capability_names(1 << n)).filter(|name| name != "none").unwrap_or_else(|| n.to_string());
     (0..64).filter(|n| set >> n & 1 == 1).map(name).collect()
 }
 
@@ -229,7 +186,9 @@ impl Process {
         let last = proc.sysctl("kernel/cap_last_cap").unwrap_or(40);
         for (at, (key, name)) in SETS.iter().enumerate() {
             let head = if at == 0 { "capabilities" } else { "" };
-            line(head, format!("{name:<11} {}", said(self.set(key), last)));
+            let set = said(self.set(key), last);
+            let again = at > 0 && set.contains(',') && self.set(key) == self.set("CapEff");
+            line(head, format!("{name:<11} {}", if again { "the same" } else { &set }));
         }
         let filters = self.field("Seccomp_filters");
         line("no_new_privs", if self.field("NoNewPrivs") == "1" { "yes".into() } else { "no".to_owned() });

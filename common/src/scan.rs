@@ -39,6 +39,15 @@ pub struct Space {
     pub file: Option<OwnedFd>,
 }
 
+impl Space {
+    /// Notes a mount; what is mounted once more over itself is told once.
+    fn pinned(&mut self, at: (u64, String)) {
+        if self.mounts.last() != Some(&at) {
+            self.mounts.push(at);
+        }
+    }
+}
+
 /// What could be seen.
 #[derive(Default)]
 pub struct Scan {
@@ -260,13 +269,13 @@ impl Scan {
                             self.found_file(ns);
                         }
                     }
-                    self.space(inode, kind).mounts.push((inside, mount.point));
+                    self.space(inode, kind).pinned((inside, mount.point));
                 }
             }
             Look::Behind(file) => {
                 for mount in mounted::of(file.as_fd()) {
                     if let Some((kind, inode)) = link(mount.root.as_bytes()) {
-                        self.space(inode, kind).mounts.push((inside, mount.point));
+                        self.space(inode, kind).pinned((inside, mount.point));
                     }
                 }
             }
