@@ -78,7 +78,7 @@ pub(crate) fn steps(args: &Args, proc: &Rc<Proc>, plan: &mut Plan) -> Result<()>
         short("mqueue /dev/mqueue mqueue", proc, plan)?;
     }
     for word in args.values("fstab") {
-        for line in fstab(&word)? {
+        for line in fstab(&word)?.into_iter().filter(|line| !line.has(&["noauto"])) {
             line.steps(proc, plan)?;
         }
     }
@@ -184,7 +184,7 @@ fn maps(words: &[OsString], proc: &Rc<Proc>) -> Result<Maps> {
 
 /// Whether an option is one of mounts, not of a type of file system.
 fn is_ours(word: &OsStr) -> bool {
-    const WORDS: [&str; 14] = [
+    const WORDS: [&str; 13] = [
         "defaults",
         "bind",
         "rbind",
@@ -198,7 +198,6 @@ fn is_ours(word: &OsStr) -> bool {
         "relatime",
         "symfollow",
         "auto",
-        "noauto",
     ];
     let known = |word: &str| {
         // Mount points are made in any case.

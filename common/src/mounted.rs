@@ -7,6 +7,7 @@ use crate::fail::Errno;
 use crate::id::{Both, Extent, Kind, number};
 use crate::proc::Mount;
 use crate::sys;
+use crate::word::quote;
 
 /// One mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -126,7 +127,8 @@ pub fn parse(buffer: &[u8]) -> Mounted {
         id: long(40),
         root: text(short(104)),
         point: text(short(108)),
-        fstype: text(short(36)) + &subtype,
+        // The subtype is whatever a user of FUSE said.
+        fstype: quote(text(short(36)) + &subtype),
         attributes,
         maps: told.then_some(maps),
     }

@@ -562,7 +562,8 @@ pub fn parse_mount(line: &str) -> Option<Mount> {
         point: unescape(fields.next()?),
         options: fields.next()?.to_owned(),
         propagation: fields.collect::<Vec<_>>().join(" "),
-        fstype: fs.split(' ').next()?.to_owned(),
+        // The part behind the dot, as in fuse.sshfs, is whatever its user said.
+        fstype: quote(fs.split(' ').next()?),
         super_options: fs.rsplit(' ').next()?.to_owned(),
     })
 }

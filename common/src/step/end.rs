@@ -331,6 +331,8 @@ fn exec(words: &[OsString], hands: &Hands) -> Errno {
         return e;
     }
     match nix::unistd::execvp(program, &words) {
+        // Of the last place in PATH: it is a file, and nothing was found.
+        Err(Errno::ENOTDIR) if !program.as_bytes().contains(&b'/') => Errno::ENOENT,
         Err(e) => e,
         Ok(never) => match never {},
     }

@@ -13,6 +13,7 @@ use super::ns::user_is_full;
 use crate::fail::{Because, Errno};
 use crate::proc::read_all;
 use crate::sys;
+use crate::word::quote;
 
 /// The directories that a program is looked for in: PATH, or what execvp(3) of
 /// musl takes where that is not set.
@@ -45,7 +46,7 @@ pub(super) fn refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Optio
             Some(Because::new("there is no such file in the root that the program would run in"))
         }
         None => None,
-        Some(fd) => not_executable(bytes, &fd, errno, facts),
+        Some(fd) => not_executable(&quote(program), &fd, errno, facts),
     }
 }
 
@@ -53,7 +54,7 @@ pub(super) fn refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Optio
 pub(super) fn descriptor_refused(n: RawFd, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
     let fd = sys::lend(n).try_clone_to_owned().ok()?;
     let name = format!("descriptor {n}");
-    if let Some(because) = not_executable(name.as_bytes(), &fd, errno, facts) {
+    if let Some(because) = not_executable(&name, &fd, errno, facts) {
         return Some(because);
     }
     let closes = fcntl(sys::lend(n), FcntlArg::F_GETFD).is_ok_and(|flags| flags & FdFlag::FD_CLOEXEC.bits() != 0);
@@ -75,14 +76,14 @@ fn not_in_path(program: &[u8], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
         let file = within(dir, program);
         let from = start(&file, facts)?;
         if let Some(fd) = look(from, &file) {
-            return not_executable(&file, &fd, errno, facts);
+            return not_executable(&quote(OsStr::from_bytes(&file)), &fd, errno, facts);
         }
         if closed.is_none() && is_closed(from, &file) {
-            closed = Some(String::from_utf8_lossy(dir).into_owned());
+            closed = Some(quote(OsStr::from_bytes(dir)));
         }
     }
     if errno == Errno::ENOENT {
-        return Some(Because::new(format!("no directory of PATH has it there ({})", path.to_string_lossy())));
+        return Some(Because::new(format!("no directory of PATH has it there ({})", quote(&path))));
     }
     let closed = closed.filter(|_| errno == Errno::EACCES)?;
     Some(Because::new(format!("{closed} in PATH may not be searched, and no other directory of PATH has it")))
@@ -99,21 +100,21 @@ fn look(dir: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
     sys::open_in_root(dir.as_fd(), &path, libc::O_PATH, 0).ok()
 }
 
-fn not_executable(file: &[u8], fd: &OwnedFd, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
-    let file = String::from_utf8_lossy(file).into_owned();
+/// What `file`, quoted or described, is, that it cannot be executed.
+fn not_executable(file: &str, fd: &OwnedFd, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
     let stat = fstat(fd).ok()?;
     if errno == Errno::ENOENT {
         let interpreter = interpreter(facts, fd)?;
         if look(start(&interpreter, facts)?, &interpreter).is_none() {
             return Some(Because::new(format!(
                 "{file} is there, but not its interpreter {}",
-                String::from_utf8_lossy(&interpreter)
+                quote(OsStr::from_bytes(&interpreter))
             )));
         }
         return None;
     }
     if errno == Errno::ETXTBSY {
-        return written(&file, &stat, facts);
+        return written(file, &stat, facts);
     }
     if errno == Errno::ENOEXEC {
         let text = format!("{file} is neither a program of this machine nor a script that begins with #!");

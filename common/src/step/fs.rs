@@ -42,8 +42,9 @@ pub(super) fn new_mount(
         // The messages of fsopen(2): one a read, `e ` before an error.
         let mut text = [0; 512];
         let n = nix::unistd::read(&context, &mut text).unwrap_or(0);
-        let text = String::from_utf8_lossy(&text[..n]).into_owned();
-        Refusal::Os(errno, text.trim().strip_prefix("e ").unwrap_or_default().to_owned())
+        // It repeats what it was told, which is not for a terminal to obey.
+        let text = String::from_utf8_lossy(&text[..n]).trim().replace(char::is_control, "?");
+        Refusal::Os(errno, text.strip_prefix("e ").unwrap_or_default().to_owned())
     })
 }
 
@@ -64,7 +65,7 @@ pub(super) fn refused(
         let known = facts.proc.text("filesystems")?;
         let missing = !known.lines().any(|line| line.split('\t').nth(1) == Some(fstype));
         return missing
-            .then(|| Because::new(format!("this kernel has no file system {fstype}: see /proc/filesystems")));
+            .then(|| Because::new(format!("this kernel has no file system {}: see /proc/filesystems", quote(fstype))));
     }
     if errno != Errno::EPERM {
         return None;

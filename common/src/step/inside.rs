@@ -54,7 +54,7 @@ pub enum Effect {
     },
     /// A device node of the present root, bound at /dev.
     Device(&'static str, (u64, u64)),
-    /// A symbolic link: where it leads, where it is.
+    /// A symbolic link, unless it is there: where it leads, where it is.
     Link(OsString, OsString),
     /// A directory, with this mode: if none is given, 755 where it is made, and
     /// the mode that it has where it is there.
@@ -91,7 +91,7 @@ fn there(at: &OsStr) -> String {
 impl Effect {
     fn act(&self) -> String {
         match self {
-            Effect::New { fstype, at, .. } => format!("mount {fstype} on {}", there(at)),
+            Effect::New { fstype, at, .. } => format!("mount {} on {}", quote(fstype), there(at)),
             Effect::Attach { at, .. } => format!("move_mount {TREE} {}", there(at)),
             Effect::Device(name, _) => format!("bind /dev/{name} on NEWROOT/dev/{name}"),
             Effect::Link(to, at) => format!("symlink {} {}", quote(to), there(at)),
@@ -106,7 +106,8 @@ impl Effect {
     fn detail(&self) -> String {
         match self {
             Effect::New { options, attributes, .. } => {
-                let option = |(k, v): &(String, String)| if v.is_empty() { k.clone() } else { format!("{k}={v}") };
+                let option =
+                    |(k, v): &(String, String)| quote(if v.is_empty() { k.clone() } else { format!("{k}={v}") });
                 let mut words: Vec<String> = options.iter().map(option).collect();
                 words.extend(attribute_names(*attributes).map(str::to_owned));
                 words.join(",")
@@ -165,7 +166,11 @@ impl Effect {
             Effect::Device(name, same) => bind_device(root, name, *same),
             Effect::Link(to, at) => {
                 let (parent, name) = parent_in(root, at)?;
-                Ok(symlinkat(to.as_os_str(), &parent, name)?)
+                match symlinkat(to.as_os_str(), &parent, name) {
+                    // An earlier run has made it.
+                    Err(Errno::EEXIST) if readlinkat(&parent, name).as_ref() == Ok(to) => Ok(()),
+                    other => Ok(other?),
+                }
             }
             Effect::Directory(at, mode) => {
                 let place = directory_in(root, at)?;

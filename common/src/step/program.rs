@@ -5,6 +5,7 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::rc::Rc;
 
 use nix::fcntl::{AtFlags, OFlag, open};
@@ -19,6 +20,7 @@ use crate::again;
 use crate::fail::{Because, Errno, Exit};
 use crate::id::{Kind, number};
 use crate::ns;
+use crate::path;
 use crate::proc::{CAP_SETGID, CAP_SETPCAP, CAP_SETUID, CAP_SYS_ADMIN};
 use crate::sys;
 use crate::word::{c, quote, quote_all};
@@ -265,6 +267,11 @@ impl Effect {
             Effect::Limit(_, soft, hard) if errno == Errno::EINVAL => {
                 (soft > hard).then(|| Because::new("the soft limit is over the hard one"))
             }
+            // From `/` on, where this process is by now; a command would be one outside.
+            Effect::Directory(path) => {
+                let because = path::reason(Path::new("/").join(path).as_os_str(), errno, facts.proc)?;
+                Some(Because::new(because.text))
+            }
             Effect::DomainName(name) if errno == Errno::EINVAL => super::ns::too_long(name),
             Effect::DomainName(_) if errno == Errno::EPERM => facts.foreign(ns::Kind::Uts),
             Effect::Filter(_) if errno == Errno::EACCES => {
@@ -286,7 +293,6 @@ impl Effect {
             | Effect::Environment(_)
             | Effect::Variable(..)
             | Effect::NoVariable(_)
-            | Effect::Directory(_)
             | Effect::DomainName(_)
             | Effect::Filter(_) => None,
         }
