@@ -80,7 +80,8 @@ fn decide(args: &Args) -> Result<Outcome> {
     }
     let files = files::named(args, operand.as_ref(), &proc)?;
     let open = |address| Ok(Rc::new(Target::open(&proc, address)?));
-    let mut found = Found { word: word.unwrap_or_default(), ..Found::default() };
+    // Before the stream: the stage before us has its own work to do.
+    let mut found = Found { word: word.unwrap_or_default(), asked: asked(args, &proc)?, ..Found::default() };
     let target = match &operand {
         Some(Operand::Process(address)) => open(*address)?,
         Some(Operand::Stream) => match from_stream()? {
@@ -98,7 +99,7 @@ fn decide(args: &Args) -> Result<Outcome> {
         None if !has_file(args) => return Err(CLI.usage("which target?")),
         None | Some(Operand::File(_) | Operand::Descriptor(_)) => return enter_files(&files, args, &proc),
     };
-    enter(args, &proc, &target, &found, files)
+    enter(args, &proc, &target, found, files)
 }
 
 /// What is known of a target beside the process.
@@ -106,6 +107,8 @@ fn decide(args: &Args) -> Result<Outcome> {
 struct Found {
     /// How it was named.
     word: OsString,
+    /// The kinds that are to be entered, if it is elsewhere in them.
+    asked: Vec<(Kind, Option<u64>)>,
     /// Whether it is a holder that goes with the last.
     holds: bool,
     /// Whether it was found by the name of a container.
@@ -117,12 +120,13 @@ fn program(args: &Args, shell: OsString) -> Vec<OsString> {
 }
 
 /// The plan for a process as a target.
-fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: &Found, mut files: Vec<File>) -> Result<Outcome> {
+fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut files: Vec<File>) -> Result<Outcome> {
     files.extend(files::of_socket(args, proc, target)?);
     let stream = found.word == "-";
     let terminal = own_terminal(args, stream, found.is_container)?;
     let somebody = args.value("as").map(|who| named(proc, target, &who)).transpose()?;
-    let (kinds, mut left_out) = possible(wanted(args, proc, target)?, args, proc, target)?;
+    let kinds = elsewhere(found.asked, proc, target)?;
+    let (kinds, mut left_out) = possible(kinds, args, proc, target)?;
     let partial = !left_out.is_empty();
     let is_home = target::files::same_root(proc, target) && !files.iter().any(|file| file.kind == Kind::Mnt);
     let brought = tools::read(args, proc, target, &kinds)?;
@@ -398,21 +402,26 @@ fn enter_promised(program: Vec<OsString>) -> Plan {
     plan
 }
 
-/// The kinds asked for, or all; of these, those that differ from ours. Our own
-/// user namespace would be refused (EINVAL), and one that we do not own and
-/// do not need would fail the whole call.
-fn wanted(args: &Args, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
+/// The kinds asked for, or all, and where we are ourselves.
+fn asked(args: &Args, proc: &Proc) -> Result<Vec<(Kind, Option<u64>)>> {
     let asked: Vec<Kind> = Kind::ALL.into_iter().filter(|k| args.flag(k.option())).collect();
     let socket = args.flag("net-socket");
     let asked = if asked.is_empty() && !socket || args.flag("all") { Kind::ALL.to_vec() } else { asked };
+    let instead = |kind: &Kind| {
+        let parent = *kind == Kind::User && args.flag("user-parent");
+        parent || *kind == Kind::Net && socket || args.value(kind.option()).is_some()
+    };
+    asked.into_iter().filter(|kind| !instead(kind)).map(|kind| Ok((kind, proc.own_ns(kind)?))).collect()
+}
+
+/// The kinds in which a target is elsewhere. Our own user namespace would be
+/// refused (EINVAL), and one that we do not own and do not need would fail the
+/// whole call.
+fn elsewhere(asked: Vec<(Kind, Option<u64>)>, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
     let mut kinds = Vec::new();
-    for kind in asked {
-        let instead = kind == Kind::User && args.flag("user-parent");
-        if instead || kind == Kind::Net && socket || args.value(kind.option()).is_some() {
-            continue;
-        }
+    for (kind, ours) in asked {
         let theirs = target::files::namespace_of(proc, target, kind)?;
-        if theirs.is_some() && theirs != proc.own_ns(kind)? {
+        if theirs.is_some() && theirs != ours {
             kinds.push(kind);
         }
     }

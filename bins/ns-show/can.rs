@@ -20,7 +20,7 @@ use common::preset::{Me, Preset};
 use common::proc::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Mount, Proc};
 use common::record::Address;
 use common::step::{Step, TREE, end, inside, map, mount, ns, tree};
-use common::subid;
+use common::subid::Grants;
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use common::target::Target;
 use common::word::quote;
@@ -180,7 +180,7 @@ fn many_ids(proc: &Rc<Proc>, found: &mut Found) {
     let mut maps = Vec::new();
     for (kind, program) in [(IdKind::Uid, "newuidmap"), (IdKind::Gid, "newgidmap")] {
         let what = format!("subordinate {}s", kind.word());
-        match subid::granted(&me.user, kind) {
+        match Grants::of(&me.user).read(kind) {
             Ok(ranges) if ranges.is_empty() => {
                 found.no(&format!("{what}: {} has no line for {}", kind.grant_file(), me.user), "");
             }

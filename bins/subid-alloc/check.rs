@@ -9,7 +9,7 @@ use common::fail::{Failure, Result};
 use common::helper;
 use common::id::{Kind, Range, subject};
 use common::proc::Proc;
-use common::subid::{self, RESERVED};
+use common::subid::{self, Grants, RESERVED};
 use common::survey::lacking;
 use common::tool::{Outcome, Progress};
 use common::user::{self, User};
@@ -378,7 +378,7 @@ fn name_service(etc: &Etc, here: bool, findings: &mut Findings) {
         }
         if here && *source != "files" {
             let root = user::by_uid(0);
-            if let Some(Err(failure)) = root.map(|user| subid::granted(&user, Kind::Uid)) {
+            if let Some(Err(failure)) = root.map(|user| Grants::of(&user).read(Kind::Uid)) {
                 let text = failure.to_string();
                 // Whether root himself has any does not matter here.
                 if text.contains("cannot be loaded") || text.contains("not installed") || text.contains("answered") {

@@ -28,7 +28,7 @@ use common::etc::{Etc, Locked, PATIENCE};
 use common::fail::{Failure, Result};
 use common::id::{Kind, Range};
 use common::proc::Proc;
-use common::subid::{self, Grant};
+use common::subid::{self, Grant, Grants};
 use common::tool::{Outcome, run};
 use common::user::{self, User};
 
@@ -176,7 +176,8 @@ fn list(args: &Args) -> Result<Outcome> {
             let elsewhere = args.value("root").is_some();
             for kind in kinds(args) {
                 // Here nsswitch.conf may name another source than the files.
-                let ranges = if elsewhere { survey::granted(user, kind, &etc)? } else { subid::granted(user, kind)? };
+                let ranges =
+                    if elsewhere { survey::granted(user, kind, &etc)? } else { Grants::of(user).read(kind)? };
                 ranges.into_iter().for_each(|range| line(&mut text, kind, &user.name, range));
             }
         }

@@ -64,13 +64,16 @@ fn me(args: &Args) -> Result<Me> {
 pub(crate) fn map(args: &Args) -> Result<Outcome> {
     let preset = preset(args, Preset::Auto)?;
     let proc = Proc::open()?;
-    // First of all the stream: whoever reads runs dry if its writer does.
+    // Our own work, while the stage before us does its own; but what that says
+    // comes first.
+    let maps = me(args).and_then(|me| {
+        guard_root(preset, &me, &proc, args.flag("host-root"))?;
+        maps(preset, &me)
+    });
     let before = before(args)?;
-    let me = me(args)?;
-    guard_root(preset, &me, &proc, args.flag("host-root"))?;
     let mut plan = Plan::default();
     let holder = holder(&before, &proc, &mut plan.dry)?;
-    pass_on(&CLI, with_maps(before, &maps(preset, &me)?), holder, &mut plan);
+    pass_on(&CLI, with_maps(before, &maps?), holder, &mut plan);
     Ok(Outcome::Plan(plan))
 }
 

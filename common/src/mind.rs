@@ -228,7 +228,15 @@ pub fn linger(mask: &SigSet, other: Option<BorrowedFd<'_>>) -> Result<()> {
     // No event asked for: POLLERR and POLLHUP come all the same.
     let mut fds = vec![(sys::lend(1), PollFlags::empty())];
     fds.extend(other.map(|fd| (fd, PollFlags::POLLIN)));
-    wait_for(&fds, None).map(drop)
+    wait_for(&fds, None)?;
+    leave();
+    Ok(())
+}
+
+/// Closes standard input: the stages before us live as long as we read it, and
+/// may come to their ends while we come to ours.
+pub fn leave() {
+    let _ = nix::unistd::close(0);
 }
 
 /// SIGINT and SIGQUIT are for the program at the end of the pipeline, which may

@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use crate::fail::{Because, Failure, Result};
 use crate::id::{Both, Extent, Kind, Map, Range, parse_operand, without};
 use crate::proc::Proc;
-use crate::subid;
+use crate::subid::Grants;
 use crate::user::{self, User};
 use crate::word::quote;
 
@@ -163,8 +163,9 @@ pub fn maps(preset: Preset, me: &Me) -> Result<Both<Vec<Extent>>> {
 /// There are no subordinate ids, or they cannot be found out.
 pub fn granted(me: &Me) -> Result<Both<Vec<Range>>> {
     let mut granted = Both::<Vec<Range>>::default();
+    let grants = Grants::of(&me.user);
     for kind in Kind::BOTH {
-        *granted.of_mut(kind) = subid::granted(&me.user, kind)?;
+        *granted.of_mut(kind) = grants.read(kind)?;
         if granted.of(kind).is_empty() {
             return Err(none(me, kind));
         }

@@ -336,19 +336,38 @@ pub fn configured() -> Option<String> {
     provider(&fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default()).map(str::to_owned)
 }
 
-/// What `user` has been granted of `kind`: from the file, or from the provider
-/// that nsswitch.conf names, through getsubids(1).
-///
-/// # Errors
-/// The file cannot be read, or the provider cannot be asked.
-pub fn granted(user: &User, kind: Kind) -> Result<Vec<Range>> {
-    if let Some(name) = configured() {
-        return provided(&name, user, kind);
+/// Where it is written what a user has been granted: found once, for both kinds.
+pub enum Grants<'a> {
+    /// In the files, in lines of this owner.
+    Files(Owner),
+    /// With the provider that nsswitch.conf names.
+    Provider(String, &'a User),
+}
+
+impl Grants<'_> {
+    /// For `user`.
+    pub fn of(user: &User) -> Grants<'_> {
+        match configured() {
+            Some(name) => Grants::Provider(name, user),
+            None => Grants::Files(Owner::of(user, &fs::read("/etc/passwd").unwrap_or_default())),
+        }
     }
-    let Some(file) = open_grants(kind)? else { return Ok(Vec::new()) };
-    let passwd = fs::read("/etc/passwd").unwrap_or_default();
-    let said = |e| Failure::os(format!("read {}", kind.grant_file()), e);
-    Owner::of(user, &passwd).granted_in(file).map_err(said)
+
+    /// What he has been granted of `kind`: from the file, or from the provider
+    /// through getsubids(1).
+    ///
+    /// # Errors
+    /// The file cannot be read, or the provider cannot be asked.
+    pub fn read(&self, kind: Kind) -> Result<Vec<Range>> {
+        match self {
+            Grants::Provider(name, user) => provided(name, user, kind),
+            Grants::Files(owner) => {
+                let Some(file) = open_grants(kind)? else { return Ok(Vec::new()) };
+                let said = |e| Failure::os(format!("read {}", kind.grant_file()), e);
+                owner.granted_in(file).map_err(said)
+            }
+        }
+    }
 }
 
 /// What the provider `name` grants. getsubids(1) goes on with the files where

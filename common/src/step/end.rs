@@ -282,6 +282,9 @@ fn tend(manner: &Manner<'_>, hands: &mut Hands) -> Done {
             hands.died = Some(signal);
         }
     }
+    if manner.holder.is_some() {
+        mind::leave();
+    }
     Ok(())
 }
 

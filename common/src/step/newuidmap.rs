@@ -7,7 +7,7 @@ use crate::fail::{Because, Errno, Failure, Result};
 use crate::helper;
 use crate::id::{Both, Extent, Kind, Map, Range, subject, without};
 use crate::proc::{self, CAP_SETGID, CAP_SETUID, Proc};
-use crate::subid;
+use crate::subid::{self, Grants};
 use crate::sys;
 use crate::target::{self, Target};
 use crate::user;
@@ -219,7 +219,7 @@ pub fn not_granted(kind: Kind, map: &Map) -> Option<Because> {
     let own = proc.own();
     let (uid, me) = (own.uid[0], if kind == Kind::Uid { own.uid[0] } else { own.gid[0] });
     let user = user::by_uid(uid)?;
-    let mut covered = subid::granted(&user, kind).ok()?;
+    let mut covered = Grants::of(&user).read(kind).ok()?;
     covered.push(Range { first: me, count: 1 });
     let wanted: Vec<Range> = map.extents().iter().map(|e| e.outside()).collect();
     let missing = without(&wanted, &covered);
