@@ -159,9 +159,10 @@ fn options_are_in_the_manual_and_no_others() {
 fn help_is_one_screen() {
     for (tool, program, _) in TOOLS {
         let help = help(program);
-        assert!(help.lines().count() <= 50, "{tool} --help has {} lines", help.lines().count());
-        for line in help.lines() {
-            assert!(line.len() <= 100, "{tool} --help: {line}");
+        assert!(help.lines().count() <= 47, "{tool} --help has {} lines", help.lines().count());
+        // One form is longer.
+        for line in help.lines().filter(|line| !line.contains(" -- PROGRAM")) {
+            assert!(line.len() <= 80, "{tool} --help: {line}");
         }
     }
 }

@@ -14,15 +14,15 @@ use common::word::quote;
 use super::CLI;
 
 pub(crate) const OPTIONS: &[Opt] = &[
-    opt("N", "net-socket", "N", "enter the network namespace of the target's socket N"),
+    opt("N", "net-socket", "N", "enter the network namespace of its socket N"),
     opt("R", "root", "[=DIR]", "the target's root directory, or DIR of here"),
     opt("w", "wd", "[=DIR]", "the target's working directory, or DIR of here"),
     valued("wdns", "DIR", "start in DIR of the target's"),
     opt("S", "setuid", "UID|follow", "become this uid inside, or the target's"),
-    opt("G", "setgid", "GID|follow", "become this gid inside, with no other groups, or the target's"),
+    opt("G", "setgid", "GID|follow", "become this gid inside, or the target's"),
     flag("env", "have the target's environment"),
     flag("join-cgroup", "be born into the target's cgroup"),
-    flag("follow-context", "have the label of a security module that the target has"),
+    flag("follow-context", "have the target's label of a security module"),
     flag("preserve-credentials", "nothing: who is mapped stays who he is"),
     flag("keep-caps", "nothing: they are kept"),
     flag("no-fork", "nothing: the program is always minded"),

@@ -33,7 +33,7 @@ const CLI: Cli = Cli {
     usage: &["[OPTION...] TARGET MAP...", "[OPTION...] - [MAP...]"],
     options: &[&[
         valued("setgroups", "allow|deny|auto", "what to write to setgroups (auto)"),
-        flag("show", "print the maps, with the ids of the initial user namespace"),
+        flag("show", "print the maps, and what they are to the system"),
         HOST_ROOT,
     ]],
     operands: Operands::Free,

@@ -26,8 +26,8 @@ pub struct Opt {
 }
 
 /// How wide --help is, and its column of options.
-const WIDTH: usize = 100;
-const NAMES: usize = 30;
+const WIDTH: usize = 80;
+const NAMES: usize = 28;
 
 impl Opt {
     /// As it stands in help: `  -m, --mount[=FILE]`.
@@ -126,10 +126,10 @@ pub struct Cli {
 
 /// The options that every tool has.
 pub const COMMON: &[Opt] = &[
-    flag("dry-run", "print the plan and do nothing"),
-    flag("explain", "print each step with the kernel rule behind it"),
-    opt("h", "help", "", "print this"),
-    opt("V", "version", "", "print the version"),
+    flag("dry-run", ""),
+    flag("explain", "print the plan and stop; print why, step by step"),
+    opt("h", "help", "", ""),
+    opt("V", "version", "", "print this; the version"),
 ];
 
 /// A command line as it was typed.
