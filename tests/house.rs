@@ -40,7 +40,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("target", &["target/why", "fail", "holder", "id", "path", "proc", "record", "sys", "word"]),
     ("target/stream", &["target", "fail", "mind", "proc", "record", "sys"]),
     ("target/given", &["target", "fail", "id", "sys", "word"]),
-    ("target/files", &["target", "target/why", "fail", "id", "ns", "path", "proc", "record", "sys"]),
+    ("target/files", &["target", "target/why", "fail", "id", "mind", "ns", "path", "proc", "record", "sys"]),
     ("feature", &["fail", "ns", "proc", "sys", "target"]),
     ("again", &["id", "ns", "proc", "target/files", "word"]),
     ("name", &["fail", "holder", "proc", "record", "target", "word"]),

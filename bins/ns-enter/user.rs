@@ -48,13 +48,19 @@ pub(crate) fn named(proc: &Proc, target: &Target, word: &str) -> Result<Somebody
 /// That is not there either; `word` is how the target was named.
 pub(crate) fn shell_of(proc: &Proc, target: &Target, uid: u32, word: &OsStr) -> Result<OsString> {
     let root = target::files::root(proc, target)?;
-    let named = || {
-        let passwd = target::files::file_in(&root, "/etc/passwd").ok()?;
-        let user = user::in_passwd(&passwd, |user| user.uid == uid)?;
-        target::files::is_in(&root, &user.shell).then_some(user.shell)
+    let is_there = |path: &str| {
+        target::files::is_in(&root, path).map_err(|e| Failure::os(format!("look for {path} in the target"), e))
     };
-    let shell = named().unwrap_or_else(|| "/bin/sh".into());
-    if target::files::is_in(&root, &shell) {
+    let passwd = match target::files::file_in(&root, "/etc/passwd") {
+        Err(Errno::ETIMEDOUT) => return Err(Failure::os("open the target's /etc/passwd", Errno::ETIMEDOUT)),
+        other => other.unwrap_or_default(),
+    };
+    let named = user::in_passwd(&passwd, |user| user.uid == uid).map(|user| user.shell);
+    let shell = match named {
+        Some(shell) if is_there(&shell)? => shell,
+        Some(_) | None => "/bin/sh".to_owned(),
+    };
+    if is_there(&shell)? {
         return Ok(shell.into());
     }
     let because = Because::new("there is no such file in the root that the program would run in");

@@ -10,11 +10,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
-use nix::unistd::{pipe2, write};
 
 use crate::fail::Errno;
 use crate::id::number;
-use crate::mind::{self, Child};
+use crate::mind;
 use crate::ns::Kind;
 use crate::proc::{Proc, numbers, read_all};
 use crate::sys;
@@ -52,7 +51,11 @@ pub fn at_all(proc: &Proc) -> Vec<Found> {
     let pids: Vec<i32> = proc.pids().into_iter().filter(|pid| Some(*pid) != me).collect();
     let half = if pids.len() < MANY { pids.len() } else { pids.len() / 2 };
     let (ours, theirs) = pids.split_at(half);
-    let helper = if theirs.is_empty() { None } else { in_child(at, theirs).ok() };
+    let helper = if theirs.is_empty() {
+        None
+    } else {
+        mind::ask_child(|| theirs.iter().flat_map(|pid| encode(&at(*pid))).collect()).ok()
+    };
     let mut all: Vec<Found> = ours.iter().map(|pid| at(*pid)).collect();
     let told = helper.and_then(|(child, pipe)| {
         let bytes = read_all(pipe, usize::MAX).unwrap_or_default();
@@ -62,25 +65,6 @@ pub fn at_all(proc: &Proc) -> Vec<Found> {
     // A child that did not do its half leaves it to us.
     all.extend(told.unwrap_or_else(|| theirs.iter().map(|pid| at(*pid)).collect()));
     all
-}
-
-fn in_child(at: impl Fn(i32) -> Found, pids: &[i32]) -> Result<(Child, OwnedFd), Errno> {
-    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
-    // An inherited "ignore" would make the kernel reap it itself.
-    sys::default_signal(nix::libc::SIGCHLD);
-    match sys::fork(0)? {
-        sys::Fork::Child => {
-            // All of it before the first byte: nobody reads until the other
-            // half is done, and a pipe is soon full.
-            let bytes: Vec<u8> = pids.iter().flat_map(|pid| encode(&at(*pid))).collect();
-            let mut rest = bytes.as_slice();
-            while let Ok(n @ 1..) = write(&theirs, rest) {
-                rest = &rest[n..];
-            }
-            sys::exit_now(0)
-        }
-        sys::Fork::Parent(pid, fd) => Ok((Child { pid, fd }, ours)),
-    }
 }
 
 /// One process; with `sockets` also those that it has of other network

@@ -22,7 +22,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{Pid, write};
+use nix::unistd::{Pid, pipe2, read, write};
 
 use crate::proc::Proc;
 use crate::ready::Ready;
@@ -279,6 +279,60 @@ pub fn reap(child: &Child) -> Option<i32> {
     }
 }
 
+/// A child that does `what`, and the pipe that comes of it is written into.
+///
+/// # Errors
+/// Those of pipe(2) and fork(2).
+pub fn ask_child(what: impl FnOnce() -> Vec<u8>) -> Result<(Child, OwnedFd)> {
+    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+    // An inherited "ignore" would make the kernel reap it itself.
+    sys::default_signal(Signal::SIGCHLD as c_int);
+    match sys::fork(0)? {
+        sys::Fork::Child => {
+            // All of it before the first byte: nobody may read for a while, and a
+            // pipe is soon full.
+            let bytes = what();
+            let _ = say_to(theirs.as_raw_fd(), &bytes);
+            sys::exit_now(0)
+        }
+        sys::Fork::Parent(pid, fd) => Ok((Child { pid, fd }, ours)),
+    }
+}
+
+/// What `what` answers, if it does within `limit` milliseconds. A child asks:
+/// whoever waits for a file system that a process serves (fuse(4)) waits for
+/// ever if that likes, and cannot even be killed.
+///
+/// # Errors
+/// Those of `what`; ETIMEDOUT: it does not answer.
+pub fn answer_within(limit: u16, what: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+    let until = Instant::now() + Duration::from_millis(limit.into());
+    let (child, pipe) = ask_child(|| match what() {
+        Ok(bytes) => [&[0; 4], bytes.as_slice()].concat(),
+        Err(errno) => (errno as i32).to_ne_bytes().to_vec(),
+    })?;
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = u16::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(limit);
+        if !ready_within(pipe.as_fd(), left)? {
+            let _ = signal(&child, Signal::SIGKILL as c_int);
+            return Err(Errno::ETIMEDOUT);
+        }
+        match read(&pipe, &mut buffer) {
+            Ok(0) => break,
+            Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    reap(&child);
+    let (errno, rest) = bytes.split_first_chunk().ok_or(Errno::EIO)?;
+    match i32::from_ne_bytes(*errno) {
+        0 => Ok(rest.to_vec()),
+        number => Err(Errno::from_raw(number)),
+    }
+}
+
 /// How long something may take after whoever was told of it has left, or
 /// after it was told to end.
 pub const GRACE: Duration = Duration::from_secs(2);
@@ -434,7 +488,7 @@ fn is_news(number: c_int, code: i32) -> bool {
 pub fn heard(fd: BorrowedFd<'_>) -> Result<Option<u8>> {
     let mut byte = [0; 1];
     loop {
-        match nix::unistd::read(fd, &mut byte) {
+        match read(fd, &mut byte) {
             Err(Errno::EINTR) => {}
             n => return Ok((n? == 1).then_some(byte[0])),
         }

@@ -313,5 +313,5 @@ enum Look {
 fn open_below(proc: &Proc, who: &str, point: &str) -> Option<OwnedFd> {
     let root = proc.directory(&format!("{who}/root")).ok()?;
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
-    sys::open_in_root(root.as_fd(), &CString::new(point).ok()?, flags.bits(), 0).ok()
+    sys::open_known_in_root(root.as_fd(), &CString::new(point).ok()?, flags.bits()).ok()
 }

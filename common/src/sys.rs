@@ -589,8 +589,9 @@ fn openat2(dir: BorrowedFd<'_>, path: &CStr, flags: c_int, mode: u32, resolve: u
         descriptor(unsafe { libc::syscall(OPENAT2, dir.as_raw_fd(), path.as_ptr(), from_ref(&how), size_of::<How>()) })
     };
     // Where somebody renames or mounts anything meanwhile, the kernel cannot tell
-    // that a `..` has not led out: EAGAIN.
-    let mut tries = (0..1000).map(|_| open());
+    // that a `..` has not led out: EAGAIN. So it is where it does not know enough.
+    let most = if resolve & RESOLVE_CACHED == 0 { 1000 } else { 10 };
+    let mut tries = (0..most).map(|_| open());
     tries.find(|opened| !matches!(opened, Err(Errno::EAGAIN))).unwrap_or(Err(Errno::EAGAIN))
 }
 
@@ -598,6 +599,7 @@ const RESOLVE_NO_XDEV: u64 = 1;
 const RESOLVE_NO_MAGICLINKS: u64 = 2;
 const RESOLVE_NO_SYMLINKS: u64 = 4;
 const RESOLVE_IN_ROOT: u64 = 0x10;
+const RESOLVE_CACHED: u64 = 0x20;
 
 /// Opens `path` below `dir`, which stands for `/` (RESOLVE_IN_ROOT of
 /// openat2(2), Linux 5.6): no symbolic link and no `..` leads out of it.
@@ -607,6 +609,16 @@ const RESOLVE_IN_ROOT: u64 = 0x10;
 /// Those of open(2).
 pub fn open_in_root(dir: BorrowedFd<'_>, path: &CStr, flags: c_int, mode: u32) -> Result<OwnedFd> {
     openat2(dir, path, flags, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+}
+
+/// The same of a path that the kernel knows without asking a file system, as
+/// it does all mount points: who serves that may never answer (RESOLVE_CACHED,
+/// Linux 5.12).
+///
+/// # Errors
+/// Those of open(2); EAGAIN: it does not know it.
+pub fn open_known_in_root(dir: BorrowedFd<'_>, path: &CStr, flags: c_int) -> Result<OwnedFd> {
+    openat2(dir, path, flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_CACHED)
 }
 
 /// Opens the file `name` of `dir` itself, to read and write: no link is
@@ -775,12 +787,21 @@ pub fn open_tree_attr(
 /// One word of struct statx: at byte `at`, asked for by bit `wanted` (statx(2)).
 fn statx(fd: BorrowedFd<'_>, wanted: c_uint, at: usize) -> Result<u64> {
     let mut buffer = [0u8; 256];
-    let (fd, flags) = (fd.as_raw_fd(), libc::AT_EMPTY_PATH);
+    // The kernel knows what is asked for here: no file system has to answer.
+    let (fd, flags) = (fd.as_raw_fd(), libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC);
     // SAFETY: the path ends in NUL; struct statx has 256 bytes.
     answer(unsafe { libc::syscall(libc::SYS_statx, fd, c"".as_ptr(), flags, wanted, buffer.as_mut_ptr()) })?;
     let word = |at: usize| buffer.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
     // Its first field says what the kernel knew.
     if word(0) & u64::from(wanted) == u64::from(wanted) { Ok(word(at)) } else { Err(Errno::ENOSYS) }
+}
+
+/// Device and inode of an open file, of which nobody is asked.
+///
+/// # Errors
+/// Those of statx(2).
+pub fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64)> {
+    Ok((statx(fd, 0, 0x88)?, statx(fd, 0x100, 0x20)?))
 }
 
 /// The number of the mount that an open file is on, as mountinfo has it

@@ -10,6 +10,7 @@ use nix::sys::stat::{Mode, fstat};
 
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::id;
+use crate::mind;
 use crate::ns;
 use crate::path::used_up;
 use crate::proc::{CAP_NET_ADMIN, Proc, in_brackets, read_all};
@@ -157,24 +158,40 @@ pub fn root(proc: &Proc, target: &Target) -> Result<OwnedFd> {
 /// No file that is read in the root of a target is longer.
 const MOST_BYTES: usize = 4 << 20;
 
+/// How long whoever serves a file of a target may take to answer, in
+/// milliseconds.
+const PATIENCE: u16 = 3000;
+
 /// The file `path` in the root of a target: no link leads out of it.
 ///
 /// # Errors
-/// Those of open(2) and read(2); EINVAL: it is no regular file.
+/// Those of open(2) and read(2); EINVAL: it is no regular file; ETIMEDOUT: who
+/// serves it does not answer.
 pub fn file_in(root: &OwnedFd, path: &str) -> std::result::Result<Vec<u8>, Errno> {
     let path = std::ffi::CString::new(path).map_err(|_| Errno::EINVAL)?;
-    // A fifo in its place would keep us waiting; a device might do anything.
-    let kind = fstat(sys::open_in_root(root.as_fd(), &path, libc::O_PATH, 0)?)?.st_mode & libc::S_IFMT;
-    if kind != libc::S_IFREG {
-        return Err(Errno::EINVAL);
-    }
-    read_all(sys::open_in_root(root.as_fd(), &path, libc::O_RDONLY | libc::O_NONBLOCK, 0)?, MOST_BYTES)
+    mind::answer_within(PATIENCE, || {
+        // A fifo in its place would keep us waiting; a device might do anything.
+        let kind = fstat(sys::open_in_root(root.as_fd(), &path, libc::O_PATH, 0)?)?.st_mode & libc::S_IFMT;
+        if kind != libc::S_IFREG {
+            return Err(Errno::EINVAL);
+        }
+        read_all(sys::open_in_root(root.as_fd(), &path, libc::O_RDONLY | libc::O_NONBLOCK, 0)?, MOST_BYTES)
+    })
 }
 
 /// Whether the root of a target has a file of this path.
-pub fn is_in(root: &OwnedFd, path: &str) -> bool {
+///
+/// # Errors
+/// ETIMEDOUT, as `file_in`.
+pub fn is_in(root: &OwnedFd, path: &str) -> std::result::Result<bool, Errno> {
     let path = std::ffi::CString::new(path).unwrap_or_default();
-    path.to_bytes().starts_with(b"/") && sys::open_in_root(root.as_fd(), &path, libc::O_PATH, 0).is_ok()
+    let found =
+        mind::answer_within(PATIENCE, || sys::open_in_root(root.as_fd(), &path, libc::O_PATH, 0).map(|_| Vec::new()));
+    if found == Err(Errno::ETIMEDOUT) {
+        Err(Errno::ETIMEDOUT)
+    } else {
+        Ok(path.to_bytes().starts_with(b"/") && found.is_ok())
+    }
 }
 
 /// The parent of a target's user namespace.
@@ -250,9 +267,7 @@ pub fn mount_namespace_id(proc: &Proc, target: &Target) -> Result<u64> {
 /// Whether a target's root directory is the same as ours, so that a path means
 /// the same there.
 pub fn same_root(proc: &Proc, target: &Target) -> bool {
-    let root = |who: &str| {
-        proc.directory(&format!("{who}/root")).ok().and_then(|fd| fstat(fd).ok()).map(|s| (s.st_dev, s.st_ino))
-    };
+    let root = |who: &str| proc.directory(&format!("{who}/root")).ok().and_then(|fd| sys::identity(fd.as_fd()).ok());
     let ours = root("self");
     ours.is_some() && ours == root(&target.who())
 }
