@@ -63,7 +63,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ),
     ("step/own", &["step", "fail", "id", "mind", "proc", "sys", "word"]),
     ("step/pin", &["step", "fail", "ns", "proc", "sys", "word"]),
-    ("step/terminal", &["step", "fail", "holder", "mind", "proc", "pty", "target"]),
+    ("step/terminal", &["step", "fail", "holder", "mind", "proc", "pty", "sys", "target"]),
     ("step/file", &["step", "etc", "fail", "word"]),
     ("step/beside", &["step", "fail", "holder", "id", "mind", "proc", "sys", "target", "word"]),
     ("step/exec", &["step", "step/ns", "fail", "proc", "sys", "word"]),

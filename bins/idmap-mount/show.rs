@@ -61,7 +61,7 @@ fn by_word(errno: Errno, place: &Place, proc: &Proc) -> Result<Mounted> {
     if errno != Errno::ENOSYS {
         return Err(said());
     }
-    mount_of(place, proc).map(|mount| Mounted::from_line(&mount)).ok_or_else(said)
+    mount_of(place, proc)?.map(|mount| Mounted::from_line(&mount)).ok_or_else(said)
 }
 
 fn draw(mount: &Mounted, text: &mut String) {
@@ -95,7 +95,7 @@ fn columns(word: &str, extents: &[Extent], text: &mut String) {
 pub(crate) fn umount(args: &Args, proc: &Proc) -> Result<Outcome> {
     let [path] = args.operands.as_slice() else { return Err(CLI.usage("--umount: which PATH?")) };
     let place = Place::at(path)?;
-    let mount = mount_of(&place, proc).filter(|m| place.real().as_os_str() == m.point.as_str());
+    let mount = mount_of(&place, proc)?.filter(|m| place.real().as_os_str() == m.point.as_str());
     let Some(mount) = mount else { return Err(Failure::refused(format!("nothing is mounted at {}", quote(path)))) };
     if !Mounted::from_line(&mount).is_idmapped() {
         let text =
@@ -104,7 +104,7 @@ pub(crate) fn umount(args: &Args, proc: &Proc) -> Result<Outcome> {
     }
     let mut below = Vec::new();
     if args.flag("recursive") {
-        let all = proc.mounts("self");
+        let all = proc.own_mounts()?;
         let mut parents = vec![mount.id];
         // A mount is always listed after the one that it is on.
         for other in all {

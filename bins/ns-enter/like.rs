@@ -99,9 +99,8 @@ pub(crate) fn read(
         }
         wanted.retain(|thing| !places(thing));
     }
-    let Some(theirs) = status_in(&target.dir) else {
-        return Err(Failure::refused("the status of the target cannot be read").because(target.ended()));
-    };
+    let not_read = |e| Failure::os(format!("read /proc/{}/status", target.pid), e).because(target.ended());
+    let theirs = status_in(&target.dir).map_err(not_read)?;
     let ours = proc.own();
     let user = kinds.contains(&Kind::User);
     let mut look = Look { wanted, strict, target, proc, theirs, ours, user, enter, left_out: Vec::new() };

@@ -14,6 +14,7 @@
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use common::fail::Result;
 use common::id::{Both, Extent, Kind as IdKind, Map, Range};
 use common::idmap;
 use common::ns::Kind;
@@ -37,15 +38,18 @@ fn same() -> Vec<Extent> {
 }
 
 /// From the user namespace of `who` up to ours. None: it may not be looked at.
-pub(crate) fn levels(proc: &Rc<Proc>, who: &str) -> Option<Vec<Level>> {
+///
+/// # Errors
+/// Its maps cannot be read.
+pub(crate) fn levels(proc: &Rc<Proc>, who: &str) -> Result<Option<Vec<Level>>> {
     let ours = proc.ns_id("self", Kind::User);
-    let chain = user_namespaces(proc, who)?;
+    let Some(chain) = user_namespaces(proc, who) else { return Ok(None) };
     let mut levels = Vec::new();
     for (at, above) in chain.into_iter().enumerate() {
         let maps = if Some(above.inode) == ours {
             Both { uid: same(), gid: same() }
         } else if at == 0 {
-            maps_of(proc, who)
+            Both { uid: proc.read_map(who, IdKind::Uid)?, gid: proc.read_map(who, IdKind::Gid)? }
         } else {
             let member =
                 proc.pids().into_iter().find(|pid| proc.ns_id(&pid.to_string(), Kind::User) == Some(above.inode));
@@ -53,7 +57,7 @@ pub(crate) fn levels(proc: &Rc<Proc>, who: &str) -> Option<Vec<Level>> {
         };
         levels.push(Level { inode: above.inode, owner: above.owner, maps });
     }
-    Some(levels)
+    Ok(Some(levels))
 }
 
 /// The maps of the user namespace that process `who` is in.

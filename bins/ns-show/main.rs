@@ -169,7 +169,7 @@ fn records(proc: &Proc, target: &Target) -> Result<Outcome> {
 /// One id through every level, as a uid and as a gid.
 fn translate(proc: &Rc<Proc>, target: &Target, id: u32, from_inside: bool) -> Result<Outcome> {
     let who = target.who();
-    let levels = level::levels(proc, &who).ok_or_else(|| {
+    let levels = level::levels(proc, &who)?.ok_or_else(|| {
         let because: Option<Because> = target::why::untouchable(proc, &who);
         Failure::refused(format!("the user namespaces above process {who} cannot be seen")).because(because)
     })?;

@@ -90,7 +90,7 @@ impl Process {
         Ok(Process {
             status: proc.text(&format!("{who}/status")).unwrap_or_default(),
             spaces,
-            levels: levels(proc, &who).unwrap_or_default(),
+            levels: levels(proc, &who).ok().flatten().unwrap_or_default(),
             maps: maps_of(proc, &who),
             setgroups: proc.setgroups(&who),
             cgroup,

@@ -481,9 +481,12 @@ pub fn read_all(fd: impl AsFd, limit: usize) -> std::result::Result<Vec<u8>, Err
 }
 
 /// What the `status` of an open directory /proc/PID says.
-pub fn status_in(dir: impl AsFd) -> Option<Status> {
-    let file = openat(dir, "status", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-    Some(parse_status(&String::from_utf8_lossy(&read_all(file, usize::MAX).ok()?)))
+///
+/// # Errors
+/// Those of open(2) and read(2); ESRCH: the process has gone.
+pub fn status_in(dir: impl AsFd) -> std::result::Result<Status, Errno> {
+    let file = openat(dir, "status", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    Ok(parse_status(&String::from_utf8_lossy(&read_all(file, usize::MAX)?)))
 }
 
 fn version_2(text: &str) -> Option<String> {

@@ -151,6 +151,14 @@ pub fn dup_above(number: RawFd, lowest: RawFd) -> Result<OwnedFd> {
     descriptor(c_long::from(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, lowest) }))
 }
 
+/// Duplicates a descriptor of ours, close-on-exec.
+///
+/// # Errors
+/// EMFILE.
+pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    dup_above(fd.as_raw_fd(), 3)
+}
+
 /// Marks all descriptors from `first` to `last` close-on-exec (close_range(2),
 /// the flag since Linux 5.11).
 ///

@@ -176,13 +176,14 @@ impl Target {
         let again = nix::fcntl::openat(&fd, ".", flags, Mode::empty());
         let given = match again {
             Ok(fd) if fstatfs(&fd).map_err(said)?.filesystem_type() == PROC_SUPER_MAGIC => Some(fd),
-            Ok(_) | Err(_) => None,
+            Ok(_) | Err(Errno::ENOTDIR) => None,
+            Err(e) => return Err(said(e)),
         };
         is_alive(given.as_ref().unwrap_or(&fd).as_fd())
             .map_err(|e| said(e).because((e == Errno::EBADF).then(neither)))?;
         let given = given.ok_or_else(|| said(Errno::EBADF).because(Some(neither())))?;
-        let pid =
-            status_in(&given).and_then(|s| i32::try_from(*s.pids.first()?).ok()).ok_or_else(|| said(Errno::ESRCH))?;
+        let pid = status_in(&given).map_err(said)?.pids.first().and_then(|pid| i32::try_from(*pid).ok());
+        let pid = pid.ok_or_else(|| said(Errno::ESRCH))?;
         let target = Target::open(proc, Address { pid, inode: None })?;
         let place = |fd: &OwnedFd| fstat(fd).map(|s| (s.st_dev, s.st_ino)).map_err(said);
         if place(&given)? != place(&target.dir)? {
@@ -201,7 +202,7 @@ impl Target {
     /// by now, so this is asked before anything by number.
     pub fn ended(&self) -> Option<Because> {
         let gone = is_alive(self.fd.as_fd()) == Err(Errno::ESRCH);
-        let gone = gone || status_in(&self.dir).is_some_and(|s| s.state == 'Z');
+        let gone = gone || status_in(&self.dir).is_ok_and(|s| s.state == 'Z');
         gone.then(|| Because::new(format!("process {} has ended", self.pid)))
     }
 }

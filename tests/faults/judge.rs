@@ -138,21 +138,22 @@ pub(super) fn plain(ran: &Ran) -> Result<(), String> {
 fn excused(fault: &Fault, ran: &Ran) -> Option<&'static str> {
     let command = fault.process.strip_suffix(" >0").unwrap_or_default();
     let holder = command.starts_with("ns-new") && (command.ends_with(" -") || command.contains("--detach"));
-    if holder && ran.errors.contains("(ESRCH)") {
+    // nsenter is no program of ours; one that has begun already is killed, with no word.
+    let gone = ["(ESRCH)", " has ended\n", "nsenter: cannot open /proc/"];
+    let is_killed = ran.status == 128 + libc::SIGKILL && ran.errors == "Killed\n";
+    if holder && (is_killed || gone.iter().any(|word| ran.errors.contains(word))) {
         // It has given its standard error away, as whoever outlives the pipeline must.
         return Some("a holder that fails ends; who comes to enter says so");
     }
     if ran.errors.contains(" as long as the reader of standard output") {
         return Some("a stage fails after its record has been read: two tools, two failures");
     }
-    // It may have been killed before it said anything.
-    let has_begun = ran.output.contains("ran") || (holder && ran.status == 128 + libc::SIGKILL);
-    if ["recvmsg", "sendmsg"].contains(&fault.call) && has_begun {
+    if ["recvmsg", "sendmsg"].contains(&fault.call) && ran.output.contains("ran") {
         return Some("who does not hear that a program has begun ends, and it as well: it may have begun");
     }
-    let is_not_ours = matches!(fault.how, How::Errno(libc::EACCES | libc::EPERM));
+    let is_not_ours = matches!(fault.how, How::Errno(libc::EACCES | libc::EPERM | libc::ESRCH));
     if is_not_ours && [" holder is called ", " holder or container is called "].iter().any(|s| ran.errors.contains(s)) {
-        return Some("what is not ours is passed over where a name is looked for, and so nothing has it");
+        return Some("what has gone or is not ours is passed over where a name is looked for, and so nothing has it");
     }
     let waits = ran.errors.contains("ns-new: wait for the maps of ") || fault.process.contains(" --wait-map ");
     if waits && ran.errors.contains("uidmap-set: ") {

@@ -12,7 +12,7 @@ use libc::c_long;
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use super::calls::{errno_name, number};
@@ -96,17 +96,22 @@ impl Tracee {
     }
 
     fn go(&self, pid: Pid) {
-        self.go_with(pid, None);
+        self.go_with(pid, 0);
     }
 
-    fn go_with(&self, pid: Pid, signal: Option<Signal>) {
+    #[allow(unsafe_code)]
+    fn go_with(&self, pid: Pid, signal: i32) {
+        let how = if self.watched { libc::PTRACE_SYSCALL } else { libc::PTRACE_CONT };
         // One that has been killed meanwhile does not go on, and is seen to be gone.
-        let _ = if self.watched { ptrace::syscall(pid, signal) } else { ptrace::cont(pid, signal) };
+        // SAFETY: no memory is passed; nix knows no real-time signals.
+        unsafe { libc::ptrace(how, pid.as_raw(), 0 as c_long, c_long::from(signal)) };
     }
 }
 
 pub(super) const TOOLS: [&str; 7] =
     ["subid-alloc", "ns-new", "uidmap-set", "ns-enter", "idmap-mount", "pivot-exec", "ns-show"];
+/// What a tracee stops by at a call (PTRACE_O_TRACESYSGOOD).
+const CALL: i32 = libc::SIGTRAP | 0x80;
 /// More than any machine needs that has other things to do.
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -212,31 +217,43 @@ fn read(pipe: &mut impl Read) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// The next change of any of them. nix knows no real-time signals, of which a tracee may stop or die.
+#[allow(unsafe_code)]
+fn next_change() -> Result<(Pid, i32), Errno> {
+    let mut status = 0;
+    // SAFETY: the status is an integer of ours, which the call fills.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL) };
+    Errno::result(pid).map(|pid| (Pid::from_raw(pid), status))
+}
+
 fn follow(shell: Pid, fault: Option<&Fault>, ran: &mut Ran) {
     let mut tracees = BTreeMap::from([(shell, Tracee::new(None, fault, ran))]);
     while !tracees.is_empty() {
-        let status = match waitpid(None, Some(WaitPidFlag::__WALL)) {
-            Ok(status) => status,
+        let (pid, status) = match next_change() {
+            Ok(change) => change,
             Err(Errno::EINTR) => continue,
             Err(_) => break,
         };
-        let Some(pid) = status.pid() else { continue };
-        match status {
-            WaitStatus::Exited(_, code) => gone(pid, code, shell, &mut tracees, ran),
-            WaitStatus::Signaled(_, signal, _) => gone(pid, 128 + signal as i32, shell, &mut tracees, ran),
-            WaitStatus::PtraceSyscall(_) => {
-                if let Some(tracee) = tracees.get_mut(&pid) {
-                    at_call(pid, tracee, fault, ran);
-                    tracee.go(pid);
+        if libc::WIFEXITED(status) {
+            gone(pid, libc::WEXITSTATUS(status), shell, &mut tracees, ran);
+        } else if libc::WIFSIGNALED(status) {
+            gone(pid, 128 + libc::WTERMSIG(status), shell, &mut tracees, ran);
+        } else if libc::WIFSTOPPED(status) {
+            // The event stands above the signal (ptrace(2)).
+            match (status >> 16, libc::WSTOPSIG(status)) {
+                (0, CALL) => {
+                    if let Some(tracee) = tracees.get_mut(&pid) {
+                        at_call(pid, tracee, fault, ran);
+                        tracee.go(pid);
+                    }
                 }
-            }
-            WaitStatus::PtraceEvent(_, _, event) => at_event(pid, event, fault, &mut tracees, ran),
-            WaitStatus::Stopped(_, signal) => {
-                if let Some(tracee) = tracees.get(&pid) {
-                    tracee.go_with(pid, Some(signal));
+                (0, signal) => {
+                    if let Some(tracee) = tracees.get(&pid) {
+                        tracee.go_with(pid, signal);
+                    }
                 }
+                (event, _) => at_event(pid, event, fault, &mut tracees, ran),
             }
-            WaitStatus::Continued(_) | WaitStatus::StillAlive => {}
         }
     }
 }

@@ -198,7 +198,7 @@ impl View {
             // It is the uppermost mount on the root, so this is no jail to get
             // out of, and user namespaces can still be made.
             chroot(".")?;
-            self.root = tmpfs.try_clone().map_err(|_| Errno::EMFILE)?;
+            self.root = sys::duplicate(tmpfs.as_fd())?;
         }
         Ok(tmpfs)
     }

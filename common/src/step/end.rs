@@ -234,7 +234,7 @@ impl Effect {
             Effect::TendFirst { first, init, stop, ready } => {
                 let line = hands.line.take();
                 let init = line.as_ref().filter(|_| *init).map(AsFd::as_fd);
-                let socket = ready.map(|_| hands.get(NOTIFY)?.try_clone_to_owned().map_err(|_| Errno::EMFILE));
+                let socket = ready.map(|_| sys::duplicate(hands.get(NOTIFY)?));
                 let socket = socket.transpose()?;
                 let ready = ready.and_then(|number| Some(Ready::new(socket.as_ref()?.as_fd(), number)));
                 tend(&Manner { first: *first, stop: *stop, init, ready, ..Manner::default() }, hands)

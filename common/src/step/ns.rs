@@ -191,7 +191,7 @@ impl Effect {
                 Ok(())
             }
             Effect::UseUser(fd, _) => {
-                hands.put(USERNS, fd.try_clone().map_err(|_| Errno::EMFILE)?);
+                hands.put(USERNS, sys::duplicate(fd.as_fd())?);
                 Ok(())
             }
             Effect::Hostname(name) => Ok(nix::unistd::sethostname(name)?),

@@ -200,7 +200,7 @@ fn no_layer(place: &Place) -> Option<String> {
     let is = |refusal: Option<Refusal>, errno| matches!(refusal, Some(Refusal::Os(e, _)) if e == errno);
     let bad = is(twice(&named(place.fd())), Errno::EINVAL) && is(twice("/no/such/directory"), Errno::ENOENT);
     let proc = Proc::open().ok()?;
-    let mount = tree::mount_of(place, &proc).filter(|_| bad)?;
+    let mount = tree::mount_of(place, &proc).ok()?.filter(|_| bad)?;
     Some(format!("{name} is on a {} file system, which cannot be a layer", mount.fstype))
 }
 

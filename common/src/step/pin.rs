@@ -13,7 +13,7 @@ use nix::sys::stat::Mode;
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::Pid;
 
-use super::{Done, Facts, Hands, Step};
+use super::{Done, Facts, Hands, Refusal, Step};
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::ns::Kind;
 use crate::proc::Proc;
@@ -159,10 +159,10 @@ fn look(file: &OsString) -> std::result::Result<OwnedFd, Errno> {
 /// Where a mount passes on what is mounted on it, the file becomes a mount of
 /// its own which does not: the kernel refuses to pass a mount namespace on, and
 /// whoever got the others would keep them alive.
-fn keep_private(file: &OsString, proc: &Proc) -> std::result::Result<Option<OwnedFd>, Errno> {
+fn keep_private(file: &OsString, proc: &Proc) -> std::result::Result<Option<OwnedFd>, Refusal> {
     let place = look(file)?;
     let id = sys::mount_id(place.as_fd())?;
-    let shared = proc.mounts("self").iter().any(|m| m.id == id && m.propagation.contains("shared:"));
+    let shared = proc.own_mounts()?.iter().any(|m| m.id == id && m.propagation.contains("shared:"));
     if !shared {
         return Ok(None);
     }

@@ -10,6 +10,7 @@ use crate::holder;
 use crate::mind::Ended;
 use crate::proc::Proc;
 use crate::pty;
+use crate::sys;
 use crate::target::Target;
 
 /// An effect on a pseudo-terminal.
@@ -74,7 +75,7 @@ impl Effect {
                 let proc = Proc::open()?;
                 // With its side open here nobody would see the program leave.
                 hands.made.retain(|(name, _)| *name != TERMINAL);
-                let master = hands.get(MASTER)?.try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+                let master = sys::duplicate(hands.get(MASTER)?)?;
                 let holder = holder.as_ref().map(|t| t.fd.as_fd());
                 match pty::proxy(&child, holder, &master, *all, &proc)? {
                     Ended::Status(status) => hands.status = status,

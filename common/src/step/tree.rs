@@ -264,7 +264,7 @@ fn clone_flags(recursive: bool) -> std::ffi::c_uint {
 /// mount namespace was made is of the old one.
 pub(super) fn copy(place: &Place, recursive: bool) -> std::result::Result<OwnedFd, Refusal> {
     if place.is_tree {
-        return Ok(place.fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?);
+        return Ok(sys::duplicate(place.fd())?);
     }
     opened(place, |dir, path| sys::open_tree(dir, path, clone_flags(recursive)))
 }
@@ -350,9 +350,12 @@ pub fn reserve(n: RawFd) -> crate::fail::Result<Rc<OwnedFd>> {
 }
 
 /// The mount of this namespace that `place` is on.
-pub fn mount_of(place: &Place, proc: &Proc) -> Option<Mount> {
-    let id = sys::mount_id(place.fd()).ok()?;
-    proc.mounts("self").into_iter().find(|m| m.id == id)
+///
+/// # Errors
+/// It cannot be found out.
+pub fn mount_of(place: &Place, proc: &Proc) -> crate::fail::Result<Option<Mount>> {
+    let id = sys::mount_id(place.fd()).map_err(|e| Failure::os(format!("statx {}", place.name()), e))?;
+    Ok(proc.own_mounts()?.into_iter().find(|m| m.id == id))
 }
 
 /// Whether file systems here have the ids on disk that this process sees: the
