@@ -2,6 +2,7 @@
 //! passwd and group files, looked up in its root and never out of it.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
 use common::fail::{Because, Errno, Exit, Failure, Result};
 use common::id;
@@ -27,9 +28,10 @@ pub(crate) fn named(proc: &Proc, target: &Target, word: &str) -> Result<Somebody
     let root = target::files::root(proc, target)?;
     let passwd =
         target::files::file_in(&root, "/etc/passwd").map_err(|e| Failure::os("open the target's /etc/passwd", e))?;
-    let is_meant = |user: &User| user.name == word || uid == Some(user.uid);
-    let user = user::in_passwd(&passwd, is_meant)
+    let entry = user::entries(&passwd)
+        .find(|entry| entry.name == word.as_bytes() || uid == Some(entry.uid))
         .ok_or_else(|| Failure::refused(format!("--as: the target's /etc/passwd has no user {}", quote(word))))?;
+    let user = entry.user();
     let group = match target::files::file_in(&root, "/etc/group") {
         Err(Errno::ENOENT) => Vec::new(),
         other => other.map_err(|e| Failure::os("open the target's /etc/group", e))?,
@@ -37,8 +39,8 @@ pub(crate) fn named(proc: &Proc, target: &Target, word: &str) -> Result<Somebody
     let mut groups: Vec<u32> = user::groups_in(&group, &user.name).filter(|gid| *gid != user.gid).collect();
     groups.sort_unstable();
     groups.dedup();
-    let home = user::home_in(&passwd, &user.name).unwrap_or_else(|| "/".into());
-    Ok(Somebody { user, home: home.into(), groups })
+    let home = if entry.home.is_empty() { b"/" } else { entry.home };
+    Ok(Somebody { user, home: OsStr::from_bytes(home).into(), groups })
 }
 
 /// The shell of `uid` in the target, if its passwd file names one that is
@@ -55,7 +57,7 @@ pub(crate) fn shell_of(proc: &Proc, target: &Target, uid: u32, word: &OsStr) -> 
         Err(Errno::ETIMEDOUT) => return Err(Failure::os("open the target's /etc/passwd", Errno::ETIMEDOUT)),
         other => other.unwrap_or_default(),
     };
-    let named = user::in_passwd(&passwd, |user| user.uid == uid).map(|user| user.shell);
+    let named = user::entries(&passwd).find(|entry| entry.uid == uid).map(|entry| entry.user().shell);
     let shell = match named {
         Some(shell) if is_there(&shell)? => shell,
         Some(_) | None => "/bin/sh".to_owned(),

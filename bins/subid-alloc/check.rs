@@ -40,7 +40,7 @@ pub(crate) fn check(args: &Args) -> Result<Outcome> {
     let here = args.value("root").is_none();
     let proc = Proc::open()?;
     let mut findings = Findings(String::new());
-    let users: Vec<User> = user::all_in(&etc.text("passwd")).collect();
+    let users: Vec<User> = user::entries(&etc.text("passwd")).map(|entry| entry.user()).collect();
     for kind in kinds(args) {
         let mut file = File::new(kind, etc.path(survey::name(kind)));
         file.look(&etc, &users, here.then_some(&proc))?;
@@ -308,7 +308,7 @@ fn known_elsewhere(names: &[&str]) -> Result<Vec<User>> {
         progress.show(|| format!("{} of {} owners", n * 500, names.len()));
         let words: Vec<&str> = ["passwd", "--"].iter().chain(some).copied().collect();
         let answer = helper::run(&program, &words).map_err(|e| Failure::os("run getent passwd", e))?;
-        known.extend(user::all_in(&answer.output));
+        known.extend(user::entries(&answer.output).map(|entry| entry.user()));
     }
     Ok(known)
 }

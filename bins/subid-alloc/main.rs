@@ -122,8 +122,9 @@ fn etc(args: &Args) -> Result<Rc<Etc>> {
 /// The user that an operand names: in the tree of --root, by its passwd alone.
 fn user_named(args: &Args, word: &str, etc: &Etc) -> Result<User> {
     let passwd = etc.text("passwd");
-    let here = user::in_passwd(&passwd, |user| user.name == word || user.uid.to_string() == word);
-    let found = if args.value("root").is_some() { here } else { user::named(word) };
+    let uid = common::id::one(word.as_bytes());
+    let here = || user::entries(&passwd).find(|entry| entry.name == word.as_bytes() || uid == Some(entry.uid));
+    let found = if args.value("root").is_some() { here().map(|entry| entry.user()) } else { user::named(word) };
     found.ok_or_else(|| Failure::refused(format!("no user is called {}", common::word::quote(word))))
 }
 

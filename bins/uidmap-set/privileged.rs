@@ -31,7 +31,7 @@ use common::subid::{Owner, provider};
 use common::sys;
 use common::target::Target;
 use common::target::why::untouchable;
-use common::user::{User, all_in};
+use common::user::{Entry, entries};
 
 /// What this process is, once the kernel has started it.
 pub(crate) enum Standing {
@@ -115,11 +115,11 @@ fn look_around() -> Result<Standing> {
         return Ok(Standing::Elsewhere(format!("/etc/nsswitch.conf takes subordinate ids from {name}")));
     }
     let passwd = text("/etc/passwd")?;
-    let mut names = all_in(&passwd).filter(|user: &User| user.uid == uid).peekable();
-    let Some(first) = names.peek().cloned() else {
+    let mut names = entries(&passwd).filter(|entry| entry.uid == uid).peekable();
+    let Some(first) = names.peek().map(Entry::user) else {
         return Ok(Standing::Elsewhere(format!("uid {uid} has no line in /etc/passwd")));
     };
-    let is_primary = names.any(|user| user.gid == gid);
+    let is_primary = names.any(|entry| entry.gid == gid);
     Ok(Standing::Serving(Caller { uid, gid, is_primary, owner: Owner::of(&first, &passwd) }))
 }
 

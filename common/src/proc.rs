@@ -115,7 +115,7 @@ pub struct Mount {
     pub options: String,
     /// `shared:N` and the like.
     pub propagation: String,
-    /// The type of the file system.
+    /// The type of the file system, quoted.
     pub fstype: String,
     /// `rw,...` of the file system itself.
     pub super_options: String,

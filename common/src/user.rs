@@ -31,14 +31,39 @@ pub fn own_ids() -> Both<u32> {
     Both { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
 }
 
-/// The users in the text of a passwd file.
-pub fn all_in(text: &[u8]) -> impl Iterator<Item = User> + '_ {
-    text.split(|b| *b == b'\n').filter_map(parse)
+/// A line of a passwd file, as far as it is of interest: passwd(5).
+pub struct Entry<'a> {
+    /// The login name.
+    pub name: &'a [u8],
+    /// The uid.
+    pub uid: u32,
+    /// The primary gid.
+    pub gid: u32,
+    /// The home directory.
+    pub home: &'a [u8],
+    /// The login shell.
+    pub shell: &'a [u8],
 }
 
-/// The user that `matches` picks in the text of a passwd file.
-pub fn in_passwd(text: &[u8], matches: impl Fn(&User) -> bool) -> Option<User> {
-    all_in(text).find(matches)
+impl<'a> Entry<'a> {
+    fn parse(line: &'a [u8]) -> Option<Entry<'a>> {
+        let mut fields = line.split(|b| *b == b':');
+        let (name, _, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        let (_, home, shell) = (fields.next()?, fields.next()?, fields.next()?);
+        fields.next().is_none().then_some(())?;
+        Some(Entry { name, uid: id::one(uid)?, gid: id::one(gid)?, home, shell })
+    }
+
+    /// Whom it names.
+    pub fn user(&self) -> User {
+        let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+        User { name: text(self.name), uid: self.uid, gid: self.gid, shell: text(self.shell) }
+    }
+}
+
+/// The lines of a passwd file.
+pub fn entries(text: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+    text.split(|b| *b == b'\n').filter_map(Entry::parse)
 }
 
 /// The name and the id in each line of a passwd or group file: both have the
@@ -51,13 +76,6 @@ pub fn ids_in(text: &[u8]) -> impl Iterator<Item = (&[u8], u32)> {
     })
 }
 
-/// The home directory of `name` in the text of a passwd file.
-pub fn home_in(text: &[u8], name: &str) -> Option<String> {
-    let line = text.split(|b| *b == b'\n').find(|line| parse(line).is_some_and(|user| user.name == name))?;
-    let home = String::from_utf8_lossy(line.split(|b| *b == b':').nth(5)?).into_owned();
-    (!home.is_empty()).then_some(home)
-}
-
 /// The groups that have `name` for a member, in the text of a group file.
 pub fn groups_in<'a>(text: &'a [u8], name: &'a str) -> impl Iterator<Item = u32> + 'a {
     text.split(|b| *b == b'\n').filter_map(move |line| {
@@ -68,31 +86,24 @@ pub fn groups_in<'a>(text: &'a [u8], name: &'a str) -> impl Iterator<Item = u32>
     })
 }
 
-fn parse(line: &[u8]) -> Option<User> {
-    let fields: Vec<&[u8]> = line.split(|b| *b == b':').collect();
-    let [name, _, uid, gid, _, _, shell] = fields.as_slice() else { return None };
-    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
-    Some(User { name: text(name), uid: id::one(uid)?, gid: id::one(gid)?, shell: text(shell) })
-}
-
-fn find(key: &str, matches: impl Fn(&User) -> bool) -> Option<User> {
-    let local = std::fs::read("/etc/passwd").unwrap_or_default();
-    in_passwd(&local, &matches).or_else(|| {
+fn find(key: &str, is_meant: impl Fn(&Entry<'_>) -> bool) -> Option<User> {
+    let named_in = |text: &[u8]| entries(text).find(&is_meant).map(|entry| entry.user());
+    named_in(&std::fs::read("/etc/passwd").unwrap_or_default()).or_else(|| {
         let answer = helper::run(&helper::find("getent")?, &["passwd", key]).ok()?;
-        in_passwd(&answer.output, &matches)
+        named_in(&answer.output)
     })
 }
 
 /// The user with this uid.
 pub fn by_uid(uid: u32) -> Option<User> {
-    find(&uid.to_string(), |user| user.uid == uid)
+    find(&uid.to_string(), |entry| entry.uid == uid)
 }
 
 /// The user that `word` names: by name, or by uid in digits.
 pub fn named(word: &str) -> Option<User> {
     match id::one(word.as_bytes()) {
         Some(uid) => by_uid(uid),
-        None => find(word, |user| user.name == word),
+        None => find(word, |entry| entry.name == word.as_bytes()),
     }
 }
 
@@ -113,11 +124,11 @@ mod tests {
     #[test]
     fn passwd_lines() {
         let text = b"root:x:0:0:root:/root:/bin/sh\n+::::::\nbad:x:1\nalice:x:1501:1502::/:/bin/bash\n";
-        let alice = in_passwd(text, |u| u.uid == 1501).unwrap();
-        assert_eq!((alice.name.as_str(), alice.gid, alice.shell.as_str()), ("alice", 1502, "/bin/bash"));
-        assert!(in_passwd(text, |u| u.name == "bad").is_none());
-        assert_eq!(home_in(text, "alice").as_deref(), Some("/"));
-        assert_eq!(home_in(text, "bad"), None);
+        let names: Vec<&[u8]> = entries(text).map(|entry| entry.name).collect();
+        assert_eq!(names, [&b"root"[..], b"alice"]);
+        let alice = entries(text).find(|entry| entry.uid == 1501).unwrap();
+        assert_eq!((alice.gid, alice.home, alice.shell), (1502, &b"/"[..], &b"/bin/bash"[..]));
+        assert_eq!(alice.user().to_string(), "alice (uid 1501)");
         let groups = b"a:x:1:alice\nb:x:2:bob,alice\nc:x:3:alices\nd:x:4294967296:alice\ne:x:5\nalice:x:6:\n";
         assert_eq!(groups_in(groups, "alice").collect::<Vec<_>>(), [1, 2]);
     }
