@@ -145,9 +145,11 @@ fn owner(asked: &Idmap, errno: Errno, proc: &Rc<Proc>) -> Option<Because> {
 fn concerned(source: &Place, recursive: bool, proc: &Proc) -> Vec<(Mount, PathBuf)> {
     let path = source.real();
     let mounts = proc.mounts("self");
-    let top = match sys::mount_id(source.fd()) {
-        Ok(id) => mounts.iter().find(|m| m.id == id),
-        Err(_) => mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.len()),
+    // By its path: the descriptor can be one of another mount namespace by now.
+    let id = source.again().ok().and_then(|here| sys::mount_id(here.fd()).ok());
+    let top = match id {
+        Some(id) => mounts.iter().find(|m| m.id == id),
+        None => mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.len()),
     };
     let Some(top) = top else { return Vec::new() };
     let mut all = vec![(top.clone(), path.clone())];
@@ -183,7 +185,7 @@ fn reason(mount: &Mount, at: &Path, asked: &Idmap, proc: &Rc<Proc>) -> Option<Be
         return Some(because.remedy_if(again::with("--remap").filter(|_| at == asked.source.real())));
     } else if errno == Errno::EPERM {
         let rule = "was mounted by a user namespace above ours, whose root alone can map it";
-        format!("{point} ({fstype}) {rule} (--plain attaches it as it is)")
+        format!("{point} ({fstype}) {rule}: it can be attached without a map")
     } else if errno == Errno::EINVAL {
         unsupported(&point, fstype, proc)
     } else {
