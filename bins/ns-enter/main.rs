@@ -19,7 +19,7 @@ use std::rc::Rc;
 use common::cgroup::Cgroup;
 use common::cli::{Args, Cli, KEEP_FD, KINDS, Operands, STDIN, Stage, flag, opt, valued};
 use common::container;
-use common::fail::{Errno, Failure, Result};
+use common::fail::{Again, Errno, Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;
 use common::plan::{Plan, clone_into};
@@ -28,8 +28,9 @@ use common::proc::Proc;
 use common::pty;
 use common::step::{Step, end, ns, own, program, terminal};
 use common::target::{self, Operand, Target};
-use common::tool::{Outcome, run};
+use common::tool::{Outcome, run_advised};
 use common::user::shell;
+use common::word;
 
 use files::File;
 use tools::Brought;
@@ -68,7 +69,13 @@ const CLI: Cli = Cli {
 };
 
 fn main() -> ExitCode {
-    run(&CLI, decide)
+    run_advised(&CLI, decide, |again, _| match again {
+        Again::Entering(option, others) => {
+            let is_other = |word: OsString| others.iter().any(|other| word == *other);
+            if std::env::args_os().any(is_other) { None } else { word::again(option) }
+        }
+        Again::Namespace(_) | Again::Word(..) | Again::Where(_) => None,
+    })
 }
 
 fn decide(args: &Args) -> Result<Outcome> {

@@ -15,11 +15,12 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cli::{Args, Cli, HOST_ROOT, KINDS, Operands, STDIN, Stage, flag, opt, valued};
-use common::fail::Result;
+use common::fail::{Again, Result};
 use common::plan::Plan;
 use common::proc::Proc;
 use common::step::pin;
-use common::tool::{Outcome, run};
+use common::tool::{Outcome, run_advised};
+use common::word::{before_others, quote_all};
 
 const CLI: Cli = Cli {
     name: "ns-new",
@@ -100,7 +101,10 @@ const FOR_PROGRAMS: [&str; 20] = [
 ];
 
 fn main() -> ExitCode {
-    run(&CLI, decide)
+    run_advised(&CLI, decide, |again, _| match again {
+        Again::Namespace(letter) => Some(quote_all(&before_others(&format!("-{letter}")))),
+        Again::Word(..) | Again::Where(_) | Again::Entering(..) => None,
+    })
 }
 
 fn decide(args: &Args) -> Result<Outcome> {

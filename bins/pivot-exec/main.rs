@@ -3,11 +3,13 @@
 //! The last link of a chain: after it, programs are looked up in the new root.
 //! A straight line of steps, in the order that the kernel's rules leave:
 //!
+//! * [`again`]    what stood before it, for advice
 //! * [`fstab`]    lines that say what is mounted
 //! * [`mounts`]   what belongs into the new root, while the old one is there
 //! * [`process`]  what the program is started with, once it is gone
 //! * [`systemd`]  both, for systemd
 
+mod again;
 mod fstab;
 mod mounts;
 mod process;
@@ -29,7 +31,7 @@ use common::proc::Proc;
 use common::step::overlay::Layers;
 use common::step::{end, mount, ns, own};
 use common::target::given;
-use common::tool::{Outcome, run};
+use common::tool::{Outcome, run_advised};
 use common::word::quote;
 
 pub(crate) const CLI: Cli = Cli {
@@ -89,7 +91,7 @@ pub(crate) const CLI: Cli = Cli {
 };
 
 fn main() -> ExitCode {
-    run(&CLI, decide)
+    run_advised(&CLI, decide, again::command)
 }
 
 fn decide(args: &Args) -> Result<Outcome> {

@@ -9,6 +9,7 @@
 //! This module knows the form and not a single reason: those are found by the
 //! module of the kernel object concerned.
 
+use std::ffi::OsString;
 use std::fmt;
 
 pub use nix::errno::Errno;
@@ -29,6 +30,21 @@ pub enum Exit {
     NotFound,
 }
 
+/// A change of the command line that would cure a refusal. What stood before it
+/// in the chain only the tool itself may know, so that this is no command yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// The namespace of this letter of ns-new, as well.
+    Namespace(char),
+    /// The second word in place of the first, or before all others where that is
+    /// empty.
+    Word(&'static str, &'static str),
+    /// In the mount namespace that this path leads to.
+    Where(OsString),
+    /// This option of ns-enter, unless one of the others is there.
+    Entering(&'static str, &'static [&'static str]),
+}
+
 /// Why something refused by the system was refused, as found on this system.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Because {
@@ -36,12 +52,14 @@ pub struct Because {
     pub text: String,
     /// A command that cures it, to be pasted; empty where there is none.
     pub remedy: String,
+    /// The change that one would be made of, where there is none.
+    pub again: Option<Again>,
 }
 
 impl Because {
     /// A reason without a cure.
     pub fn new(text: impl Into<String>) -> Because {
-        Because { text: text.into(), remedy: String::new() }
+        Because { text: text.into(), remedy: String::new(), again: None }
     }
 
     /// The same with a cure.
@@ -49,6 +67,12 @@ impl Because {
     pub fn remedy(mut self, command: impl Into<String>) -> Because {
         self.remedy = command.into();
         self
+    }
+
+    /// The same with a change that cures it.
+    #[must_use]
+    pub fn again(self, change: Again) -> Because {
+        Because { again: Some(change), ..self }
     }
 
     /// The same with a cure, if there is one.
@@ -106,6 +130,13 @@ impl Failure {
     pub fn remedy(mut self, command: String) -> Failure {
         self.because = self.because.map(|because| because.remedy(command));
         self
+    }
+
+    /// The same with the command that `tool` makes of the change that cures it.
+    #[must_use]
+    pub fn advised(self, tool: impl FnOnce(&Again) -> Option<String>) -> Failure {
+        let command = self.because.as_ref().and_then(|because| because.again.as_ref()).and_then(tool);
+        command.into_iter().fold(self, Failure::remedy)
     }
 
     /// Whether a reason was found.

@@ -21,7 +21,6 @@
 //! * [`lease`]   slices of subordinate ids, held while a process lives
 //! * [`preset`]  maps by name: root, same, subids, auto, keep, all
 //! * [`target`]  the process or namespace file that an operand names
-//! * [`again`]   the command line once more, as a failure advises it
 //! * [`feature`] what newer kernels have
 //! * [`name`]    holders by name
 //! * [`container`] containers by name
@@ -35,7 +34,6 @@
 //! * [`tool`]    what every tool does around its own decision
 //! * [`sys`]     the calls that nix lacks; all unsafe code
 
-pub mod again;
 pub mod cgroup;
 pub mod cli;
 pub mod container;

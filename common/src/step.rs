@@ -32,8 +32,7 @@ use std::rc::Rc;
 
 use nix::sys::signal::SigSet;
 
-use crate::again;
-use crate::fail::{Because, Errno, Exit, Failure};
+use crate::fail::{Again, Because, Errno, Exit, Failure};
 use crate::feature;
 use crate::mind::Child;
 use crate::ns::Kind;
@@ -154,7 +153,7 @@ impl Facts<'_> {
         let text = format!(
             "the {name} namespace belongs to another user namespace: create it along with ours (ns-new -{letter})"
         );
-        Some(Because::new(text).remedy_if(again::with_namespaces(&letter.to_string(), self.proc, self.who)))
+        Some(Because::new(text).again(Again::Namespace(letter)))
     }
 
     /// Why no mount may be made or changed at all (EPERM).

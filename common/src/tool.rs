@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::SigSet;
 
 use crate::cli::{Args, Cli, Stage};
-use crate::fail::{Errno, Exit, Failure, Result};
+use crate::fail::{Again, Errno, Exit, Failure, Result};
 use crate::feature;
 use crate::mind;
 use crate::plan::Plan;
@@ -28,10 +28,18 @@ pub enum Outcome {
     Plan(Plan),
 }
 
-/// The body of every tool's main.
+/// The body of a tool's main.
 pub fn run(cli: &Cli, decide: impl FnOnce(&Args) -> Result<Outcome>) -> ExitCode {
+    run_advised(cli, decide, |_, _| None)
+}
+
+/// A command of a change that would cure what this process was refused.
+pub type Advice = fn(&Again, &Proc) -> Option<String>;
+
+/// The same for a tool that knows what stands before it in a chain.
+pub fn run_advised(cli: &Cli, decide: impl FnOnce(&Args) -> Result<Outcome>, advice: Advice) -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let status = match work(cli, &words, decide) {
+    let status = match work(cli, &words, decide, advice) {
         Ok(status) => status,
         Err(failure) => {
             let failure = feature::explained(failure);
@@ -103,7 +111,7 @@ pub fn pass_on(cli: &Cli, stream: Stream, holder: Option<Rc<Target>>, plan: &mut
     plan.push(end::Effect::Linger(holder));
 }
 
-fn work(cli: &Cli, words: &[OsString], decide: impl FnOnce(&Args) -> Result<Outcome>) -> Result<u8> {
+fn work(cli: &Cli, words: &[OsString], decide: impl FnOnce(&Args) -> Result<Outcome>, advice: Advice) -> Result<u8> {
     let args = cli.parse(words)?;
     if args.flag("help") {
         return print(cli.help().as_bytes(), 0);
@@ -130,7 +138,7 @@ fn work(cli: &Cli, words: &[OsString], decide: impl FnOnce(&Args) -> Result<Outc
             let proc = Proc::open()?;
             let mut hands = Hands::new(mask);
             hands.explain = args.flag("explain");
-            plan.perform(&mut hands, &proc)
+            plan.perform(&mut hands, &proc).map_err(|failure| failure.advised(|again| advice(again, &proc)))
         }
     }
 }

@@ -62,6 +62,25 @@ pub fn unescape(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The command that this process was started by, with one more option: what a
+/// failure advises. None for a stage of a pipeline, which is not one by itself.
+pub fn again(option: &str) -> Option<String> {
+    let line = before_others(option);
+    (!line.iter().any(|word| word == "-")).then(|| format!("{}{}", sudo(), quote_all(&line)))
+}
+
+/// The words that this process was started by, with one more before the others.
+pub fn before_others(option: &str) -> Vec<OsString> {
+    let mut words = std::env::args_os();
+    let first = words.next().into_iter().chain([option.into()]);
+    first.chain(words).collect()
+}
+
+/// Whoever came through sudo(8) has to come through it again.
+pub fn sudo() -> &'static str {
+    if std::env::var_os("SUDO_COMMAND").is_some() { "sudo " } else { "" }
+}
+
 /// `word` as the kernel takes it.
 ///
 /// # Errors

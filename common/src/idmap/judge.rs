@@ -11,7 +11,6 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
 
 use super::{Idmap, Maps, maps_of, user_namespace};
-use crate::again;
 use crate::fail::{Because, Errno};
 use crate::id::{Both, Extent, Kind as IdKind, Map};
 use crate::mounted;
@@ -24,7 +23,7 @@ use crate::step::mount;
 use crate::step::ns;
 use crate::step::tree;
 use crate::sys;
-use crate::word::quote;
+use crate::word::{again, quote};
 
 /// Why `asked` was refused, as far as that can be found.
 pub(super) fn refused(asked: &Idmap, errno: Errno, proc: &Rc<Proc>) -> Option<Because> {
@@ -182,7 +181,7 @@ fn reason(mount: &Mount, at: &Path, asked: &Idmap, proc: &Rc<Proc>) -> Option<Be
     let errno = takes(copied(place.clone()), &Good::New, proc)?;
     let text = if errno == Errno::EPERM && idmapped {
         let because = Because::new(format!("{point} is idmapped already{}", its_map(&place)));
-        return Some(because.remedy_if(again::with("--remap").filter(|_| at == asked.source.real())));
+        return Some(because.remedy_if(again("--remap").filter(|_| at == asked.source.real())));
     } else if errno == Errno::EPERM {
         let rule = "was mounted by a user namespace above ours, whose root alone can map it";
         format!("{point} ({fstype}) {rule}: it can be attached without a map")

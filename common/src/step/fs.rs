@@ -11,8 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use nix::sys::stat::makedev;
 
 use super::{Facts, Refusal, tree};
-use crate::again;
-use crate::fail::{Because, Errno};
+use crate::fail::{Again, Because, Errno};
 use crate::id::{Kind as IdKind, number};
 use crate::ns::{INITIAL_USER, Kind};
 use crate::proc::Mount;
@@ -182,8 +181,8 @@ fn revealing(fstype: &str, attributes: u64, facts: &Facts<'_>) -> Option<Because
     let (at, old, new) =
         if fstype == "proc" { ("/proc", "--proc", "--bind=/proc") } else { ("/sys", "--sys", "--bind-ro=/sys") };
     let there = mounts.iter().rfind(|m| m.point == at).is_some_and(|m| m.fstype == fstype);
-    let cure = if there { again::with_word(old, new, facts.proc, facts.who) } else { None };
-    Some(Because::new(format!("the {fstype} that is visible here is {text}")).remedy_if(cure))
+    let because = Because::new(format!("the {fstype} that is visible here is {text}"));
+    Some(if there { because.again(Again::Word(old, new)) } else { because })
 }
 
 /// A pid namespace is for children: who has made one is not in it.
@@ -193,8 +192,7 @@ fn foreign_pid(facts: &Facts<'_>) -> Option<Because> {
     // Until the first child is born the second leads nowhere.
     let waits = id("pid").is_some_and(|own| id("pid_for_children") != Some(own));
     let text = "a pid namespace has been made, and only children will be in it: fork first (ns-new -p)";
-    let because = Because::new(text).remedy_if(again::with_namespaces("p", facts.proc, facts.who));
-    Some(if waits { because } else { foreign })
+    Some(if waits { Because::new(text).again(Again::Namespace('p')) } else { foreign })
 }
 
 /// What speaks against a new one beside `whole`, and whether other options

@@ -24,10 +24,8 @@ use super::mount::{ROOT, full};
 use super::overlay;
 use super::tree::attribute_names;
 use super::{Done, Facts, Hands, Refusal, Step, TREE};
-use crate::again;
-use crate::fail::{Because, Errno, Failure};
+use crate::fail::{Again, Because, Errno, Failure};
 use crate::path;
-use crate::proc::Proc;
 use crate::sys;
 use crate::word::quote;
 
@@ -245,18 +243,18 @@ fn not_made(act: &str, at: &OsStr, errno: Errno, parent: &OwnedFd, root: Borrowe
     } else {
         None
     };
-    let because = text.map(|text| Because::new(text).remedy_if(on_a_layer(parent, root)));
+    let because = text.map(Because::new);
+    let because = because
+        .map(|because| if fits_a_layer(parent, root) { because.again(Again::Word("", "--overlay")) } else { because });
     Failure::os(format!("{act} {}", there(at)), errno).because(because).into()
 }
 
-/// The command line that makes a layer of the root, in which there is room. What
-/// is mounted below it is no part of that, and of other directories an overlay
-/// copies the owner, who has to be mapped.
-fn on_a_layer(parent: &OwnedFd, root: BorrowedFd<'_>) -> Option<String> {
-    let same = sys::mount_id(root).ok()? == sys::mount_id(parent.as_fd()).ok()?;
+/// Whether a layer of the root has room there. What is mounted below it is no
+/// part of that, and of other directories an overlay copies the owner, who has
+/// to be mapped.
+fn fits_a_layer(parent: &OwnedFd, root: BorrowedFd<'_>) -> bool {
     let ours = || fstat(parent).is_ok_and(|stat| stat.st_uid == geteuid().as_raw());
-    let proc = Proc::open().ok().filter(|_| same && (sys::is_mount_root(parent.as_fd()) || ours()))?;
-    again::with_word("", "--overlay", &proc, "self")
+    sys::mount_id(root) == sys::mount_id(parent.as_fd()) && (sys::is_mount_root(parent.as_fd()) || ours())
 }
 
 fn is_directory(fd: &OwnedFd) -> std::result::Result<bool, Errno> {

@@ -10,8 +10,7 @@ use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::{Done, Facts, Hands, Step, USERNS};
-use crate::again;
-use crate::fail::{Because, Errno, Failure};
+use crate::fail::{Again, Because, Errno, Failure};
 use crate::holder;
 use crate::id;
 use crate::mind::{self, Child};
@@ -263,8 +262,8 @@ fn is_first() -> Done {
     }
     let text =
         format!("this is process {number} of its pid namespace: the first is the program of ns-new -p, without --init");
-    let cure = Proc::open().ok().and_then(|proc| again::with_namespaces("p", &proc, "self"));
-    Err(Failure::refused("be process 1").because(Some(Because::new(text).remedy_if(cure))).into())
+    let because = Because::new(text).again(Again::Namespace('p'));
+    Err(Failure::refused("be process 1").because(Some(because)).into())
 }
 
 // ---- why not ----
@@ -309,7 +308,7 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
     }
     let lacks = proc.status(facts.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
     let because = Because::new("without a user namespace (ns-new -U) this needs CAP_SYS_ADMIN, and we do not have it");
-    lacks.then(|| because.remedy_if(again::with_namespaces("U", proc, facts.who)))
+    lacks.then(|| because.again(Again::Namespace('U')))
 }
 
 /// Why nothing can be executed (EAGAIN): whoever has become a user with too many
@@ -379,10 +378,10 @@ fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>
         let Ok(ns) = facts.proc.ns(&who, *kind) else { return target::why::untouchable(facts.proc, &who) };
         if let Some(because) = beyond_us(ns, *kind, "its", facts.proc) {
             let several = kinds.len() > 1;
-            return Some(because.remedy_if(again::entering("--try", &["--try"]).filter(|_| several)));
+            return Some(if several { because.again(Again::Entering("--try", &["--try"])) } else { because });
         }
     }
-    without_user(kinds, again::entering("-U", &["--user-parent"]), facts)
+    without_user(kinds, Some(Again::Entering("-U", &["--user-parent"])), facts)
 }
 
 fn join_file_refused(ns: &OwnedFd, kind: Kind, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
@@ -424,11 +423,11 @@ fn beyond_us(ns: OwnedFd, kind: Kind, whose: &str, proc: &Proc) -> Option<Becaus
 
 /// Every kind but the user namespace takes CAP_SYS_ADMIN in the user namespace
 /// that one is in, too: the owner has it only after entering his own, by `cure`.
-fn without_user(kinds: &[Kind], cure: Option<String>, facts: &Facts<'_>) -> Option<Because> {
+fn without_user(kinds: &[Kind], cure: Option<Again>, facts: &Facts<'_>) -> Option<Because> {
     let (own, alone) = (facts.proc.status(facts.who)?, !kinds.contains(&Kind::User));
     if alone && !own.can(CAP_SYS_ADMIN) {
         let text = "it also needs CAP_SYS_ADMIN in the user namespace that we are in: enter the target's as well (-U)";
-        return Some(Because::new(text).remedy_if(cure));
+        return Some(Because { again: cure, ..Because::new(text) });
     }
     let text = "to enter a mount namespace needs CAP_SYS_CHROOT, too, and we do not have it";
     (alone && kinds.contains(&Kind::Mnt) && !own.can(CAP_SYS_CHROOT)).then(|| Because::new(text))

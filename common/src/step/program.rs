@@ -16,8 +16,7 @@ use nix::unistd::{execve, execveat, fchdir};
 
 use super::exec;
 use super::{Done, Facts, Hands, Step};
-use crate::again;
-use crate::fail::{Because, Errno, Exit};
+use crate::fail::{Again, Because, Errno, Exit};
 use crate::id::{Kind, number};
 use crate::ns;
 use crate::path;
@@ -277,8 +276,7 @@ impl Effect {
             Effect::Filter(_) if errno == Errno::EACCES => {
                 let may = facts.proc.status(facts.who).is_some_and(|s| s.no_new_privs || s.can(CAP_SYS_ADMIN));
                 let text = "a filter needs no_new_privs (--no-new-privs), or CAP_SYS_ADMIN";
-                let cure = || again::with_word("", "--no-new-privs", facts.proc, facts.who);
-                (!may).then(|| Because::new(text).remedy_if(cure()))
+                (!may).then(|| Because::new(text).again(Again::Word("", "--no-new-privs")))
             }
             Effect::Exec(Err(path), _) => exec::refused(path, errno, facts),
             Effect::Exec(Ok(n), _) => exec::descriptor_refused(*n, errno, facts),

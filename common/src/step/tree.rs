@@ -19,14 +19,13 @@ use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::unistd::fchdir;
 
 use super::{Done, Facts, Hands, Refusal, Step, TREE, USERNS};
-use crate::again;
-use crate::fail::{Because, Errno, Failure};
+use crate::fail::{Again, Because, Errno, Failure};
 use crate::ns;
 use crate::owners::Owners;
 use crate::path::Place;
 use crate::proc::{Mount, Proc};
 use crate::sys;
-use crate::word::{c, quote};
+use crate::word::{again, c, quote};
 
 /// An effect on a tree. `&'static str` is the name that it is handed on under.
 pub enum Effect {
@@ -407,7 +406,7 @@ pub(super) fn is_kept(point: &str, bit: u64) -> bool {
 pub(super) fn copy_refused(place: &Place, recursive: bool, facts: &Facts<'_>) -> Option<Because> {
     if !recursive && is_locked_to(place.real()) {
         let because = Because::new("mounts below it are locked to it: copy it with them (--recursive)");
-        return Some(because.remedy_if(again::with("--recursive")));
+        return Some(because.remedy_if(again("--recursive")));
     }
     // By its path: a descriptor from before a new mount namespace was made is
     // of the old one. Who looks for the reason may still be in that.
@@ -428,15 +427,7 @@ pub(super) fn copy_refused(place: &Place, recursive: bool, facts: &Facts<'_>) ->
 /// none.
 fn elsewhere(place: &Place, mounts: &[Mount]) -> Option<Because> {
     let because = Because::new(format!("{} is on no mount of this mount namespace", place.name()));
-    (!mounts.is_empty()).then(|| because.remedy_if(entered(place)))
-}
-
-/// The command line that goes first to where the path of another process leads.
-fn entered(place: &Place) -> Option<String> {
-    let path = place.path.to_str()?;
-    let (number, there) = path.strip_prefix("/proc/")?.split_once("/root/")?;
-    let n: u32 = number.parse().ok()?;
-    again::entered(n, path, &format!("/{there}"))
+    (!mounts.is_empty()).then(|| because.again(Again::Where(place.path.clone())))
 }
 
 /// Which of `attributes` is locked: alone, on a copy of the place that we are
@@ -484,7 +475,7 @@ fn busy(id: u64, facts: &Facts<'_>) -> Option<Because> {
     let proc = facts.proc;
     if let Some(above) = proc.mounts(facts.who).into_iter().find(|m| m.parent == id) {
         let because = Because::new(format!("{} is mounted on it, and has to go first", quote(&above.point)));
-        return Some(because.remedy_if(again::with("--recursive")));
+        return Some(because.remedy_if(again("--recursive")));
     }
     let on_it = |path: &str| {
         let file = proc.open_at(path, OFlag::O_PATH).ok();
