@@ -469,7 +469,7 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
                     Ended::Signal(signal)
                 });
             }
-            Ok(Some((_, sys::Change::Stopped))) => stop_with_it()?,
+            Ok(Some((_, sys::Change::Stopped(_)))) => stop_with_it()?,
             Ok(None) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e),
         }
@@ -511,7 +511,7 @@ pub fn be_init(program: &Child, line: BorrowedFd<'_>) -> Result<u8> {
                 _ if pid != program.pid => continue,
                 sys::Change::Exited(status) => return Ok(u8::try_from(status & 0xff).unwrap_or(1)),
                 sys::Change::Killed(signal) => u8::try_from(signal).unwrap_or(0),
-                sys::Change::Stopped => STOPPED,
+                sys::Change::Stopped(_) => STOPPED,
             };
             let _ = send(line, &[byte], &[]);
             if byte != STOPPED {

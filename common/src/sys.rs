@@ -398,8 +398,9 @@ pub enum Change {
     Exited(c_int),
     /// This signal has ended it.
     Killed(c_int),
-    /// It has stopped.
-    Stopped,
+    /// It has stopped: by this signal or, where we trace it, with an event above
+    /// the signal.
+    Stopped(c_int),
 }
 
 /// The next child that has ended or stopped, or that of `pidfd`, with its
@@ -434,7 +435,7 @@ pub fn child_change(pidfd: Option<BorrowedFd<'_>>) -> Result<Option<(i32, Change
         (0, _) => None,
         (_, libc::CLD_EXITED) => Some((pid, Change::Exited(status))),
         (_, libc::CLD_KILLED | libc::CLD_DUMPED) => Some((pid, Change::Killed(status))),
-        (_, _) => Some((pid, Change::Stopped)),
+        (_, _) => Some((pid, Change::Stopped(status))),
     })
 }
 
@@ -1181,12 +1182,15 @@ pub fn trace(pid: i32) -> Result<()> {
     ptrace(0x4207, pid, 0, std::ptr::null_mut()).map(drop)
 }
 
-/// Lets a traced process that has stopped go on untraced (PTRACE_DETACH).
+/// Lets a traced process go on untraced that has stopped with `status`
+/// (PTRACE_DETACH). Where that is a signal, and no event above it, the signal
+/// was on its way, and is lost if we do not hand it on.
 ///
 /// # Errors
 /// ESRCH: it is gone.
-pub fn let_go(pid: i32) -> Result<()> {
-    ptrace(0x11, pid, 0, std::ptr::null_mut()).map(drop)
+pub fn let_go(pid: i32, status: c_int) -> Result<()> {
+    let signal = usize::try_from(status).ok().filter(|status| status >> 8 == 0);
+    ptrace(0x11, pid, 0, std::ptr::without_provenance_mut(signal.unwrap_or(0))).map(drop)
 }
 
 /// The seccomp filter number `at`, counted from the first loaded, of a traced

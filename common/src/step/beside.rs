@@ -220,7 +220,7 @@ fn begin(helper: &Helper, child: &Child, mut pipe: Option<OwnedFd>) -> Result<Be
                 {
                     return Ok(Begun::Failed(GONE.into()));
                 }
-                Change::Exited(_) | Change::Killed(_) | Change::Stopped => return Ok(Begun::Failed(said(change))),
+                Change::Exited(_) | Change::Killed(_) | Change::Stopped(_) => return Ok(Begun::Failed(said(change))),
             }
         }
         if let Some(signal) = watch.fatal(false)? {
@@ -285,7 +285,7 @@ fn said(change: Change) -> String {
     match change {
         Change::Exited(status) => format!("exit status {status}"),
         Change::Killed(signal) => format!("signal {signal}"),
-        Change::Stopped => "stopped".into(),
+        Change::Stopped(_) => "stopped".into(),
     }
 }
 
@@ -317,7 +317,7 @@ fn stay(helper: &Helper) -> Result<Option<c_int>, Errno> {
 fn next_end() -> Option<(i32, Change)> {
     loop {
         match sys::child_change(None) {
-            Ok(Some((_, Change::Stopped))) => {}
+            Ok(Some((_, Change::Stopped(_)))) => {}
             Ok(found) => return found,
             Err(_) => return None,
         }

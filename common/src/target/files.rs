@@ -15,7 +15,7 @@ use crate::ns;
 use crate::path::used_up;
 use crate::proc::{CAP_NET_ADMIN, Proc, in_brackets, read_all};
 use crate::record::Address;
-use crate::sys;
+use crate::sys::{self, Change};
 use crate::target::Target;
 use crate::target::why::untouchable;
 
@@ -52,12 +52,14 @@ pub fn read(target: &Target, name: &str) -> std::result::Result<Vec<u8>, Errno> 
 pub fn filters(target: &Target) -> std::result::Result<Vec<Vec<u8>>, Errno> {
     let patience = Instant::now() + Duration::from_secs(2);
     sys::trace(target.pid)?;
-    while sys::child_change(Some(target.fd.as_fd()))?.is_none() {
-        if Instant::now() > patience {
-            return Err(Errno::ETIMEDOUT);
+    let status = loop {
+        match sys::child_change(Some(target.fd.as_fd()))? {
+            Some((_, Change::Stopped(status))) => break status,
+            Some((_, Change::Exited(_) | Change::Killed(_))) => return Err(Errno::ESRCH),
+            None if Instant::now() > patience => return Err(Errno::ETIMEDOUT),
+            None => std::thread::sleep(Duration::from_millis(1)),
         }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    };
     let mut filters = Vec::new();
     let end = loop {
         match sys::filter(target.pid, filters.len()) {
@@ -65,7 +67,7 @@ pub fn filters(target: &Target) -> std::result::Result<Vec<Vec<u8>>, Errno> {
             Err(e) => break e,
         }
     };
-    sys::let_go(target.pid)?;
+    sys::let_go(target.pid, status)?;
     if end == Errno::ENOENT { Ok(filters) } else { Err(end) }
 }
 
