@@ -136,7 +136,7 @@ impl Defs {
     }
 
     fn get(&self, kind: Kind, what: &str) -> Option<u64> {
-        self.0.get(&format!("SUB_{}_{what}", kind.word().to_uppercase())).copied()
+        self.0.get(&format!("SUB_{}_{what}", kind.word().to_ascii_uppercase())).copied()
     }
 
     fn count(&self, kind: Kind) -> Option<u64> {
@@ -151,7 +151,7 @@ impl Defs {
         // With one of them the other is shadow's.
         let (first, last) = (min.unwrap_or(100_000), max.unwrap_or(600_100_000));
         let range = (last + 1).checked_sub(first).and_then(|count| Range::new(first, count));
-        let key = format!("SUB_{}", kind.word().to_uppercase());
+        let key = format!("SUB_{}", kind.word().to_ascii_uppercase());
         let wrong = || Failure::refused(format!("{key}_MIN {first} and {key}_MAX {last} of login.defs are no range"));
         range.ok_or_else(wrong).map(Some)
     }

@@ -65,7 +65,7 @@ impl Effect {
     fn act(&self) -> String {
         match self {
             Effect::Slave => "mount / MS_REC|MS_SLAVE".into(),
-            Effect::Propagate(how) => format!("mount / MS_REC|MS_{}", how.to_uppercase()),
+            Effect::Propagate(how) => format!("mount / MS_REC|MS_{}", how.to_ascii_uppercase()),
             Effect::Proc(at) => format!("mount proc on {}", quote(at)),
             Effect::BindRoot(place) if place.is_tree => format!("move_mount {} on /", place.name()),
             Effect::BindRoot(place) => format!("bind {} on itself", quote(&place.path)),
