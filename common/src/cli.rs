@@ -339,13 +339,13 @@ impl Args {
     pub fn in_order(&self, options: &[&'static str]) -> Vec<(&'static str, OsString)> {
         let mut all = Vec::new();
         for given in &self.given {
-            let of = |long: &&'static str| {
-                let long = *long;
-                let values = if given.opt_defined(long) { given.opt_strs_pos(long) } else { Vec::new() };
-                values.into_iter().map(move |(at, value)| (at, long, narrow(&value)))
-            };
-            let mut here: Vec<_> = options.iter().flat_map(of).collect();
-            here.sort_by_key(|(at, ..)| *at);
+            let mut here: Vec<(usize, &'static str, OsString)> = Vec::new();
+            for long in options.iter().filter(|long| given.opt_defined(long)) {
+                for (at, value) in given.opt_strs_pos(long) {
+                    let place = here.iter().take_while(|(before, ..)| *before < at).count();
+                    here.insert(place, (at, long, narrow(&value)));
+                }
+            }
             all.extend(here.into_iter().map(|(_, long, value)| (long, value)));
         }
         all

@@ -168,8 +168,8 @@ pub fn without(ranges: &[Range], taken: &[Range]) -> Vec<Range> {
     left
 }
 
-/// One line of a map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One line of a map. Its order is that of the inside ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Extent {
     /// The lowest id inside the user namespace.
     pub inside: u32,
@@ -258,7 +258,7 @@ impl Map {
     /// # Errors
     /// The first rule of map_write() that is broken.
     pub fn new(mut extents: Vec<Extent>) -> Result<Map, Unlawful> {
-        extents.sort_unstable_by_key(|e| e.inside);
+        extents.sort_unstable();
         if let Some(twice) = overlap(extents.iter().map(|e| e.inside())) {
             return Err(Unlawful::InsideTwice(twice));
         }
@@ -372,7 +372,7 @@ impl Map {
     pub fn invert(&self) -> Map {
         let turn = |e: &Extent| Extent { inside: e.outside, outside: e.inside, count: e.count };
         let mut turned: Vec<Extent> = self.0.iter().map(turn).collect();
-        turned.sort_unstable_by_key(|e| e.inside);
+        turned.sort_unstable();
         Map(turned)
     }
 }

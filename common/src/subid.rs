@@ -271,10 +271,11 @@ impl Owner {
     /// for that have his uid.
     pub fn of(user: &User, passwd: &[u8]) -> Owner {
         let mut words = vec![user.name.clone().into_bytes(), user.uid.to_string().into_bytes()];
-        let also = crate::user::entries(passwd).filter(|other| other.uid == user.uid);
-        words.extend(also.map(|other| other.name.to_vec()));
-        words.sort_unstable();
-        words.dedup();
+        for also in crate::user::entries(passwd).filter(|other| other.uid == user.uid) {
+            if !words.iter().any(|word| word == also.name) {
+                words.push(also.name.to_vec());
+            }
+        }
         Owner(words)
     }
 

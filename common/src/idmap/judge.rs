@@ -153,9 +153,13 @@ fn concerned(source: &Place, recursive: bool, proc: &Proc) -> Vec<(Mount, PathBu
     let Some(top) = top else { return Vec::new() };
     let mut all = vec![(top.clone(), path.clone())];
     let is_below = |m: &&Mount| recursive && m.id != top.id && Path::new(&m.point).starts_with(&path);
-    let mut below: Vec<&Mount> = mounts.iter().filter(is_below).filter(|m| is_uncovered(m)).collect();
-    below.sort_by_key(|m| Path::new(&m.point).components().count());
-    all.extend(below.into_iter().map(|m| (m.clone(), PathBuf::from(&m.point))));
+    let below: Vec<&Mount> = mounts.iter().filter(is_below).filter(|m| is_uncovered(m)).collect();
+    // The upper ones first.
+    let depth = |m: &Mount| Path::new(&m.point).components().count();
+    for level in 0..=below.iter().map(|m| depth(m)).max().unwrap_or(0) {
+        let here = below.iter().filter(|m| depth(m) == level);
+        all.extend(here.map(|m| ((*m).clone(), PathBuf::from(&m.point))));
+    }
     all
 }
 

@@ -118,10 +118,12 @@ fn named(fd: BorrowedFd<'_>) -> String {
 
 /// The kernel's words, with the paths of layers in place of our descriptors.
 fn renamed<'a>(mut text: String, places: impl Iterator<Item = &'a Place>) -> String {
-    let mut places: Vec<&Place> = places.collect();
-    // /proc/self/fd/12 begins with /proc/self/fd/1.
-    places.sort_by_key(|place| std::cmp::Reverse(place.fd().as_raw_fd()));
-    places.iter().for_each(|place| text = text.replace(&named(place.fd()), &place.name()));
+    let mut left: Vec<&Place> = places.collect();
+    // The highest number first: /proc/self/fd/12 begins with /proc/self/fd/1.
+    while let Some(at) = (0..left.len()).max_by_key(|at| left[*at].fd().as_raw_fd()) {
+        let place = left.swap_remove(at);
+        text = text.replace(&named(place.fd()), &place.name());
+    }
     text
 }
 
