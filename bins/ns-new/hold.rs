@@ -60,7 +60,7 @@ pub(crate) fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Out
     let act = if args.piped() { "make a holder" } else { "make a holder for the process of --with" };
     let life = if args.piped() { Life::of_this_process() } else { Life::of(with(args)?) };
     let life = Rc::new(life.map_err(|e| Failure::os(act, e))?);
-    let other_way = detached(&kinds, proc);
+    let asked = kinds.clone();
     let has_pid = kinds.contains(&Kind::Pid);
     let mut outer: Vec<Kind> = kinds.into_iter().filter(|k| *k != Kind::Pid).collect();
     let mut inner = Plan::default();
@@ -78,10 +78,14 @@ pub(crate) fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Out
     plan.push(clone(outer, "the holder is in the new namespaces; this process stays outside", inner, proc));
     plan.push(end::Effect::SayChild { record: args.piped() });
     if args.piped() {
-        let note = format!(
-            "ns-new: nobody has entered yet. This waits for the reader of its records: a filter between the stages must not hold them back (sed -u), and without a reader it is {other_way}\n"
-        );
-        plan.push(end::Effect::LingerOverChild(life, note));
+        let proc = proc.clone();
+        let note = move || {
+            let other_way = detached(&asked, &proc);
+            format!(
+                "ns-new: nobody has entered yet. This waits for the reader of its records: a filter between the stages must not hold them back (sed -u), and without a reader it is {other_way}\n"
+            )
+        };
+        plan.push(end::Effect::LingerOverChild(life, Box::new(note)));
     }
     Ok(Outcome::Plan(plan))
 }

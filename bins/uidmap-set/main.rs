@@ -71,18 +71,18 @@ fn decide(args: &Args, standing: Standing) -> Result<Outcome> {
     };
     let operand = Operand::parse(word)?;
     let piped = operand == Operand::Stream;
+    // Before the stream: the stage before us has its own work to do.
+    let asked = (!map_words.is_empty()).then(|| from_words(map_words, &proc, args.flag("host-root")));
     let stream = if piped { read_stream()? } else { Stream::default() };
-    let maps = if stream.has_extents() {
-        if !map_words.is_empty() {
-            return Err(CLI.usage("the stream has a map already: no MAP operands then"));
-        }
-        lawful(Both { uid: stream.extents(Kind::Uid), gid: stream.extents(Kind::Gid) }, &proc)?
-    } else {
-        if map_words.is_empty() {
+    let maps = match (stream.has_extents(), asked) {
+        (false, Some(asked)) => asked?,
+        (true, None) => Both { uid: stream.extents(Kind::Uid), gid: stream.extents(Kind::Gid) },
+        (true, Some(_)) => return Err(CLI.usage("the stream has a map already: no MAP operands then")),
+        (false, None) => {
             return Err(CLI.usage(&format!("which map? [u:|g:|b:]INSIDE:OUTSIDE:COUNT, or one of {NAMES}")));
         }
-        lawful(from_words(map_words, &proc, args.flag("host-root"))?, &proc)?
     };
+    let maps = lawful(maps, &proc)?;
     let (target, hold) = target(operand, &stream, &proc)?;
     let mut plan = Plan { dry: target.is_none(), ..Plan::default() };
     match (standing, &target) {

@@ -93,7 +93,7 @@ impl Life {
 ///
 /// # Errors
 /// Those of poll(2).
-pub fn linger(mask: &SigSet, child: &Child, life: &Life, note: &str) -> Result<()> {
+pub fn linger(mask: &SigSet, child: &Child, life: &Life, note: &dyn Fn() -> String) -> Result<()> {
     let over = wait_over(mask, child, life, note);
     let mut signal = None;
     if let Some(parent) = &life.parent {
@@ -120,7 +120,7 @@ fn last_word(parent: BorrowedFd<'_>) -> Option<c_int> {
     signal
 }
 
-fn wait_over(mask: &SigSet, child: &Child, life: &Life, note: &str) -> Result<()> {
+fn wait_over(mask: &SigSet, child: &Child, life: &Life, note: &dyn Fn() -> String) -> Result<()> {
     mind::be_patient(mask)?;
     let gone = [(sys::lend(1), PollFlags::empty()), (child.fd.as_fd(), PollFlags::POLLIN)];
     let mut limit = Some(PATIENCE);
@@ -134,7 +134,7 @@ fn wait_over(mask: &SigSet, child: &Child, life: &Life, note: &str) -> Result<()
             Some(BESIDE) => limit = Some(PATIENCE),
             Some(_) => break,
             None => {
-                mind::tell(note);
+                mind::tell(&note());
                 break;
             }
         }

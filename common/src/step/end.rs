@@ -42,7 +42,7 @@ pub enum Effect {
     Linger(Option<Rc<Target>>),
     /// Stay as long as the reader, then end the holder that is our child; the
     /// note is for a user whose shell waits for us.
-    LingerOverChild(Rc<Life>, String),
+    LingerOverChild(Rc<Life>, Box<dyn Fn() -> String>),
     /// Hold the namespaces of this process, and of the child if there is one.
     Hold(Rc<Life>),
     /// Keep a lease as long as the reader of standard output, and as the holder
