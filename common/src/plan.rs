@@ -75,6 +75,9 @@ impl Plan {
             mind::end(&child);
         }
         hands.undo.drain(..).rev().for_each(|undo| undo());
+        if let Some(signal) = hands.died {
+            mind::die_of(signal, &hands.mask);
+        }
         Err(failure)
     }
 
@@ -251,6 +254,12 @@ fn be_child(steps: &[Step], hands: &mut Hands) -> Done {
 fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, told: bool) -> Done {
     let mut message = [0; 4096];
     loop {
+        if let Some(signal) = mind::told_to_end(ours.as_fd(), proc)? {
+            // It may be in a call that nothing ends: not to be waited for.
+            hands.child.take().iter().for_each(|child| mind::signal(child, SIGKILL).unwrap_or_default());
+            hands.died = Some(signal);
+            return Err(Failure::told_elsewhere().into());
+        }
         let (n, places) = match mind::receive(ours.as_fd(), &mut message) {
             Ok((0, _)) => return Ok(()),
             Ok(received) => received,
