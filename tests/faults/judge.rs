@@ -139,7 +139,8 @@ fn excused(fault: &Fault, ran: &Ran) -> Option<&'static str> {
     let command = fault.process.strip_suffix(" >0").unwrap_or_default();
     let holder = command.starts_with("ns-new") && (command.ends_with(" -") || command.contains("--detach"));
     // nsenter is no program of ours; one that has begun already is killed, with no word.
-    let gone = ["(ESRCH)", " has ended\n", "nsenter: cannot open /proc/"];
+    // No process can begin in a pid namespace whose first has gone: ENOMEM.
+    let gone = ["(ESRCH)", " has ended\n", "ns-enter: fork: Out of memory", "nsenter: cannot open /proc/"];
     let is_killed = ran.status == 128 + libc::SIGKILL && ran.errors == "Killed\n";
     if holder && (is_killed || gone.iter().any(|word| ran.errors.contains(word))) {
         // It has given its standard error away, as whoever outlives the pipeline must.
