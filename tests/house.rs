@@ -69,7 +69,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ),
     ("step/program", &["step", "step/exec", "step/ns", "fail", "id", "ns", "path", "proc", "sys", "word"]),
     ("step/bring", &["step", "step/fs", "step/inside", "step/tree", "fail", "path", "sys", "word"]),
-    ("step/like", &["step", "step/program", "fail", "proc", "sys", "target"]),
+    ("step/like", &["step", "step/program", "fail", "proc", "sys", "target", "word"]),
     ("plan", &["cgroup", "step", "step/ns", "fail", "feature", "mind", "ns", "proc", "sys"]),
     ("idmap", &["fail", "id", "ns", "path", "plan", "proc", "step", "step/end", "step/map", "step/ns", "step/tree"]),
     (

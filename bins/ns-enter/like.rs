@@ -106,6 +106,7 @@ pub(crate) fn read(
     let mut look = Look { wanted, strict, target, proc, theirs, ours, user, enter, left_out: Vec::new() };
     let mut like = Like { cgroup: look.cgroup()?, ..Like::default() };
     look.oom(&mut like.first)?;
+    look.label(&mut like.first)?;
     look.places(&mut like.entered, kinds)?;
     look.limits(&mut like.entered)?;
     let mut filters = look.filters(args.dry())?;
@@ -117,7 +118,6 @@ pub(crate) fn read(
     if look.environment(&mut like.entered)? {
         like.last.push(Effect::Environment);
     }
-    look.label()?;
     like.left_out = look.left_out;
     Ok(like)
 }
@@ -304,22 +304,27 @@ impl Look<'_> {
         Ok(self.wants("env") && self.add(plan, true, &|| Effect::OpenEnvironment(target.clone()).into())?)
     }
 
-    /// No security module with labels of processes has been met yet: EINVAL, or
-    /// ENOENT from a kernel without any.
-    fn label(&mut self) -> Result<()> {
+    /// What a security module has it confined by. AppArmor has a directory of its
+    /// own (Linux 5.8); else it is that of the one module which keeps labels of
+    /// processes: EINVAL where none does, ENOENT from a kernel without any.
+    fn label(&mut self, plan: &mut Plan) -> Result<()> {
         if !self.wants("label") {
             return Ok(());
         }
-        let theirs = match target::files::read(self.target, "attr/current") {
-            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
-            Err(e) => return self.without(Failure::os("read the security label of the target", e)),
-            Ok(label) => label,
-        };
-        if self.proc.read("self/attr/current").as_ref() == Ok(&theirs) {
-            return Ok(());
+        for dir in ["attr/apparmor", "attr"] {
+            let file = format!("{dir}/current");
+            let theirs = match target::files::read(self.target, &file) {
+                Err(Errno::EINVAL | Errno::ENOENT) => continue,
+                Err(e) => return self.without(Failure::os("read the security label of the target", e)),
+                Ok(label) => label,
+            };
+            if self.proc.read(&format!("self/{file}")).as_ref() == Ok(&theirs) {
+                return Ok(());
+            }
+            let text = to_be_written(String::from_utf8_lossy(&theirs).trim_end_matches(['\n', '\0']));
+            return self.add(plan, false, &|| Effect::Label(dir, text.clone()).into()).map(drop);
         }
-        let theirs = String::from_utf8_lossy(&theirs).trim_end_matches(['\n', '\0']).to_owned();
-        self.without(Failure::refused(format!("its security label {} is not taken over", quote(theirs))))
+        Ok(())
     }
 
     // ---- ids and capabilities ----
@@ -412,5 +417,15 @@ impl Look<'_> {
         }
         let inheritable = inheritable & if root { permitted } else { u64::MAX };
         Ok([permitted, effective, inheritable, ambient].map(|set| set & have))
+    }
+}
+
+/// What gives the label to the next program: AppArmor, which tells it as `NAME
+/// (MODE)` or `unconfined`, wants `exec NAME`; SELinux the context as it stands.
+fn to_be_written(label: &str) -> String {
+    match label.strip_suffix(')').and_then(|label| label.rsplit_once(" (")) {
+        Some((name, _)) => format!("exec {name}"),
+        None if label == "unconfined" => format!("exec {label}"),
+        None => label.to_owned(),
     }
 }

@@ -16,6 +16,7 @@ use crate::fail::{Because, Errno};
 use crate::proc::{CAP_SYS_CHROOT, Proc, read_all};
 use crate::sys;
 use crate::target::{self, Target};
+use crate::word::quote;
 
 /// An effect that makes this process like another.
 pub enum Effect {
@@ -29,6 +30,9 @@ pub enum Effect {
     Directory(Rc<OwnedFd>),
     /// What the kernel adds when it looks for somebody to kill: -1000 to 1000.
     OomScore(i32),
+    /// Its label of a security module, from the exec on: the directory of files
+    /// that is about labels, and what is to be written there.
+    Label(&'static str, String),
     /// Its capabilities, a bit for each: permitted, effective, inheritable,
     /// ambient.
     Capabilities([u64; 4]),
@@ -57,6 +61,7 @@ impl Effect {
             Effect::Root(_) => "chroot to the root of the target".into(),
             Effect::Directory(_) => "chdir to the working directory of the target".into(),
             Effect::OomScore(score) => format!("write /proc/self/oom_score_adj {score}"),
+            Effect::Label(dir, text) => format!("write /proc/self/{dir}/exec {}", quote(text)),
             Effect::Capabilities([permitted, _, inheritable, ambient]) => format!(
                 "capset permitted {} inheritable {} ambient {}",
                 sys::capability_names(*permitted),
@@ -74,7 +79,7 @@ impl Effect {
             Effect::Environment => "last, so that nothing in it is for anybody but the program",
             Effect::Root(_) => "entering a mount namespace leads to its root, which need not be that of the process",
             Effect::Directory(_) => "by descriptor: the path may lead elsewhere by now",
-            Effect::OomScore(_) => "before this process cannot write to its own files any more",
+            Effect::OomScore(_) | Effect::Label(..) => "before this process cannot write to its own files any more",
             Effect::Capabilities(_) => "an exec by uid 0 gives all of the bounding set, one by another what is ambient",
         }
     }
@@ -94,10 +99,8 @@ impl Effect {
                 Ok(chroot(".")?)
             }
             Effect::Directory(directory) => Ok(fchdir(directory)?),
-            Effect::OomScore(score) => {
-                let file = Proc::open()?.open_at("self/oom_score_adj", OFlag::O_WRONLY)?;
-                Ok(sys::write_whole(&file, score.to_string().as_bytes())?)
-            }
+            Effect::OomScore(score) => write("self/oom_score_adj", &score.to_string()),
+            Effect::Label(dir, text) => write(&format!("self/{dir}/exec"), text),
             Effect::Capabilities(sets) => Ok(sys::set_capabilities(*sets)?),
         }
     }
@@ -108,6 +111,7 @@ impl Effect {
                 target::why::untouchable(facts.proc, &target.who())
             }
             Effect::Root(_) if errno == Errno::EPERM => lacks(CAP_SYS_CHROOT, "CAP_SYS_CHROOT", facts),
+            Effect::Label(dir, _) => confined(dir, errno, facts),
             Effect::OpenEnvironment(_)
             | Effect::Environment
             | Effect::Root(_)
@@ -116,6 +120,27 @@ impl Effect {
             | Effect::Capabilities(_) => None,
         }
     }
+}
+
+fn write(file: &str, text: &str) -> Done {
+    let file = Proc::open()?.open_at(file, OFlag::O_WRONLY)?;
+    Ok(sys::write_whole(&file, text.as_bytes())?)
+}
+
+/// Whether a profile of AppArmor is what keeps us from another one
+/// (aa_change_profile() in security/apparmor/domain.c).
+fn confined(dir: &str, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    let label = facts.proc.text(&format!("{}/{dir}/current", facts.who))?;
+    let (name, _) = label.trim_end().strip_suffix(')')?.rsplit_once(" (")?;
+    let name = quote(name);
+    let text = if errno == Errno::EACCES {
+        format!("AppArmor has us confined by {name}, whose change_profile rules say what we may become")
+    } else if errno == Errno::EPERM && facts.proc.status(facts.who)?.no_new_privs {
+        format!("no_new_privs is set here, and AppArmor has us confined by {name}")
+    } else {
+        return None;
+    };
+    Some(Because::new(text))
 }
 
 /// These variables and no others. Of two with one name the first counts, as for
