@@ -22,11 +22,13 @@ SCRIPTS = \
 	tests/deb \
 	tests/debian \
 	tests/demo \
+	tests/emulated \
 	tests/faults/run \
 	tests/fuzz/run \
 	tests/html \
 	tests/lab \
 	tests/missing \
+	tests/new-kernel \
 	tests/old-kernel \
 	tests/private \
 	tests/rootfs \

@@ -1293,11 +1293,11 @@ pub fn next_mount_namespace(ns: BorrowedFd<'_>, before: bool) -> Result<OwnedFd>
 }
 
 /// As many namespaces of all kinds as `ids` takes, by their numbers, those
-/// after `after`: listns(2), Linux 6.19. No test of ours has met a kernel that
-/// has it: what they show is that nothing is missed where it is not there.
+/// after `after`: listns(2), Linux 6.19. Who is not root in the initial user
+/// and pid namespace is told of those that he is in.
 ///
 /// # Errors
-/// ENOSYS: an older kernel.
+/// ENOENT: none is after it; ENOSYS: an older kernel.
 pub fn listns(after: u64, ids: &mut [u64]) -> Result<usize> {
     let request = [32, after, 0, 0];
     // SAFETY: `request` is laid out as struct ns_id_req of 32 bytes; `ids` is
@@ -1307,8 +1307,7 @@ pub fn listns(after: u64, ids: &mut [u64]) -> Result<usize> {
 }
 
 /// The namespace whose number is `id`; `whole` also tells its kind and inode,
-/// which the kernel wants to hear before Linux 6.19. As with `listns`, the
-/// number alone has not been tested.
+/// which the kernel wants to hear before Linux 6.19.
 ///
 /// # Errors
 /// ESTALE: there is none, or it is not ours to open; EBADF: an older kernel.
