@@ -199,7 +199,7 @@ pub(crate) fn process(it: &Process, names: &Names) -> Vec<u8> {
     for level in &it.levels {
         json.line();
         json.number("inode", Some(level.inode));
-        json.number("owner_uid", level.owner.map(u64::from));
+        json.number("owner_uid", Some(level.owner.into()));
         json.maps(&level.maps);
         json.close('}');
     }

@@ -19,6 +19,7 @@ use common::id::{Both, Extent, Kind as IdKind, Map, Range};
 use common::idmap;
 use common::ns::Kind;
 use common::proc::Proc;
+use common::target::Target;
 use common::target::files::user_namespaces;
 
 /// A user namespace, and how its ids are known here.
@@ -27,7 +28,7 @@ pub(crate) struct Level {
     /// Its inode.
     pub(crate) inode: u64,
     /// The uid that owns it, as seen from here.
-    pub(crate) owner: Option<u32>,
+    pub(crate) owner: u32,
     /// Inside, and here.
     pub(crate) maps: Both<Vec<Extent>>,
 }
@@ -37,27 +38,31 @@ fn same() -> Vec<Extent> {
     Extent::new(0, 0, u32::MAX.into()).into_iter().collect()
 }
 
-/// From the user namespace of `who` up to ours. None: it may not be looked at.
+/// From the user namespace of a target up to ours.
 ///
 /// # Errors
-/// Its maps cannot be read.
-pub(crate) fn levels(proc: &Rc<Proc>, who: &str) -> Result<Option<Vec<Level>>> {
+/// One of them may not be looked at; its maps cannot be read.
+pub(crate) fn levels(proc: &Rc<Proc>, target: &Target) -> Result<Vec<Level>> {
     let ours = proc.ns_id("self", Kind::User);
-    let Some(chain) = user_namespaces(proc, who) else { return Ok(None) };
     let mut levels = Vec::new();
-    for (at, above) in chain.into_iter().enumerate() {
+    for (at, above) in user_namespaces(proc, target)?.into_iter().enumerate() {
         let maps = if Some(above.inode) == ours {
             Both { uid: same(), gid: same() }
         } else if at == 0 {
-            Both { uid: proc.read_map(who, IdKind::Uid)?, gid: proc.read_map(who, IdKind::Gid)? }
+            read_maps(proc, &target.who())?
         } else {
-            let member =
-                proc.pids().into_iter().find(|pid| proc.ns_id(&pid.to_string(), Kind::User) == Some(above.inode));
-            member.map_or_else(|| maps_behind(proc, above.file), |pid| maps_of(proc, &pid.to_string()))
+            let members = proc.pids().into_iter().map(|pid| pid.to_string());
+            let mut members = members.filter(|who| proc.ns_id(who, Kind::User) == Some(above.inode));
+            // Each may end meanwhile.
+            members.find_map(|who| read_maps(proc, &who).ok()).unwrap_or_else(|| maps_behind(proc, above.file))
         };
         levels.push(Level { inode: above.inode, owner: above.owner, maps });
     }
-    Ok(Some(levels))
+    Ok(levels)
+}
+
+fn read_maps(proc: &Proc, who: &str) -> Result<Both<Vec<Extent>>> {
+    Ok(Both { uid: proc.read_map(who, IdKind::Uid)?, gid: proc.read_map(who, IdKind::Gid)? })
 }
 
 /// The maps of the user namespace that process `who` is in.
@@ -139,7 +144,7 @@ mod tests {
     }
 
     fn level(lines: &[(u64, u64, u64)]) -> Level {
-        Level { inode: 0, owner: None, maps: Both { uid: map(lines), gid: Vec::new() } }
+        Level { inode: 0, owner: 0, maps: Both { uid: map(lines), gid: Vec::new() } }
     }
 
     /// Three deep, as the kernel shows it from outside: 0:1000:1 1:100000:65536,

@@ -18,7 +18,7 @@ use std::rc::Rc;
 
 use common::cli::{Args, Cli, Operands, Stage, flag, valued};
 use common::container;
-use common::fail::{Because, Failure, Result};
+use common::fail::{Failure, Result};
 use common::id::Kind as IdKind;
 use common::mind::terminal_width;
 use common::name;
@@ -168,11 +168,7 @@ fn records(proc: &Proc, target: &Target) -> Result<Outcome> {
 
 /// One id through every level, as a uid and as a gid.
 fn translate(proc: &Rc<Proc>, target: &Target, id: u32, from_inside: bool) -> Result<Outcome> {
-    let who = target.who();
-    let levels = level::levels(proc, &who)?.ok_or_else(|| {
-        let because: Option<Because> = target::why::untouchable(proc, &who);
-        Failure::refused(format!("the user namespaces above process {who} cannot be seen")).because(because)
-    })?;
+    let levels = level::levels(proc, target)?;
     let through = |kind| {
         if from_inside { level::down_up(&levels, kind, id) } else { level::up_down(&levels, kind, id) }
     };

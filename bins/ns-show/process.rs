@@ -90,7 +90,7 @@ impl Process {
         Ok(Process {
             status: proc.text(&format!("{who}/status")).unwrap_or_default(),
             spaces,
-            levels: levels(proc, &who).ok().flatten().unwrap_or_default(),
+            levels: levels(proc, &target)?,
             maps: maps_of(proc, &who),
             setgroups: proc.setgroups(&who),
             cgroup,
@@ -225,7 +225,7 @@ impl Process {
         }
         let _ = writeln!(text, "\n  user namespaces, from the inside out");
         for level in &self.levels {
-            let owner = level.owner.map_or_else(String::new, |uid| format!(" owned by {}", names.user(uid)));
+            let owner = format!(" owned by {}", names.user(level.owner));
             let initial = if level.inode == INITIAL_USER { ", the initial one" } else { &owner };
             let ours = if level.maps.uid.first().is_some_and(|e| e.count == u32::MAX) { ", ours" } else { "" };
             let _ = writeln!(text, "  user:[{}]{initial}{ours}", level.inode);

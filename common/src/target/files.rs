@@ -40,8 +40,15 @@ pub fn map_of(target: &Target, kind: id::Kind) -> std::result::Result<Vec<u8>, E
 /// # Errors
 /// Those of open(2) and read(2).
 pub fn read(target: &Target, name: &str) -> std::result::Result<Vec<u8>, Errno> {
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    read_all(nix::fcntl::openat(&target.dir, name, flags, Mode::empty())?, usize::MAX)
+    read_all(open(target, name)?, usize::MAX)
+}
+
+/// Opens the file `name` of an open process for reading.
+///
+/// # Errors
+/// Those of open(2).
+pub fn open(target: &Target, name: &str) -> std::result::Result<OwnedFd, Errno> {
+    nix::fcntl::openat(&target.dir, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 /// The seccomp filters of a target, those loaded first first; it is stopped
@@ -204,9 +211,12 @@ pub fn user_parent(proc: &Proc, target: &Target) -> Result<OwnedFd> {
     let ns = user_namespace(proc, target)?;
     sys::ns_owner(ns.as_fd()).map_err(|e| {
         let because = Because::new("the parent of its user namespace is a user namespace outside of ours");
-        Failure::os(format!("open the parent of the user namespace of {}", target.pid), e)
-            .because((e == Errno::EPERM).then_some(because))
+        no_parent(target, e).because((e == Errno::EPERM).then_some(because))
     })
+}
+
+fn no_parent(target: &Target, errno: Errno) -> Failure {
+    Failure::os(format!("open the parent of the user namespace of {}", target.pid), errno)
 }
 
 /// Whether an open namespace is the one of `kind` that we are in.
@@ -279,24 +289,34 @@ pub fn owner_of_user_namespace(proc: &Proc, target: &Target) -> Option<u32> {
     sys::ns_owner_uid(proc.ns(&target.who(), ns::Kind::User).ok()?.as_fd()).ok()
 }
 
-/// A user namespace above a process.
+/// A user namespace above a process, or its own.
 pub struct Above {
     /// Its inode.
     pub inode: u64,
     /// The uid that owns it, as seen from here.
-    pub owner: Option<u32>,
+    pub owner: u32,
     /// It, open.
     pub file: OwnedFd,
 }
 
-/// The user namespace of process `who` and all above it that can be seen: the
-/// last one is ours, unless the process is outside of it.
-pub fn user_namespaces(proc: &Proc, who: &str) -> Option<Vec<Above>> {
+/// The user namespace of a target and all above it, up to ours.
+///
+/// # Errors
+/// As `root`; EPERM: it is not below ours.
+pub fn user_namespaces(proc: &Proc, target: &Target) -> Result<Vec<Above>> {
+    let ours = proc.own_ns(ns::Kind::User)?;
     let mut chain = Vec::new();
-    let mut at = Some(proc.ns(who, ns::Kind::User).ok()?);
+    let mut at = Some(user_namespace(proc, target)?);
     while let Some(file) = at {
-        at = sys::ns_owner(file.as_fd()).ok();
-        chain.push(Above { inode: fstat(&file).ok()?.st_ino, owner: sys::ns_owner_uid(file.as_fd()).ok(), file });
+        let inode = inode(&file)?;
+        let owner = sys::ns_owner_uid(file.as_fd())
+            .map_err(|e| Failure::os(format!("look at the user namespaces above {}", target.pid), e))?;
+        at = if Some(inode) == ours {
+            None
+        } else {
+            Some(sys::ns_owner(file.as_fd()).map_err(|e| no_parent(target, e))?)
+        };
+        chain.push(Above { inode, owner, file });
     }
-    Some(chain)
+    Ok(chain)
 }
