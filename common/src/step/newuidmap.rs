@@ -6,7 +6,7 @@ use std::rc::Rc;
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::helper;
 use crate::id::{Both, Extent, Kind, Map, Range, subject, without};
-use crate::proc::{self, CAP_SETGID, CAP_SETUID, Proc};
+use crate::proc::{self, CAP_SETGID, CAP_SETUID, Proc, read_all};
 use crate::subid::{self, Grants};
 use crate::sys;
 use crate::target::{self, Target};
@@ -142,11 +142,13 @@ pub fn run(
     let words = words(kind, target.who(), map);
     let act = format!("run {}", words.join(" "));
     let program = helper::find(name(kind)).ok_or_else(|| Failure::os(act.as_str(), Errno::ENOENT))?;
+    // The helper knows the process by a number only; what counts is the map of
+    // the process that we hold. That may have ended by then, if it waited for
+    // nothing else (ns-new --wait-map): what is open is its namespace's.
+    let opened = target::files::open(target, kind.map_file());
     let answer = helper::run(&program, &words[1..]).map_err(|e| Failure::os(act.as_str(), e))?;
-    // The helper knows the process by a number only; what counts is the map
-    // of the process that we hold.
     let read_back = |e| Failure::os(format!("read /proc/{}/{} back", target.pid, kind.map_file()), e);
-    let written = match target::files::map_of(target, kind) {
+    let written = match opened.and_then(|file| read_all(&file, usize::MAX)) {
         // Why it refused, and that the target has ended, is found below.
         Err(e) if answer.status == 0 && e != Errno::ESRCH && e != Errno::ENOENT => return Err(read_back(e)),
         text => text.unwrap_or_default(),
