@@ -54,7 +54,7 @@ pub fn at_all(proc: &Proc) -> Vec<Found> {
     let helper = if theirs.is_empty() {
         None
     } else {
-        mind::ask_child(|| theirs.iter().flat_map(|pid| encode(&at(*pid))).collect()).ok()
+        mind::ask_child(|| Ok(theirs.iter().flat_map(|pid| encode(&at(*pid))).collect())).ok()
     };
     let mut all: Vec<Found> = ours.iter().map(|pid| at(*pid)).collect();
     let told = helper.and_then(|(child, pipe)| {

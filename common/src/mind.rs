@@ -305,11 +305,12 @@ pub fn reap(child: &Child) -> Option<i32> {
     }
 }
 
-/// A child that does `what`, and the pipe that comes of it is written into.
+/// A child that does `what`, and the pipe that comes of it is written into. Its
+/// exit status is the errno of what failed, or 0.
 ///
 /// # Errors
 /// Those of pipe(2) and fork(2).
-pub fn ask_child(what: impl FnOnce() -> Vec<u8>) -> Result<(Child, OwnedFd)> {
+pub fn ask_child(what: impl FnOnce() -> Result<Vec<u8>>) -> Result<(Child, OwnedFd)> {
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
     // An inherited "ignore" would make the kernel reap it itself.
     sys::default_signal(Signal::SIGCHLD as c_int);
@@ -317,9 +318,9 @@ pub fn ask_child(what: impl FnOnce() -> Vec<u8>) -> Result<(Child, OwnedFd)> {
         sys::Fork::Child => {
             // All of it before the first byte: nobody may read for a while, and a
             // pipe is soon full.
-            let bytes = what();
-            let _ = say_to(theirs.as_raw_fd(), &bytes);
-            sys::exit_now(0)
+            let said = what().and_then(|bytes| say_to(theirs.as_raw_fd(), &bytes));
+            // All are below 134 (errno(3)).
+            sys::exit_now(said.err().map_or(0, |errno| u8::try_from(errno as i32).unwrap_or(u8::MAX)))
         }
         sys::Fork::Parent(pid, fd) => Ok((Child { pid, fd }, ours)),
     }
@@ -333,10 +334,7 @@ pub fn ask_child(what: impl FnOnce() -> Vec<u8>) -> Result<(Child, OwnedFd)> {
 /// Those of `what`; ETIMEDOUT: it does not answer.
 pub fn answer_within(limit: u16, what: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
     let until = Instant::now() + Duration::from_millis(limit.into());
-    let (child, pipe) = ask_child(|| match what() {
-        Ok(bytes) => [&[0; 4], bytes.as_slice()].concat(),
-        Err(errno) => (errno as i32).to_ne_bytes().to_vec(),
-    })?;
+    let (child, pipe) = ask_child(what)?;
     let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
         let left = u16::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(limit);
@@ -351,11 +349,10 @@ pub fn answer_within(limit: u16, what: impl FnOnce() -> Result<Vec<u8>>) -> Resu
             Err(e) => return Err(e),
         }
     }
-    reap(&child);
-    let (errno, rest) = bytes.split_first_chunk().ok_or(Errno::EIO)?;
-    match i32::from_ne_bytes(*errno) {
-        0 => Ok(rest.to_vec()),
-        number => Err(Errno::from_raw(number)),
+    match reap(&child) {
+        Some(0) => Ok(bytes),
+        Some(number) => Err(Errno::from_raw(number)),
+        None => Err(Errno::EIO),
     }
 }
 
