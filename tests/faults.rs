@@ -220,7 +220,7 @@ fn try_case(case: &Case, choice: &Choice, count: &mut Count) -> Result<(), Strin
         }
         // Who comes first is not the same every time, and so are a few calls.
         let tries = (0..3).map(|_| trace::run(&case.user, &case.run, Some(fault)));
-        let Some(ran) = tries.into_iter().find(|ran| ran.happened || ran.hung) else {
+        let Some(ran) = tries.into_iter().find(|ran| ran.happened.is_some() || ran.hung) else {
             missed += 1;
             continue;
         };

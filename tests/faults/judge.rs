@@ -137,14 +137,10 @@ pub(super) fn plain(ran: &Ran) -> Result<(), String> {
 /// Why a run may come to something else than one message of the tool whose call failed.
 fn excused(fault: &Fault, ran: &Ran) -> Option<&'static str> {
     let command = fault.process.strip_suffix(" >0").unwrap_or_default();
-    let holder = command.starts_with("ns-new") && (command.ends_with(" -") || command.contains("--detach"));
-    // nsenter is no program of ours; one that has begun already is killed, with no word.
-    // No process can begin in a pid namespace whose first has gone: ENOMEM.
-    let gone = ["(ESRCH)", " has ended\n", "ns-enter: fork: Out of memory", "nsenter: cannot open /proc/"];
-    let is_killed = ran.status == 128 + libc::SIGKILL && ran.errors == "Killed\n";
-    if holder && (is_killed || gone.iter().any(|word| ran.errors.contains(word))) {
+    let is_holder = command.starts_with("ns-new") && (command.ends_with(" -") || command.contains("--detach"));
+    if is_holder && ran.happened.is_some_and(|holder| is_gone(&holder.to_string(), ran)) {
         // It has given its standard error away, as whoever outlives the pipeline must.
-        return Some("a holder that fails ends; who comes to enter says so");
+        return Some("a holder that fails ends; who comes to enter says so, and whoever has entered is killed");
     }
     if ran.errors.contains(" as long as the reader of standard output") {
         return Some("a stage fails after its record has been read: two tools, two failures");
@@ -170,6 +166,37 @@ fn excused(fault: &Fault, ran: &Ran) -> Option<&'static str> {
         return Some("musl ends a program with privilege that cannot see its standard descriptors");
     }
     None
+}
+
+/// Whether all that has come of a run is that this holder has gone: the one who needs it next says
+/// so, of that process, and nothing has run; or a program was in it already, and is killed.
+fn is_gone(holder: &str, ran: &Ran) -> bool {
+    if ran.errors == "Killed\n" {
+        // That is the shell, of the last one of ours.
+        let killed = 128 + libc::SIGKILL;
+        let mut ends = ran.ends.iter();
+        return ran.status == killed && ends.any(|(process, end)| process.starts_with("ns-enter ") && *end == killed);
+    }
+    let mut told = ran.errors.lines().filter(|line| !line.starts_with(' ') && is_told(line));
+    let (Some(message), None) = (told.next(), told.next()) else { return false };
+    let reasons: Vec<&str> = ran.errors.lines().filter(|line| line.starts_with(' ')).map(str::trim_start).collect();
+    let its_own =
+        [format!("because: process {holder} has ended"), format!("because: no process has number {holder} here")];
+    let first = "because: the first process of the pid namespace has ended: no other can begin there";
+    let names_it = message.split([' ', ':', '/']).any(|word| word == holder);
+    let is_true = match reasons.as_slice() {
+        [] => message == "ns-enter: fork: Out of memory (ENOMEM)" || names_it && message.ends_with("(ESRCH)"),
+        [reason] if *reason == first => message == "ns-enter: fork: Out of memory (ENOMEM)",
+        [reason] => its_own.iter().any(|own| own == reason),
+        _ => false,
+    };
+    let is_nsenter = names_it && message.starts_with("nsenter: cannot open /proc/");
+    (is_true || is_nsenter) && ran.status != 0 && !ran.output.contains("ran")
+}
+
+/// Whether a line is the message of one of our tools, or of nsenter(1).
+fn is_told(line: &str) -> bool {
+    TOOLS.iter().chain(&["nsenter"]).any(|tool| line.starts_with(&format!("{tool}: ")))
 }
 
 /// What came of a run with a fault, where that is as it should be.

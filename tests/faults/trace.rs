@@ -65,8 +65,8 @@ pub(super) struct Ran {
     pub(super) hung: bool,
     /// A program that is no helper of ours had been started when the fault happened.
     pub(super) started: bool,
-    /// The call was made, so the fault happened.
-    pub(super) happened: bool,
+    /// The process that made the call, once the fault has happened.
+    pub(super) happened: Option<Pid>,
 }
 
 impl fmt::Display for Ran {
@@ -90,7 +90,7 @@ struct Tracee {
 impl Tracee {
     /// Without a fault all calls of our tools are looked at; with one those of its process, up to it.
     fn new(process: Option<Process>, fault: Option<&Fault>, ran: &Ran) -> Tracee {
-        let meant = |fault: &Fault| process.as_ref() == Some(&fault.process) && !ran.happened;
+        let meant = |fault: &Fault| process.as_ref() == Some(&fault.process) && ran.happened.is_none();
         let watched = process.is_some() && fault.is_none_or(meant);
         Tracee { process, watched, held: false, children: 0, fails_with: None }
     }
@@ -277,7 +277,7 @@ fn at_call(pid: Pid, tracee: &mut Tracee, fault: Option<&Fault>, ran: &mut Ran) 
         made.push(call);
         let nth = made.iter().filter(|other| **other == call).count();
         let Some(fault) = fault.filter(|fault| number(fault.call) == call && fault.nth == nth) else { return };
-        ran.happened = true;
+        ran.happened = Some(pid);
         match fault.how {
             How::Errno(errno) => {
                 // No call has this number.
@@ -316,7 +316,7 @@ fn at_event(pid: Pid, event: i32, fault: Option<&Fault>, tracees: &mut BTreeMap<
             let was_ours = tracees.remove(&pid).is_some_and(|tracee| tracee.process.is_some());
             let process = tool(pid).map(|name| told_apart(name, ran));
             if was_ours && process.is_none() {
-                ran.started |= !ran.happened && !is_helper(pid);
+                ran.started |= ran.happened.is_none() && !is_helper(pid);
                 let _ = ptrace::detach(pid, None);
                 return;
             }
