@@ -26,6 +26,8 @@ use common::plan::{Plan, clone_into};
 use common::preset::Me;
 use common::proc::Proc;
 use common::pty;
+use common::step::end::Care;
+use common::step::terminal::Terminal;
 use common::step::{Step, end, ns, own, program, terminal};
 use common::target::{self, Operand, Target};
 use common::tool::{Outcome, run_advised};
@@ -130,7 +132,7 @@ fn program(args: &Args, shell: OsString) -> Vec<OsString> {
 fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut files: Vec<File>) -> Result<Outcome> {
     files.extend(files::of_socket(args, proc, target)?);
     let stream = found.word == "-";
-    let terminal = own_terminal(args, stream, found.is_container)?;
+    let own_terminal = own_terminal(args, stream, found.is_container)?;
     let somebody = args.value("as").map(|who| named(proc, target, &who)).transpose()?;
     let kinds = elsewhere(found.asked, proc, target)?;
     let (kinds, mut left_out) = possible(kinds, args, proc, target)?;
@@ -187,13 +189,9 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
     if args.flag("user-parent") && somebody.is_none() {
         inside.push(own::Effect::RaiseAmbient);
     }
-    let open = match terminal {
-        Some(all) => {
-            inside.push(terminal::Effect::Take(all));
-            Some((all, open_terminal(proc, target, &kinds, uid)?))
-        }
-        None => None,
-    };
+    let terminal = terminal(args, own_terminal, stream, kinds.contains(&Kind::Pid))?;
+    let open = own_terminal.map(|_| open_terminal(proc, target, &kinds, uid)).transpose()?;
+    terminal.take().into_iter().for_each(|take| inside.push(take));
     brought.iter().for_each(|brought| brought.path(&mut inside));
     let ours = somebody.is_none() && (is_home || brought.as_ref().is_some_and(Brought::has_shell));
     let words = if !args.program.is_empty() {
@@ -204,7 +202,8 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
         vec![user::shell_of(proc, target, uid.unwrap_or(0), &found.word)?]
     };
     finish(args, words, like.last, &mut inside)?;
-    let mut plan = around(inside, kept(args)?, like.cgroup, open, found.holds.then(|| target.clone()), left_out, proc);
+    let holder = found.holds.then(|| target.clone());
+    let mut plan = around(inside, kept(args)?, like.cgroup, (open, terminal), holder, left_out, proc);
     if partial {
         plan.push(partial_step());
     }
@@ -233,6 +232,13 @@ fn own_terminal(args: &Args, stream: bool, is_container: bool) -> Result<Option<
     Ok(Some(true))
 }
 
+/// The terminal that it is on then, in another pid namespace or not.
+fn terminal(args: &Args, own: Option<bool>, stream: bool, pid: bool) -> Result<Terminal> {
+    let stdin = args.value("stdin").map(|word| target::given::descriptor(&word)).transpose()?;
+    let stdin = stdin.or((!stream).then_some(0));
+    Ok(own.map_or_else(|| Terminal::of_caller(stdin, pid), Terminal::Own))
+}
+
 /// The step that opens it, where the program can find it by name, and for him
 /// who the program will be, by his ids outside.
 fn open_terminal(proc: &Proc, target: &Target, kinds: &[Kind], uid: Option<u32>) -> Result<terminal::Effect> {
@@ -250,7 +256,7 @@ fn around(
     inside: Plan,
     kept: Vec<i32>,
     cgroup: Option<Rc<Cgroup>>,
-    terminal: Option<(bool, terminal::Effect)>,
+    (open, terminal): (Option<terminal::Effect>, Terminal),
     holder: Option<Rc<Target>>,
     left_out: Vec<Failure>,
     proc: &Rc<Proc>,
@@ -262,10 +268,7 @@ fn around(
     if let Some(holder) = &holder {
         plan.push(ns::Effect::Attach(holder.clone()));
     }
-    let all = terminal.as_ref().map(|(all, _)| *all);
-    if let Some((_, open)) = terminal {
-        plan.push(open);
-    }
+    open.into_iter().for_each(|open| plan.push(open));
     plan.push(clone_into(
         cgroup,
         Vec::new(),
@@ -274,10 +277,7 @@ fn around(
         proc,
     ));
     kept.into_iter().filter(|n| *n > 2).for_each(|n| plan.push(own::Effect::Hide(n)));
-    match all {
-        Some(all) => plan.push(terminal::Effect::Proxy(holder, all)),
-        None => plan.push(end::Effect::Tend(holder, false)),
-    }
+    plan.push(terminal.tend(Care { holder, ..Care::default() }));
     plan
 }
 
@@ -501,10 +501,10 @@ fn enter_files(files: &[File], args: &Args, proc: &Rc<Proc>) -> Result<Outcome> 
     inside.steps.extend(files::enter(files, None, Plan::default(), proc).steps);
     nsenter::directories(args, &mut inside)?;
     inside.steps.extend(nsenter::ids(args)?.unwrap_or_default().0.steps);
-    let open = own_terminal(args, false, false)?.map(|all| {
-        inside.push(terminal::Effect::Take(all));
-        (all, terminal::Effect::Open(None, None))
-    });
+    let own = own_terminal(args, false, false)?;
+    let terminal = terminal(args, own, false, files.iter().any(|file| file.kind == Kind::Pid))?;
+    let open = own.map(|_| terminal::Effect::Open(None, None));
+    terminal.take().into_iter().for_each(|take| inside.push(take));
     finish(args, program(args, shell()), Plan::default(), &mut inside)?;
-    Ok(Outcome::Plan(around(inside, kept(args)?, None, open, None, Vec::new(), proc)))
+    Ok(Outcome::Plan(around(inside, kept(args)?, None, (open, terminal), None, Vec::new(), proc)))
 }

@@ -44,8 +44,8 @@ const CLI: Cli = Cli {
             valued("record-fd", "N", "let another write them, who is told on N (2)"),
             flag("keep-caps", "keep capabilities whoever the program becomes"),
             valued("as-owner", "UID:GID", "-U, owned by UID: become these ids first"),
-            valued("into-cgroup", "DIR", "begin in this cgroup, a directory of cgroup2"),
-            flag("new-cgroup", "-C, and begin in a new cgroup, the root there"),
+            valued("into-cgroup", "DIR", ""),
+            flag("new-cgroup", "begin in this cgroup; in a new one, with -C"),
             valued("hostname", "NAME", "-u, with this host name"),
             flag("lo", "-n, with the loopback interface up"),
             valued("monotonic", "SECONDS", ""),
@@ -56,13 +56,14 @@ const CLI: Cli = Cli {
             opt("w", "wd", "DIR", "the program's working directory, in its root"),
             opt("S", "setuid", "UID", ""),
             opt("G", "setgid", "GID", "become these ids inside, last of all"),
-            opt("f", "fork", "", "mind the program as a child"),
-            valued("kill-child", "[=SIGNAL]", "the same; it gets this signal when we die (KILL)"),
+            opt("f", "fork", "", ""),
+            valued("kill-child", "[=SIGNAL]", "mind it as a child; sent when we die (KILL)"),
             flag("forward-signals", "nothing: all signals are handed on"),
             valued("stop-signal", "SIGNAL", "the signal handed on in place of TERM"),
             flag("init", "with -p: a first process of ours that reaps"),
             valued("ready", "N", "say on descriptor N when it is ready (sd_notify)"),
             STDIN,
+            flag("pty", "give the program a terminal of its own"),
             flag("detach", "print the holder's address and leave it behind"),
             valued("with", "PID|tty", "the process, or this session, that it ends with"),
             valued("name", "NAME", "call the holder so: then NAME is a TARGET"),
@@ -77,7 +78,7 @@ const CLI: Cli = Cli {
 };
 
 /// What a holder has no use for.
-const FOR_PROGRAMS: [&str; 20] = [
+const FOR_PROGRAMS: [&str; 21] = [
     "as-owner",
     "owner",
     "into-cgroup",
@@ -98,6 +99,7 @@ const FOR_PROGRAMS: [&str; 20] = [
     "init",
     "ready",
     "stdin",
+    "pty",
 ];
 
 fn main() -> ExitCode {

@@ -17,8 +17,10 @@ use common::plan::{Plan, clone, clone_into, go};
 use common::preset::{Me, from_words_of, lawful};
 use common::proc::{CAP_CHOWN, Proc};
 use common::step;
+use common::step::end::Care;
 use common::step::newuidmap::{self, Ways};
-use common::step::{end, map, mount, ns, own, pin};
+use common::step::terminal::Terminal;
+use common::step::{end, map, mount, ns, own, pin, terminal};
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use common::target;
 use common::tool::Outcome;
@@ -56,7 +58,9 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
         become_owner(&owner.own, std::mem::take(&mut kinds), &mut inside);
     }
     setup::clocks(args, &mut kinds, &mut inside)?;
-    let forks = first || kinds.contains(&Kind::Time) || waits || minding.forks || owner.is_some() || cgroup.is_some();
+    let has_terminal = args.flag("pty");
+    let minds = minding.forks || has_terminal || owner.is_some() || cgroup.is_some();
+    let forks = first || kinds.contains(&Kind::Time) || waits || minds;
     if cgroup.is_some() && kinds.contains(&Kind::Cgroup) {
         // In one call, the root of the namespace would be our own cgroup.
         kinds.retain(|kind| *kind != Kind::Cgroup);
@@ -70,6 +74,7 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     }
     let as_owner = owner.map(|owner| owner.own);
     let root = root_inside(&maps, as_owner.as_ref(), proc);
+    let terminal = terminal(args, first)?;
     credentials(args, &maps, as_owner.unwrap_or_else(|| Me::nameless().own), &mut inside);
     setup::inside(args, &setup::kinds(args), &mut inside)?;
     directories(args, proc, &mut inside)?;
@@ -90,7 +95,7 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     let told = if let Maps::Awaited(number, true) = maps { Some(number) } else { None };
     told.into_iter().chain(minding.ready).for_each(|number| inside.push(own::Effect::Hide(number)));
     inside.push(minding.follow.map_or(own::Effect::DieWithParent, own::Effect::FollowParent));
-    become_or_mind(program, minding.init, &mut inside, proc);
+    become_or_mind(program, &terminal, minding.init, &mut inside, proc);
     let why = if kinds.is_empty() {
         "who makes a user namespace owns it: a child becomes him"
     } else if waits {
@@ -98,6 +103,9 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     } else {
         "a process never changes its own pid namespace: a child is born in the new one, and has to be minded"
     };
+    if has_terminal {
+        plan.push(terminal::Effect::Open(None, root));
+    }
     let child = clone_into(cgroup, kinds, why, inside, proc);
     let goes = waits.then(|| go(&child, proc));
     plan.steps.push(child);
@@ -108,7 +116,7 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
         plan.push(step::cgroup::Effect::KeepUser);
     }
     let Minding { init, stop, ready, .. } = minding;
-    plan.push(end::Effect::TendFirst { first: first && !init, init, stop, ready });
+    plan.push(terminal.tend(Care { first: first && !init, init, stop, ready, ..Care::default() }));
     if ready.is_some() {
         plan.push(step::notify::Effect::Forget);
     }
@@ -316,6 +324,19 @@ fn stdin(args: &Args, inside: &mut Plan) -> Result<()> {
     Ok(())
 }
 
+/// The terminal that the program is on, in a new pid namespace or not.
+fn terminal(args: &Args, pid: bool) -> Result<Terminal> {
+    let stdin = args.value("stdin").map(|word| target::given::descriptor(&word)).transpose()?;
+    let stream = args.values("map").iter().any(|word| word == "-");
+    if !args.flag("pty") {
+        return Ok(Terminal::of_caller(stdin.or((!stream).then_some(0)), pid));
+    }
+    if stream || stdin.is_some() {
+        return Err(CLI.usage("--pty takes standard input, which `--map -` and --stdin use for something else"));
+    }
+    Ok(Terminal::Own(true))
+}
+
 /// The root, /proc and the working directory.
 fn directories(args: &Args, proc: &Proc, inside: &mut Plan) -> Result<()> {
     const HARMLESS: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
@@ -344,7 +365,13 @@ fn directories(args: &Args, proc: &Proc, inside: &mut Plan) -> Result<()> {
 
 /// The end of what the child does: it becomes the program, or has a child of
 /// its own become that, and is its init.
-fn become_or_mind(program: Vec<OsString>, init: bool, inside: &mut Plan, proc: &Rc<Proc>) {
+fn become_or_mind(program: Vec<OsString>, terminal: &Terminal, init: bool, inside: &mut Plan, proc: &Rc<Proc>) {
+    // A new session is the program's; a group is for all that the keys are for.
+    let (early, late) = match terminal {
+        Terminal::Own(_) if init => (None, terminal.take()),
+        Terminal::Callers | Terminal::Front(_) | Terminal::Own(_) => (terminal.take(), None),
+    };
+    early.into_iter().for_each(|take| inside.push(take));
     if !init {
         inside.push(end::Effect::Exec(program));
         return;
@@ -352,6 +379,7 @@ fn become_or_mind(program: Vec<OsString>, init: bool, inside: &mut Plan, proc: &
     // Whoever traced it would reach through what it has open.
     inside.push(own::Effect::Undumpable);
     let mut second = Plan::default();
+    late.into_iter().for_each(|take| second.push(take));
     second.push(end::Effect::Exec(program));
     inside.push(clone(Vec::new(), "the first process stays, and reaps", second, proc));
     inside.push(end::Effect::Init);

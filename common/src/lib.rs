@@ -29,6 +29,7 @@
 //! * [`idmap`]   a tree with its owners shifted
 //! * [`ready`]   whether a program has said that it is ready
 //! * [`mind`]    the only poll loop
+//! * [`front`]   the foreground of a terminal, lent to the program
 //! * [`pty`]     a terminal between the program and ours
 //! * [`holder`]  who keeps namespaces that nobody lives in yet
 //! * [`tool`]    what every tool does around its own decision
@@ -40,6 +41,7 @@ pub mod container;
 pub mod etc;
 pub mod fail;
 pub mod feature;
+pub mod front;
 pub mod helper;
 pub mod holder;
 pub mod id;

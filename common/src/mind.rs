@@ -2,7 +2,7 @@
 //!
 //! * `holder` has its own loop, out of the same pieces.
 //! * `linger`: a stage that has done its work and stays as long as its reader.
-//! * `tend`: the parent of the program, which passes signals in and the exit
+//! * `program`: the parent of the program, which passes signals in and the exit
 //!   status out so that the two look like one process.
 //!
 //! It knows processes and descriptors, not what they are for.
@@ -12,21 +12,22 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::OFlag;
 use nix::libc::c_int;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
 };
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::stat::{SFlag, fstat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{Pid, pipe2, read, write};
+use nix::unistd::{pipe2, read, write};
 
 use crate::proc::Proc;
-use crate::ready::Ready;
 use crate::sys;
+
+pub mod program;
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -242,6 +243,20 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Vec<O
     Ok((message.bytes, fds))
 }
 
+/// The next byte that comes from the other side of `fd`; None: it has gone.
+///
+/// # Errors
+/// Those of read(2).
+pub fn heard(fd: BorrowedFd<'_>) -> Result<Option<u8>> {
+    let mut byte = [0; 1];
+    loop {
+        match read(fd, &mut byte) {
+            Err(Errno::EINTR) => {}
+            n => return Ok((n? == 1).then_some(byte[0])),
+        }
+    }
+}
+
 // ---- a stage of a pipeline ----
 
 /// Stays until the reader of standard output has gone, or `other` has (the
@@ -302,6 +317,23 @@ pub fn reap(child: &Child) -> Option<i32> {
             Ok(WaitStatus::Exited(_, status)) => return Some(status),
             Ok(_) | Err(_) => return None,
         }
+    }
+}
+
+/// A child that does nothing for as long as this process lives.
+///
+/// # Errors
+/// Those of fork(2).
+pub fn stay_behind() -> Result<Child> {
+    match sys::fork(0)? {
+        sys::Fork::Child => {
+            let follows = sys::follow_parent(Signal::SIGKILL as c_int);
+            while follows.is_ok() {
+                nix::unistd::pause();
+            }
+            sys::exit_now(1)
+        }
+        sys::Fork::Parent(pid, fd) => Ok(Child { pid, fd }),
     }
 }
 
@@ -409,185 +441,6 @@ pub fn wait_until(child: &Child, reader: Option<RawFd>, done: impl Fn() -> bool)
             return Ok(Waited::Unread);
         }
     }
-}
-
-// ---- the parent of the program ----
-
-/// How a program ended.
-pub enum Ended {
-    /// With this exit status.
-    Status(u8),
-    /// By this signal.
-    Signal(c_int),
-}
-
-/// How a program is minded.
-#[derive(Default)]
-pub struct Manner<'a> {
-    /// Who has to outlive the program, else it is killed.
-    pub holder: Option<BorrowedFd<'a>>,
-    /// Whether it is the first process of a pid namespace.
-    pub first: bool,
-    /// What it gets in place of SIGTERM.
-    pub stop: Option<c_int>,
-    /// Where the init that the child is tells what its program does.
-    pub init: Option<BorrowedFd<'a>>,
-    /// Who waits for the program to be ready.
-    pub ready: Option<Ready<'a>>,
-}
-
-/// What an init says on its line: its program has stopped; any other byte is
-/// the signal that it died of.
-const STOPPED: u8 = 0;
-
-/// Minds the program `child` until it ends, and answers how.
-///
-/// # Errors
-/// Those of poll(2) and signalfd(2).
-pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
-    let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-    let (mut killed_for, mut said) = (None, None);
-    let (mut holder, mut init) = (manner.holder, manner.init);
-    loop {
-        let mut fds = vec![(signals.as_fd(), PollFlags::POLLIN)];
-        let other = holder.or(init);
-        fds.extend(other.map(|fd| (fd, PollFlags::POLLIN)));
-        fds.extend(manner.ready.as_ref().map(|ready| (ready.socket, PollFlags::POLLIN)));
-        let ready = wait_for(&fds, None)?;
-        if let Some(waiting) = &manner.ready {
-            // A word is not taken from somebody who may be another's child.
-            let _ = child.who(proc).map(|who| waiting.hear(&who, proc));
-        }
-        if other.is_some() && ready.get(1) == Some(&true) && holder.take().is_some() {
-            let _ = signal(child, Signal::SIGKILL as c_int);
-        }
-        while let Some(fd) = init.filter(|fd| ready_within(*fd, 0) == Ok(true)) {
-            match heard(fd)? {
-                None => init = None,
-                Some(STOPPED) => stop_with_it()?,
-                Some(signal) => said = Some(c_int::from(signal)),
-            }
-        }
-        while let Some(info) = signals.read_signal()? {
-            let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
-            // One of our own making is not for the program: a child's, SIGPIPE.
-            let own = is_news(number, info.ssi_code) || info.ssi_pid == std::process::id();
-            if !own {
-                killed_for = pass_on(child, number, info.ssi_code, manner, proc).or(killed_for);
-            }
-        }
-        match sys::child_change(Some(child.fd.as_fd())) {
-            Ok(Some((_, sys::Change::Exited(status)))) => {
-                let status = u8::try_from(status & 0xff).unwrap_or(1);
-                return Ok(said.map_or(Ended::Status(status), Ended::Signal));
-            }
-            Ok(Some((_, sys::Change::Killed(signal)))) => {
-                let signal = killed_for.unwrap_or(signal);
-                // The kernel's word for "stopped" and "restart": nobody has sent it.
-                let reboot = killed_for.is_none() && (manner.first || manner.init.is_some());
-                let word = [Signal::SIGINT, Signal::SIGHUP].iter().any(|word| *word as c_int == signal);
-                return Ok(if reboot && word {
-                    Ended::Status(128 + u8::try_from(signal).unwrap_or(0))
-                } else {
-                    Ended::Signal(signal)
-                });
-            }
-            Ok(Some((_, sys::Change::Stopped(_)))) => stop_with_it()?,
-            Ok(None) | Err(Errno::EINTR) => {}
-            Err(e) => return Err(e),
-        }
-    }
-}
-
-/// Whether a signal is what the kernel says of a child; anybody may send SIGCHLD.
-fn is_news(number: c_int, code: i32) -> bool {
-    number == Signal::SIGCHLD as c_int && code > 0
-}
-
-/// The next byte that comes from the other side of `fd`; None: it has gone.
-///
-/// # Errors
-/// Those of read(2).
-pub fn heard(fd: BorrowedFd<'_>) -> Result<Option<u8>> {
-    let mut byte = [0; 1];
-    loop {
-        match read(fd, &mut byte) {
-            Err(Errno::EINTR) => {}
-            n => return Ok((n? == 1).then_some(byte[0])),
-        }
-    }
-}
-
-/// Is the init of a pid namespace: reaps what is left to it, hands every signal
-/// to `program`, says on `line` what becomes of that, and answers its exit
-/// status once it has ended.
-///
-/// # Errors
-/// Those of poll(2) and signalfd(2).
-pub fn be_init(program: &Child, line: BorrowedFd<'_>) -> Result<u8> {
-    const SI_KERNEL: i32 = 0x80;
-    let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_CLOEXEC)?;
-    send(line, b"R", &[])?;
-    loop {
-        while let Some((pid, change)) = sys::child_change(None)? {
-            let byte = match change {
-                _ if pid != program.pid => continue,
-                sys::Change::Exited(status) => return Ok(u8::try_from(status & 0xff).unwrap_or(1)),
-                sys::Change::Killed(signal) => u8::try_from(signal).unwrap_or(0),
-                sys::Change::Stopped(_) => STOPPED,
-            };
-            let _ = send(line, &[byte], &[]);
-            if byte != STOPPED {
-                return Ok(128 + byte);
-            }
-        }
-        let info = match signals.read_signal() {
-            Ok(Some(info)) => info,
-            Ok(None) | Err(Errno::EINTR) => continue,
-            Err(e) => return Err(e),
-        };
-        let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
-        // The terminal has signalled the program as well.
-        if !is_news(number, info.ssi_code) && info.ssi_code != SI_KERNEL {
-            let _ = signal(program, number);
-        }
-    }
-}
-
-/// The program has stopped. On a terminal the shell must see its whole job
-/// stopped, by whatever means; SIGCONT comes through the loop when it is
-/// continued. Without one nobody would ever continue us: we go on waiting.
-fn stop_with_it() -> Result<()> {
-    if open("/dev/tty", OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty()).is_err() {
-        return Ok(());
-    }
-    kill(Pid::from_raw(0), Signal::SIGSTOP)
-}
-
-/// Hands a signal to the program, unless the terminal has already done so: it
-/// signals the whole foreground group. The kernel drops for a first process
-/// what it neither catches nor ignores nor blocks (pid_namespaces(7)), so it gets
-/// SIGKILL in place of that; answers the signal that was meant then.
-fn pass_on(child: &Child, number: c_int, code: i32, manner: &Manner<'_>, proc: &Proc) -> Option<c_int> {
-    const SI_KERNEL: i32 = 0x80;
-    // That it has ended meanwhile is what the loop will see next.
-    let send = |number: c_int| signal(child, number).unwrap_or_default();
-    let is = |signals: &[Signal]| signals.iter().any(|signal| *signal as c_int == number);
-    let number = if is(&[Signal::SIGTERM]) { manner.stop.unwrap_or(number) } else { number };
-    let stops = is(&[Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU]);
-    // The default action of these is none.
-    let harmless = is(&[Signal::SIGCONT, Signal::SIGWINCH, Signal::SIGURG]);
-    if manner.first && !harmless {
-        let handled = child.who(proc).ok().and_then(|who| proc.status(&who)).map_or(0, |s| s.handled);
-        if handled >> (number - 1) & 1 == 0 {
-            send(if stops { Signal::SIGSTOP as c_int } else { Signal::SIGKILL as c_int });
-            return (!stops).then_some(number);
-        }
-    }
-    if code != SI_KERNEL {
-        send(number);
-    }
-    None
 }
 
 /// Dies of signal `number`, as the program did, so that the shell sees it;

@@ -9,13 +9,14 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::{self, c_int};
 use nix::poll::PollFlags;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::statfs::{FsType, fstatfs};
-use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcgetattr, tcsetattr};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::termios::{
+    LocalFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcgetattr, tcgetsid, tcsetattr,
+};
 use nix::unistd::{Gid, Pid, Uid, fchown, getpgrp, isatty, read, tcgetpgrp, write};
 
-use crate::mind::{self, Child, Ended, minded, wait_for};
+use crate::mind::program::{Ended, Manner, Minder, News, stop_with_it};
+use crate::mind::{Child, wait_for};
 use crate::proc::Proc;
 use crate::sys;
 
@@ -144,6 +145,20 @@ impl Flow {
         }
     }
 
+    /// Passes on what is still in there: what a program wrote last. Who else
+    /// writes is not waited for.
+    fn empty(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
+        loop {
+            while !self.bytes.is_empty() {
+                self.drain(to);
+            }
+            self.fill(from);
+            if self.bytes.is_empty() {
+                return;
+            }
+        }
+    }
+
     /// Writes once, and no more than a pipe takes that has room.
     fn drain(&mut self, to: BorrowedFd<'_>) {
         let piece = self.bytes.len().min(libc::PIPE_BUF);
@@ -158,14 +173,14 @@ impl Flow {
     }
 }
 
-/// Minds the program `child` until it ends, as `mind::tend` does, and passes on
-/// what is typed and what it writes: with `all` even if standard input is no
-/// terminal, else that is the program's own. `holder` has to outlive it.
+/// Minds the program `child` until it ends, as `mind::program::tend` does, and
+/// passes on what is typed and what it writes: with `all` even if standard input
+/// is no terminal, else that is the program's own.
 ///
 /// # Errors
 /// Those of poll(2) and signalfd(2).
-pub fn proxy(child: &Child, holder: Option<BorrowedFd<'_>>, master: &OwnedFd, all: bool, proc: &Proc) -> Result<Ended> {
-    let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+pub fn proxy(child: &Child, manner: &Manner<'_>, master: &OwnedFd, all: bool, proc: &Proc) -> Result<Ended> {
+    let mut minder = Minder::new(child, manner, proc)?;
     // Ours alone: the program has another description of its side.
     fcntl(master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let mut own = Own::find();
@@ -174,116 +189,106 @@ pub fn proxy(child: &Child, holder: Option<BorrowedFd<'_>>, master: &OwnedFd, al
     let output = sys::lend((1..=2).find(|n| is_terminal(*n)).unwrap_or(1));
     let mut typed = Flow { ended: !all && !is_terminal(0), ..Flow::default() };
     let mut written = Flow::default();
-    let mut holder = holder;
     loop {
         let wants = |yes: bool, what: PollFlags| if yes { what } else { PollFlags::empty() };
         let both = wants(written.has_room(), PollFlags::POLLIN) | wants(!typed.bytes.is_empty(), PollFlags::POLLOUT);
-        let nobody = signals.as_fd();
+        let mut fds = minder.awaited();
+        let nobody = fds.first().map_or(output, |(signals, _)| *signals);
         // Who is not asked is left out: a hang-up would come all the same.
-        let fds = [
-            (signals.as_fd(), PollFlags::POLLIN),
-            (holder.unwrap_or(nobody), PollFlags::POLLIN),
+        let ours = [
             (if both.is_empty() { nobody } else { master.as_fd() }, both),
             (if typed.has_room() { sys::lend(0) } else { nobody }, PollFlags::POLLIN),
             (if written.bytes.is_empty() { nobody } else { output }, PollFlags::POLLOUT),
         ];
+        let first = fds.len();
+        fds.extend(ours);
         let ready = wait_for(&fds, None)?;
-        let is_ready = |n: usize| ready.get(n) == Some(&true);
-        if holder.is_some() && is_ready(1) {
-            let _ = mind::signal(child, Signal::SIGKILL as c_int);
-            holder = None;
-        }
-        if typed.has_room() && is_ready(3) {
-            take_keys(&mut typed, child, master, proc);
+        let is_ready = |n: usize| ready.get(first + n) == Some(&true);
+        if typed.has_room() && is_ready(1) {
+            take_keys(&mut typed, &mut minder, manner.first, master, proc);
         }
         if !typed.bytes.is_empty() {
             typed.drain(master.as_fd());
         }
-        if written.has_room() && is_ready(2) {
+        if written.has_room() && is_ready(0) {
             written.fill(master.as_fd());
         }
-        if !written.bytes.is_empty() && is_ready(4) {
+        if !written.bytes.is_empty() && is_ready(2) {
             written.drain(output);
         }
-        while let Some(info) = signals.read_signal()? {
-            let Ok(signal) = Signal::try_from(c_int::try_from(info.ssi_signo).unwrap_or(0)) else { continue };
-            pass_on(signal, child, master, &mut own);
-        }
-        let Some(ended) = state(child, &mut own)? else { continue };
-        // What it wrote last is still in there; who else writes is not waited
-        // for.
-        loop {
-            while !written.bytes.is_empty() {
-                written.drain(output);
-            }
-            written.fill(master.as_fd());
-            if written.bytes.is_empty() {
-                return Ok(ended);
+        while let Some(news) = minder.turn()? {
+            match news {
+                News::Signal(number, _) => pass_on(number, &mut minder, master, &mut own),
+                News::Stopped(_) => {
+                    own.restore();
+                    stop_with_it()?;
+                }
+                News::Ended(ended) => {
+                    written.empty(master.as_fd(), output);
+                    return Ok(ended);
+                }
             }
         }
     }
 }
 
-/// How the program has ended, if it has; where it has stopped, so do we: the
-/// shell sees its whole job stopped, and SIGCONT comes through the loop.
-fn state(child: &Child, own: &mut Own) -> Result<Option<Ended>> {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
-    match waitid(Id::PIDFd(child.fd.as_fd()), flags) {
-        Ok(WaitStatus::Exited(_, status)) => Ok(Some(Ended::Status(u8::try_from(status & 0xff).unwrap_or(1)))),
-        Ok(WaitStatus::Signaled(_, signal, _)) => Ok(Some(Ended::Signal(signal as c_int))),
-        Ok(WaitStatus::Stopped(..)) => {
-            own.restore();
-            kill(Pid::from_raw(0), Signal::SIGSTOP).map(|()| None)
-        }
-        Ok(_) | Err(Errno::EINTR) => Ok(None),
-        Err(e) => Err(e),
-    }
+/// Who leads the session of the pseudo-terminal, with his number in `proc`.
+fn leader(master: &OwnedFd, proc: &Proc) -> Option<(Pid, String)> {
+    let pid = tcgetsid(master).ok()?;
+    let number = proc.number_of(sys::pidfd_open(pid.as_raw()).ok()?.as_fd()).ok()?;
+    Some((pid, number.unwrap_or(pid.as_raw()).to_string()))
 }
 
 /// Reads what has been typed, and does what the kernel would not.
-fn take_keys(typed: &mut Flow, child: &Child, master: &OwnedFd, proc: &Proc) {
+fn take_keys(typed: &mut Flow, minder: &mut Minder<'_>, first: bool, master: &OwnedFd, proc: &Proc) {
     let before = typed.bytes.len();
     typed.fill(sys::lend(0));
     if typed.ended {
         typed.bytes.push(END_OF_FILE);
     }
-    if stops(typed.bytes.get(before..).unwrap_or_default(), child, master, proc) {
-        typed.bytes.truncate(before);
-        let _ = kill(Pid::from_raw(-child.pid), Signal::SIGSTOP);
+    let [key] = typed.bytes.get(before..).unwrap_or_default() else { return };
+    let Some((signal, leader)) = dropped(*key, first, master, proc) else { return };
+    typed.bytes.truncate(before);
+    if signal == Signal::SIGTSTP {
+        let _ = kill(Pid::from_raw(-leader.as_raw()), Signal::SIGSTOP);
+    } else {
+        minder.hand(signal as c_int, true);
     }
 }
 
 /// What ends the input of a program that reads lines, by default.
 const END_OF_FILE: u8 = 4;
 
-/// Whether what was typed is the key that stops (^Z), and meant for a program
-/// that would stop by it. The kernel drops that stop for the first program of a
-/// session, since nobody in the session could continue it; but we can.
-fn stops(typed: &[u8], child: &Child, master: &OwnedFd, proc: &Proc) -> bool {
-    let Ok(modes) = tcgetattr(master) else { return false };
-    let key = modes.control_chars.get(SpecialCharacterIndices::VSUSP as usize).copied();
-    let is_key = modes.local_flags.contains(LocalFlags::ISIG) && typed.len() == 1 && typed.first().copied() == key;
-    let handled = || child.who(proc).ok().and_then(|who| proc.status(&who)).map_or(0, |s| s.handled);
-    is_key && tcgetpgrp(master) == Ok(Pid::from_raw(child.pid)) && handled() >> (Signal::SIGTSTP as c_int - 1) & 1 == 0
+/// The signal that a key means, and whom, where the kernel will drop it: the stop
+/// of the first program of a session, since nobody in the session could continue
+/// it (but we can); and what the first process of a pid namespace does not handle.
+fn dropped(key: u8, first: bool, master: &OwnedFd, proc: &Proc) -> Option<(Signal, Pid)> {
+    use SpecialCharacterIndices::{VINTR, VQUIT, VSUSP};
+    let modes = tcgetattr(master).ok().filter(|modes| modes.local_flags.contains(LocalFlags::ISIG))?;
+    let keys = [(VSUSP, Signal::SIGTSTP), (VINTR, Signal::SIGINT), (VQUIT, Signal::SIGQUIT)];
+    let keys = &keys[..if first { 3 } else { 1 }];
+    let (_, signal) = keys.iter().find(|(which, _)| modes.control_chars.get(*which as usize) == Some(&key))?;
+    let (leader, who) = leader(master, proc).filter(|(leader, _)| tcgetpgrp(master) == Ok(*leader))?;
+    let handled = proc.status(&who).map_or(0, |status| status.handled);
+    (handled >> (*signal as c_int - 1) & 1 == 0).then_some((*signal, leader))
 }
 
-#[allow(clippy::wildcard_enum_match_arm)] // nix's, and of more than are minded
-fn pass_on(signal: Signal, child: &Child, master: &OwnedFd, own: &mut Own) {
-    match signal {
-        Signal::SIGCHLD => {}
-        Signal::SIGWINCH => own.tell_size(master),
-        Signal::SIGCONT => {
-            own.tell_size(master);
-            own.make_raw();
-            let _ = kill(Pid::from_raw(-child.pid), Signal::SIGCONT);
-        }
-        Signal::SIGTSTP => {
-            let _ = kill(Pid::from_raw(-child.pid), Signal::SIGSTOP);
-        }
-        // Of our own terminal: it is for those who use it.
-        Signal::SIGTTIN | Signal::SIGTTOU => {}
-        other => {
-            let _ = mind::signal(child, other as c_int);
-        }
+fn pass_on(number: c_int, minder: &mut Minder<'_>, master: &OwnedFd, own: &mut Own) {
+    let is = |signal: Signal| signal as c_int == number;
+    let group = |signal: Signal| {
+        let leader = tcgetsid(master).map(|leader| Pid::from_raw(-leader.as_raw()));
+        let _ = leader.and_then(|group| kill(group, signal));
+    };
+    if is(Signal::SIGWINCH) {
+        own.tell_size(master);
+    } else if is(Signal::SIGCONT) {
+        own.tell_size(master);
+        own.make_raw();
+        group(Signal::SIGCONT);
+    } else if is(Signal::SIGTSTP) {
+        group(Signal::SIGSTOP);
+    } else if !is(Signal::SIGTTIN) && !is(Signal::SIGTTOU) {
+        // Those two are for who uses our own terminal.
+        minder.hand(number, false);
     }
 }

@@ -7,9 +7,11 @@ use std::rc::Rc;
 
 use super::{Done, Facts, Hands, NOTIFY, Step, exec};
 use crate::fail::{Because, Errno, Exit, Failure};
+use crate::front::Front;
 use crate::holder::{self, Life};
 use crate::lease::Lease;
-use crate::mind::{self, Ended, Manner};
+use crate::mind::program::{self, Ended, Manner};
+use crate::mind::{self, Child};
 use crate::proc::Proc;
 use crate::ready::Ready;
 use crate::record::{Address, Record, Stream};
@@ -58,23 +60,27 @@ pub enum Effect {
     Reap,
     /// Leave with this exit status.
     Leave(u8),
-    /// Mind the child until it ends: which holder has to outlive it, and
-    /// whether it is the first process of a pid namespace.
-    Tend(Option<Rc<Target>>, bool),
-    /// The same for a child that is the first process of a pid namespace, or its
-    /// init, if these flags are set; in place of SIGTERM it gets this signal.
-    TendFirst {
-        /// It is the first process, and the program itself.
-        first: bool,
-        /// It is an init of ours.
-        init: bool,
-        /// A signal of any number.
-        stop: Option<i32>,
-        /// The descriptor by which to tell that the program is ready.
-        ready: Option<RawFd>,
-    },
+    /// Mind the child until it ends.
+    Tend(Care),
     /// Become a program.
     Exec(Vec<OsString>),
+}
+
+/// How the program, our child, is minded.
+#[derive(Default)]
+pub struct Care {
+    /// Which holder has to outlive it.
+    pub holder: Option<Rc<Target>>,
+    /// It is the first process of a pid namespace, and the program itself.
+    pub first: bool,
+    /// It is an init of ours.
+    pub init: bool,
+    /// What it gets in place of SIGTERM: a signal of any number.
+    pub stop: Option<i32>,
+    /// The descriptor by which to tell that the program is ready.
+    pub ready: Option<RawFd>,
+    /// The terminal that its group is in front of.
+    pub front: Option<Rc<Front>>,
 }
 
 /// The step that waits to be ended by the parent, or with it: alone, for
@@ -119,7 +125,7 @@ impl Effect {
             Effect::Wait => "wait to be ended".into(),
             Effect::Reap => "wait for the child".into(),
             Effect::Leave(status) => format!("leave with status {status}"),
-            Effect::Tend(..) | Effect::TendFirst { .. } => "wait for the program".into(),
+            Effect::Tend(_) => "wait for the program".into(),
             Effect::Exec(words) => format!("exec {}", quote_all(words)),
         }
     }
@@ -138,7 +144,7 @@ impl Effect {
             Effect::Hold(_) => "namespaces are gone with their last process",
             Effect::First => "a pid namespace ends with its first process, to which all orphans in it fall",
             Effect::Wait => "a namespace is gone with its last process",
-            Effect::Tend(..) | Effect::TendFirst { .. } => "signals go in, the exit status comes out",
+            Effect::Tend(_) => "signals go in, the exit status comes out",
             Effect::Answer(_) | Effect::Note(_) | Effect::Reap | Effect::Leave(_) | Effect::Exec(_) => "",
         }
     }
@@ -160,8 +166,7 @@ impl Effect {
             | Effect::Wait
             | Effect::Reap
             | Effect::Leave(_)
-            | Effect::Tend(..)
-            | Effect::TendFirst { .. }
+            | Effect::Tend(_)
             | Effect::Answer(_)
             | Effect::Note(_)
             | Effect::Exec(_) => Vec::new(),
@@ -193,7 +198,9 @@ impl Effect {
                 let program = hands.child.take().ok_or(Errno::ECHILD)?;
                 // It has other words from here on than those of a failure.
                 let line = hands.report.take().ok_or(Errno::ECHILD)?;
-                hands.status = mind::be_init(&program, line.as_fd()).unwrap_or_else(|e| {
+                // The program's terminal is minded outside.
+                hands.made.clear();
+                hands.status = program::be_init(&program, line.as_fd()).unwrap_or_else(|e| {
                     mind::tell(&format!("ns-new: {}\n", Failure::os(self.act(), e)));
                     125
                 });
@@ -227,18 +234,7 @@ impl Effect {
                 hands.status = *status;
                 Ok(())
             }
-            Effect::Tend(holder, first) => {
-                let holder = holder.as_ref().map(|t| t.fd.as_fd());
-                tend(&Manner { holder, first: *first, ..Manner::default() }, hands)
-            }
-            Effect::TendFirst { first, init, stop, ready } => {
-                let line = hands.line.take();
-                let init = line.as_ref().filter(|_| *init).map(AsFd::as_fd);
-                let socket = ready.map(|_| sys::duplicate(hands.get(NOTIFY)?));
-                let socket = socket.transpose()?;
-                let ready = ready.and_then(|number| Some(Ready::new(socket.as_ref()?.as_fd(), number)));
-                tend(&Manner { first: *first, stop: *stop, init, ready, ..Manner::default() }, hands)
-            }
+            Effect::Tend(care) => care.tend(hands, program::tend),
             Effect::Exec(words) => Err(exec(words, hands).into()),
         }
     }
@@ -262,30 +258,45 @@ impl Effect {
             | Effect::Wait
             | Effect::Reap
             | Effect::Leave(_)
-            | Effect::Tend(..)
-            | Effect::TendFirst { .. } => None,
+            | Effect::Tend(_) => None,
         }
     }
 }
 
-/// Where it cannot be minded, the child stays in hand, to be ended.
-fn tend(manner: &Manner<'_>, hands: &mut Hands) -> Done {
-    let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
-    let ended = mind::tend(child, manner, &Proc::open()?)?;
-    hands.child = None;
-    match ended {
-        Ended::Status(status) => hands.status = status,
-        Ended::Signal(signal) => {
-            if let Some(holder) = manner.holder {
-                holder::tell_death(holder, signal);
+impl Care {
+    /// Minds the child by `how`, and takes over how it ends. Where it cannot be
+    /// minded, it stays in hand, to be ended.
+    ///
+    /// # Errors
+    /// Those of `how`.
+    pub fn tend(&self, hands: &mut Hands, how: impl Fn(&Child, &Manner<'_>, &Proc) -> Result<Ended, Errno>) -> Done {
+        let line = hands.line.take();
+        let socket = self.ready.map(|_| sys::duplicate(hands.get(NOTIFY)?)).transpose()?;
+        let manner = Manner {
+            holder: self.holder.as_ref().map(|t| t.fd.as_fd()),
+            first: self.first,
+            stop: self.stop,
+            init: line.as_ref().filter(|_| self.init).map(AsFd::as_fd),
+            ready: self.ready.and_then(|number| Some(Ready::new(socket.as_ref()?.as_fd(), number))),
+            front: self.front.as_deref(),
+        };
+        let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
+        let ended = how(child, &manner, &Proc::open()?)?;
+        hands.child = None;
+        match ended {
+            Ended::Status(status) => hands.status = status,
+            Ended::Signal(signal) => {
+                if let Some(holder) = manner.holder {
+                    holder::tell_death(holder, signal);
+                }
+                hands.died = Some(signal);
             }
-            hands.died = Some(signal);
         }
+        if manner.holder.is_some() {
+            mind::leave();
+        }
+        Ok(())
     }
-    if manner.holder.is_some() {
-        mind::leave();
-    }
-    Ok(())
 }
 
 /// Says that it is ready, and waits for the word. A parent that has gone

@@ -1,17 +1,15 @@
 //! A pseudo-terminal: opened outside, given to the program, minded outside.
 //! pty(7).
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
 
+use super::end::{self, Care};
 use super::{Done, Hands, Step};
-use crate::fail::Errno;
-use crate::holder;
-use crate::mind::Ended;
+use crate::front::Front;
 use crate::proc::Proc;
 use crate::pty;
 use crate::sys;
-use crate::target::Target;
 
 /// An effect on a pseudo-terminal.
 pub enum Effect {
@@ -21,9 +19,49 @@ pub enum Effect {
     /// Take it for the controlling terminal, and for standard input, output and
     /// error: all, or those only that are a terminal.
     Take(bool),
-    /// Mind the child until it ends, and what is typed and written. The holder
-    /// has to outlive it; the flag is that of `Take`.
-    Proxy(Option<Rc<Target>>, bool),
+    /// Lead a group of processes that is in front of the caller's terminal.
+    Lead(Rc<Front>),
+    /// Mind the child until it ends, and what is typed and written; the flag is
+    /// that of `Take`.
+    Proxy(Care, bool),
+}
+
+/// The terminal that a program is on.
+pub enum Terminal {
+    /// The caller's, or none.
+    Callers,
+    /// The caller's, and its own group is in front.
+    Front(Rc<Front>),
+    /// One of its own: in place of standard input, output and error, or only of
+    /// those that are a terminal.
+    Own(bool),
+}
+
+impl Terminal {
+    /// The caller's, for a program that reads from descriptor `stdin` (None: from
+    /// the terminal, wherever that is found), in another pid namespace or not.
+    pub fn of_caller(stdin: Option<RawFd>, pid: bool) -> Terminal {
+        let front = if pid { Front::find(stdin) } else { None };
+        front.map_or(Terminal::Callers, |front| Terminal::Front(Rc::new(front)))
+    }
+
+    /// The last but one that the program does.
+    pub fn take(&self) -> Option<Effect> {
+        match self {
+            Terminal::Callers => None,
+            Terminal::Front(front) => Some(Effect::Lead(front.clone())),
+            Terminal::Own(all) => Some(Effect::Take(*all)),
+        }
+    }
+
+    /// The step that minds the program.
+    pub fn tend(self, care: Care) -> Step {
+        match self {
+            Terminal::Callers => end::Effect::Tend(care).into(),
+            Terminal::Front(front) => end::Effect::Tend(Care { front: Some(front), ..care }).into(),
+            Terminal::Own(all) => Effect::Proxy(care, all).into(),
+        }
+    }
 }
 
 const MASTER: &str = "master of the pseudo-terminal";
@@ -43,6 +81,7 @@ impl Effect {
             Effect::Open(Some(_), _) => "open a pseudo-terminal of the target's devpts".into(),
             Effect::Open(None, _) => "open a pseudo-terminal".into(),
             Effect::Take(_) => "setsid, and take the pseudo-terminal".into(),
+            Effect::Lead(_) => "setpgid, and tcsetpgrp of the caller's terminal".into(),
             Effect::Proxy(..) => "wait for the program, and pass on what is typed and written".into(),
         }
     }
@@ -53,6 +92,9 @@ impl Effect {
                 "whoever has our terminal open can type into it (TIOCSTI), and change its modes for whom it is left to"
             }
             Effect::Take(_) => "keys become signals for the session that the terminal controls",
+            Effect::Lead(_) => {
+                "a shell gives the terminal back to the group that it was in, and that has no number in another pid namespace"
+            }
             Effect::Proxy(..) => "outside: a proxy in there could be seized by the target's root",
         }
     }
@@ -70,23 +112,12 @@ impl Effect {
                 let terminal = hands.get(TERMINAL)?;
                 Ok(pty::take(terminal, *all)?)
             }
-            Effect::Proxy(holder, all) => {
-                let child = hands.child.take().ok_or(Errno::ECHILD)?;
-                let proc = Proc::open()?;
+            Effect::Lead(front) => Ok(front.lead()?),
+            Effect::Proxy(care, all) => {
                 // With its side open here nobody would see the program leave.
                 hands.made.retain(|(name, _)| *name != TERMINAL);
                 let master = sys::duplicate(hands.get(MASTER)?)?;
-                let holder = holder.as_ref().map(|t| t.fd.as_fd());
-                match pty::proxy(&child, holder, &master, *all, &proc)? {
-                    Ended::Status(status) => hands.status = status,
-                    Ended::Signal(signal) => {
-                        if let Some(holder) = holder {
-                            holder::tell_death(holder, signal);
-                        }
-                        hands.died = Some(signal);
-                    }
-                }
-                Ok(())
+                care.tend(hands, |child, manner, proc| pty::proxy(child, manner, &master, *all, proc))
             }
         }
     }
