@@ -3,6 +3,8 @@
 
 use std::os::fd::AsFd;
 
+use nix::unistd::{AccessFlags, access};
+
 use crate::cgroup;
 use crate::fail::Because;
 use crate::id::number;
@@ -51,9 +53,41 @@ pub fn used(proc: &Proc, kind: Kind) -> u64 {
     u64::try_from(seen.len()).unwrap_or(u64::MAX)
 }
 
-/// Why there may be no more processes: of this user, or in this cgroup.
+/// Why there may be no more processes: of this user, in this cgroup, or at all.
 pub(super) fn too_many(facts: &Facts<'_>) -> Option<Because> {
-    of_user(facts).or_else(|| cgroup::full(facts.proc, facts.who))
+    of_user(facts).or_else(|| cgroup::full(facts.proc, facts.who)).or_else(|| of_all(facts.proc))
+}
+
+/// Numbers below this one are not given a second time (RESERVED_PIDS in
+/// include/linux/pid.h).
+const RESERVED: u64 = 300;
+
+/// Whether the system has as many threads as it may, or our pid namespace no
+/// number left: since Linux 6.14 each has a limit of its own.
+fn of_all(proc: &Proc) -> Option<Because> {
+    // In the last field but one: those that run, and all (proc(5)).
+    let now = proc.text("loadavg")?.split([' ', '/']).nth(4).and_then(|n| number(n.as_bytes()))?;
+    let most = proc.sysctl("kernel/threads-max")?;
+    if now >= most {
+        let text = format!("kernel.threads-max is {most}, and the system has {now} processes and threads");
+        return Some(Because::new(text).remedy_if(raised("threads-max", now)));
+    }
+    let most = proc.sysctl("kernel/pid_max")?;
+    let free = most.saturating_sub(RESERVED);
+    // Also: the numbers in /proc have to be those of our pid namespace.
+    if now < free || proc.own().pids.len() != 1 {
+        return None;
+    }
+    let threads = proc.pids().into_iter().flat_map(|pid| proc.numbers(&format!("{pid}/task")));
+    let given = threads.filter(|tid| u64::try_from(*tid).is_ok_and(|tid| tid >= RESERVED)).count();
+    let text = format!("kernel.pid_max is {most} here, and all numbers from {RESERVED} on are in use");
+    (given as u64 >= free).then(|| Because::new(text).remedy_if(raised("pid_max", most)))
+}
+
+/// By the shell itself, which can begin no program either.
+fn raised(name: &str, from: u64) -> Option<String> {
+    let file = format!("/proc/sys/kernel/{name}");
+    access(file.as_str(), AccessFlags::W_OK).ok().map(|()| format!("echo {} >{file}", from + 64))
 }
 
 /// Whether our user has as many processes, of which each thread counts, as
