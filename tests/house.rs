@@ -30,7 +30,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("pty", &["mind", "mind/program", "proc", "sys"]),
     ("lease", &["fail", "id", "word"]),
     ("look", &["fail", "id", "mind", "ns", "proc", "sys"]),
-    ("scan", &["look", "mounted", "ns", "proc", "sys"]),
+    ("scan", &["fail", "look", "mounted", "ns", "proc", "sys"]),
     ("holder", &["lease", "mind", "sys"]),
     ("helper", &["fail", "mind", "sys"]),
     ("user", &["helper", "id"]),

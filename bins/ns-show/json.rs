@@ -7,7 +7,7 @@ use common::ns::INITIAL_USER;
 use common::scan::Space;
 
 use crate::process::{Process, SETS, named};
-use crate::tree::{Names, Overview};
+use crate::tree::Overview;
 
 /// A text that grows. In an object everything has a key, in a list it is "".
 #[derive(Default)]
@@ -159,12 +159,12 @@ pub(crate) fn overview(all: &Overview, only: Option<u64>) -> Vec<u8> {
     json.bytes()
 }
 
-pub(crate) fn process(it: &Process, names: &Names) -> Vec<u8> {
+pub(crate) fn process(it: &Process) -> Vec<u8> {
     let mut json = Json::default();
     json.open("", '{');
     json.word("address", &it.target.address.to_string());
     json.number("pid", u64::try_from(it.target.pid).ok());
-    json.word("name", &names.raw(&it.target.who()));
+    json.word("name", &it.name);
     json.numbers("uid", &it.numbers("Uid"));
     json.numbers("gid", &it.numbers("Gid"));
     json.numbers("groups", &it.numbers("Groups"));
@@ -182,7 +182,7 @@ pub(crate) fn process(it: &Process, names: &Names) -> Vec<u8> {
         json.word("label", label);
     }
     json.word("cgroup", &it.cgroup);
-    json.word("setgroups", it.setgroups());
+    json.word("setgroups", &it.setgroups);
     json.maps(&it.maps);
     json.open("namespaces", '[');
     for space in &it.spaces {

@@ -61,7 +61,11 @@ pub(crate) fn levels(proc: &Rc<Proc>, target: &Target) -> Result<Vec<Level>> {
     Ok(levels)
 }
 
-fn read_maps(proc: &Proc, who: &str) -> Result<Both<Vec<Extent>>> {
+/// The maps of the user namespace of `who`, for whoever cannot do without.
+///
+/// # Errors
+/// They cannot be read.
+pub(crate) fn read_maps(proc: &Proc, who: &str) -> Result<Both<Vec<Extent>>> {
     Ok(Both { uid: proc.read_map(who, IdKind::Uid)?, gid: proc.read_map(who, IdKind::Gid)? })
 }
 

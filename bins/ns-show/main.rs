@@ -150,8 +150,8 @@ fn one(proc: &Rc<Proc>, target: Rc<Target>, what: &str, args: &Args) -> Result<O
     let names = Names::new(proc);
     let it = Process::look(proc, target)?;
     Ok(match what {
-        "json" => Outcome::Answer(json::process(&it, &names), 0),
-        "svg" => Outcome::Answer(svg::process(&it, &names), 0),
+        "json" => Outcome::Answer(json::process(&it), 0),
+        "svg" => Outcome::Answer(svg::process(&it), 0),
         _ => answer(it.text(proc, &names, terminal_width())),
     })
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
-use common::fail::Result;
+use common::fail::{Failure, Result};
 use common::id::{Both, Extent, Kind as IdKind, Range};
 use common::mounted::{self, Mounted};
 use common::ns::{INITIAL_USER, Kind};
@@ -16,7 +16,7 @@ use common::target::{self, Target};
 use common::word::quote;
 
 use crate::draw::{Row, intervals};
-use crate::level::{Level, columns, levels, maps_of, reverse};
+use crate::level::{Level, columns, levels, read_maps, reverse};
 use crate::tree::Names;
 
 /// One of its namespaces.
@@ -30,6 +30,8 @@ pub(crate) struct In {
 /// A process, as far as it can be seen.
 pub(crate) struct Process {
     pub(crate) target: Rc<Target>,
+    /// What it calls itself: any bytes.
+    pub(crate) name: String,
     /// The whole of /proc/PID/status.
     status: String,
     pub(crate) spaces: Vec<In>,
@@ -37,7 +39,7 @@ pub(crate) struct Process {
     pub(crate) levels: Vec<Level>,
     /// The maps of its user namespace, as /proc shows them.
     pub(crate) maps: Both<Vec<Extent>>,
-    setgroups: Option<bool>,
+    pub(crate) setgroups: String,
     pub(crate) cgroup: String,
     /// Idmapped mounts: where, and the maps where the kernel tells them.
     pub(crate) mounts: Vec<(String, Both<Vec<Extent>>)>,
@@ -73,29 +75,41 @@ fn said(set: u64, last: u64) -> String {
 }
 
 impl Process {
+    /// Looks at a process. What cannot be seen of it is no answer: it would look
+    /// like what is not there.
     pub(crate) fn look(proc: &Rc<Proc>, target: Rc<Target>) -> Result<Process> {
-        let who = target.who();
         let mut spaces = Vec::new();
         for kind in Kind::ALL {
             let Some(inode) = target::files::namespace_of(proc, &target, kind)? else { continue };
             let apart = if kind == Kind::Pid { target::files::pid_namespace_apart(&target)? } else { None };
-            let file = apart.map_or_else(|| proc.ns(&who, kind).ok(), Some);
-            let told = file.map_or(Told { id: None, owner: None }, |file| told(&file));
-            spaces.push(In { kind, inode, told, shared: proc.ns_id("self", kind) == Some(inode) });
+            let file = apart.map_or_else(|| target::files::namespace(proc, &target, kind), Ok)?;
+            let not_told = |e| Failure::os(format!("look at the {} namespace of {}", kind.link(), target.pid), e);
+            spaces.push(In {
+                kind,
+                inode,
+                told: told(&file).map_err(not_told)?,
+                shared: proc.own_ns(kind)? == Some(inode),
+            });
         }
-        let cgroup = proc.text(&format!("{who}/cgroup")).unwrap_or_default();
+        let read = |name: &str| match target::files::read(&target, name) {
+            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(e) => Err(Failure::os(format!("read /proc/{}/{name}", target.pid), e).because(target.ended())),
+        };
+        let cgroup = read("cgroup")?;
         let unified = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
-        let cgroup = unified.or_else(|| cgroup.lines().next()).unwrap_or("?").to_owned();
-        let label = proc.text(&format!("{who}/attr/current")).map(|l| l.trim_matches(['\0', '\n']).to_owned());
+        // Most kernels have no security module that knows labels: EINVAL, ENOENT.
+        let label = target::files::read(&target, "attr/current").unwrap_or_default();
+        let label = String::from_utf8_lossy(&label).trim_matches(['\0', '\n']).to_owned();
         Ok(Process {
-            status: proc.text(&format!("{who}/status")).unwrap_or_default(),
+            name: read("comm")?.trim_end_matches('\n').to_owned(),
+            status: read("status")?,
             spaces,
             levels: levels(proc, &target)?,
-            maps: maps_of(proc, &who),
-            setgroups: proc.setgroups(&who),
-            cgroup,
-            mounts: idmapped(proc, &who),
-            label: label.filter(|l| !l.is_empty()),
+            maps: read_maps(proc, &target.who())?,
+            setgroups: read("setgroups")?.trim().to_owned(),
+            cgroup: unified.or_else(|| cgroup.lines().next()).unwrap_or("?").to_owned(),
+            mounts: idmapped(proc, &target.who()),
+            label: Some(label).filter(|l| !l.is_empty()),
             target,
         })
     }
@@ -114,10 +128,6 @@ impl Process {
         self.numbers(if kind == IdKind::Uid { "Uid" } else { "Gid" })
     }
 
-    pub(crate) fn setgroups(&self) -> &'static str {
-        self.setgroups.map_or("?", |allowed| if allowed { "allow" } else { "deny" })
-    }
-
     pub(crate) fn set(&self, key: &str) -> u64 {
         u64::from_str_radix(self.field(key), 16).unwrap_or(0)
     }
@@ -131,13 +141,12 @@ impl Process {
     }
 
     pub(crate) fn text(&self, proc: &Proc, names: &Names, width: Option<usize>) -> String {
-        let who = self.target.who();
-        let mut text = format!("process {} ({})\n", self.target.address, names.command(&who));
+        let mut text = format!("process {} ({})\n", self.target.address, quote(&self.name));
         self.credentials(proc, names, &mut text);
         self.namespaces(names, &mut text);
         self.id_maps(width, &mut text);
         // Writing to a String cannot fail, here and below.
-        let _ = writeln!(text, "  setgroups    {}", self.setgroups());
+        let _ = writeln!(text, "  setgroups    {}", self.setgroups);
         if !self.mounts.is_empty() {
             let _ = writeln!(text, "\n  idmapped mounts");
         }

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use common::id::{Both, Extent, Kind as IdKind, Range};
 use common::ns::{INITIAL_USER, Kind};
 use common::scan::Space;
+use common::word::quote;
 
 use crate::draw::Row;
 use crate::process::{Process, rows};
@@ -236,9 +237,9 @@ fn maps(maps: Both<Vec<Extent>>, ours: bool, x: usize, canvas: &mut Canvas) {
 }
 
 /// One process: its user namespaces from the inside out, one bar each.
-pub(crate) fn process(it: &Process, names: &Names) -> Vec<u8> {
+pub(crate) fn process(it: &Process) -> Vec<u8> {
     let mut canvas = Canvas { y: 14, width: 500, ..Canvas::default() };
-    let title = format!("process {} ({})", it.target.address, names.command(&it.target.who()));
+    let title = format!("process {} ({})", it.target.address, quote(&it.name));
     canvas.line(20, "title", &title);
     canvas.y += 8;
     for space in &it.spaces {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 
+use crate::fail::Errno;
 use crate::look::{self, Found, link};
 use crate::mounted;
 use crate::ns::Kind;
@@ -68,9 +69,20 @@ pub struct Told {
 }
 
 /// Asks the namespace behind a file of it.
-pub fn told(ns: &OwnedFd) -> Told {
-    let owner = sys::ns_owner(ns.as_fd()).ok().and_then(|fd| fstat(&fd).ok()).map(|s| s.st_ino);
-    Told { id: sys::ns_id(ns.as_fd()).ok(), owner }
+///
+/// # Errors
+/// Those of ioctl_nsfs(2), but for an owner outside of ours (EPERM), and a kernel
+/// that has no such numbers (ENOTTY).
+pub fn told(ns: &OwnedFd) -> sys::Result<Told> {
+    let owner = match sys::ns_owner(ns.as_fd()) {
+        Err(Errno::EPERM) => None,
+        owner => Some(fstat(&owner?)?.st_ino),
+    };
+    let id = match sys::ns_id(ns.as_fd()) {
+        Err(Errno::ENOTTY) => None,
+        id => Some(id?),
+    };
+    Ok(Told { id, owner })
 }
 
 impl Scan {

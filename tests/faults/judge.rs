@@ -138,7 +138,7 @@ pub(super) fn plain(ran: &Ran) -> Result<(), String> {
 fn excused(fault: &Fault, ran: &Ran) -> Option<&'static str> {
     let command = fault.process.strip_suffix(" >0").unwrap_or_default();
     let is_holder = command.starts_with("ns-new") && (command.ends_with(" -") || command.contains("--detach"));
-    if is_holder && ran.happened.is_some_and(|holder| is_gone(&holder.to_string(), ran)) {
+    if is_holder && ran.happened.is_some_and(|holder| is_gone(&holder.to_string(), command, ran)) {
         // It has given its standard error away, as whoever outlives the pipeline must.
         return Some("a holder that fails ends; who comes to enter says so, and whoever has entered is killed");
     }
@@ -162,6 +162,10 @@ fn excused(fault: &Fault, ran: &Ran) -> Option<&'static str> {
     if ran.errors.contains("uidmap-set: capset: ") {
         return Some("who cannot lay its privilege down does nothing more, nor tell the next stage");
     }
+    let is_refused = matches!(fault.how, How::Errno(libc::EPERM)) && fault.call == "ioctl";
+    if is_refused && fault.process.starts_with("ns-show ") && ran.output.contains("outside of ours") {
+        return Some("by EPERM the kernel says itself that the owner of a namespace is outside of ours");
+    }
     if fault.call == "poll" && fault.nth == 1 && ran.errors.contains("Segmentation fault") {
         return Some("musl ends a program with privilege that cannot see its standard descriptors");
     }
@@ -169,8 +173,8 @@ fn excused(fault: &Fault, ran: &Ran) -> Option<&'static str> {
 }
 
 /// Whether all that has come of a run is that this holder has gone: the one who needs it next says
-/// so, of that process, and nothing has run; or a program was in it already, and is killed.
-fn is_gone(holder: &str, ran: &Ran) -> bool {
+/// so, of that process or its name, and nothing has run; or a program was in it already, and is killed.
+fn is_gone(holder: &str, command: &str, ran: &Ran) -> bool {
     if ran.errors == "Killed\n" {
         // That is the shell, of the last one of ours.
         let killed = 128 + libc::SIGKILL;
@@ -186,9 +190,12 @@ fn is_gone(holder: &str, ran: &Ran) -> bool {
     };
     let first = "because: the first process of the pid namespace has ended: no other can begin there";
     let names_it = message.split([' ', ':', '/']).any(|word| word == holder);
+    let no_fork = message == "ns-enter: fork: Out of memory (ENOMEM)";
+    let name = command.split_once(" --name ").and_then(|(_, rest)| rest.split(' ').next());
+    let is_nameless = || name.is_some_and(|name| message.ends_with(&format!(" is called {name}")));
     let is_true = match reasons.as_slice() {
-        [] => message == "ns-enter: fork: Out of memory (ENOMEM)" || names_it && message.ends_with("(ESRCH)"),
-        [reason] if *reason == first => message == "ns-enter: fork: Out of memory (ENOMEM)",
+        [] => no_fork || names_it && message.ends_with("(ESRCH)") || is_nameless(),
+        [reason] if *reason == first => no_fork,
         [reason] => has_ended(reason),
         _ => false,
     };

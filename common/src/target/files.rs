@@ -243,7 +243,15 @@ pub fn belongs(ns: &OwnedFd, user: &OwnedFd) -> bool {
 /// # Errors
 /// As `root`.
 pub fn user_namespace(proc: &Proc, target: &Target) -> Result<OwnedFd> {
-    file_of(proc, target, "ns/user", OFlag::O_RDONLY)
+    namespace(proc, target, ns::Kind::User)
+}
+
+/// The namespace of `kind` that a target is in.
+///
+/// # Errors
+/// As `root`.
+pub fn namespace(proc: &Proc, target: &Target, kind: ns::Kind) -> Result<OwnedFd> {
+    file_of(proc, target, &format!("ns/{}", kind.link()), OFlag::O_RDONLY)
 }
 
 /// The network namespace of the socket that is descriptor `n` of a target.
@@ -271,7 +279,7 @@ pub fn network_of_socket(proc: &Proc, target: &Target, n: i32) -> Result<OwnedFd
 /// # Errors
 /// As `root`; ENOTTY: Linux before 6.11.
 pub fn mount_namespace_id(proc: &Proc, target: &Target) -> Result<u64> {
-    let ns = file_of(proc, target, "ns/mnt", OFlag::O_RDONLY)?;
+    let ns = namespace(proc, target, ns::Kind::Mnt)?;
     sys::mount_namespace_id(ns.as_fd())
         .map_err(|e| Failure::os(format!("read the number of {}'s mounts", target.pid), e))
 }
