@@ -49,8 +49,13 @@ impl Line {
 /// The number of the first one that is wrong, and what is.
 pub(crate) fn lines(bytes: &[u8]) -> Result<Vec<Line>, (usize, String)> {
     let all = (1..).zip(bytes.split(|b| *b == b'\n'));
-    let said = all.filter(|(_, line)| !line.trim_ascii().is_empty() && !line.trim_ascii().starts_with(b"#"));
+    let said = all.filter(|(_, line)| fields(line).next().is_some_and(|first| !first.starts_with(b"#")));
     said.map(|(n, line)| parse(line).map_err(|what| (n, what))).collect()
+}
+
+/// As getmntent(3) sees them: between blanks and tabs.
+fn fields(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    line.split(|b| *b == b' ' || *b == b'\t').filter(|field| !field.is_empty())
 }
 
 /// Reads one line that is no comment.
@@ -58,8 +63,7 @@ pub(crate) fn lines(bytes: &[u8]) -> Result<Vec<Line>, (usize, String)> {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn parse(line: &[u8]) -> Result<Line, String> {
-    let fields = line.split(|b| *b == b' ' || *b == b'\t').filter(|f| !f.is_empty());
-    let fields: Vec<OsString> = fields.map(|f| OsString::from_vec(unescape(f))).collect();
+    let fields: Vec<OsString> = fields(line).map(|f| OsString::from_vec(unescape(f))).collect();
     if fields.iter().any(|field| field.as_bytes().contains(&0)) {
         return Err("a NUL byte".to_owned());
     }
