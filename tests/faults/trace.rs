@@ -242,8 +242,14 @@ fn follow(shell: Pid, fault: Option<&Fault>, ran: &mut Ran) {
             // The event stands above the signal (ptrace(2)).
             match (status >> 16, libc::WSTOPSIG(status)) {
                 (0, CALL) => {
+                    let had_happened = ran.happened.is_some();
                     if let Some(tracee) = tracees.get_mut(&pid) {
                         at_call(pid, tracee, fault, ran);
+                        if !had_happened && ran.happened.is_some() {
+                            ran.started |= is_in_exec(&tracees);
+                        }
+                    }
+                    if let Some(tracee) = tracees.get(&pid) {
                         tracee.go(pid);
                     }
                 }
@@ -256,6 +262,14 @@ fn follow(shell: Pid, fault: Option<&Fault>, ran: &mut Ran) {
             }
         }
     }
+}
+
+/// Whether one of ours is another program already, which is told to us only after its files marked
+/// close-on-exec have been closed: whoever waits for that may be the first to go on.
+fn is_in_exec(tracees: &BTreeMap<Pid, Tracee>) -> bool {
+    let has_exe = |pid: Pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+    let mut ours = tracees.iter().filter(|(_, tracee)| tracee.process.is_some());
+    ours.any(|(pid, _)| has_exe(*pid) && tool(*pid).is_none() && !is_helper(*pid))
 }
 
 fn gone(pid: Pid, code: i32, shell: Pid, tracees: &mut BTreeMap<Pid, Tracee>, ran: &mut Ran) {
