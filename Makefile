@@ -67,6 +67,14 @@ test-rest:
 faults: all
 	@tests/faults/run $(NAME)
 
+# The transcripts on kernels that lack a system call, each of tests/without: hours. Only these:
+# CALL="openat2 statmount" FILE=tests/sessions/show.md
+CALL ?= $(shell tests/without --list)
+FILE ?= README.md $(shell grep -L '^<!-- needs:.* long' man/labs/[0-9]*.md tests/attacks/*.md \
+    tests/examples/*.md tests/refusals/[a-z]*.md tests/sessions/*.md)
+missing:
+	@NSKIT_WITHOUT="$(CALL)" tests/run $(FILE)
+
 # libFuzzer on whatever is read, SECONDS for each target of tests/fuzz/targets.rs. NAME="subid map":
 # only these.
 SECONDS ?= 60
@@ -166,4 +174,4 @@ deb: all
 clean:
 	$(CARGO) clean
 
-.PHONY: all demo lab lab-check test test-all test-rest faults fuzz coverage bench html lint install install-newuidmap install-apparmor uninstall static-tar deb clean
+.PHONY: all demo lab lab-check test test-all test-rest faults missing fuzz coverage bench html lint install install-newuidmap install-apparmor uninstall static-tar deb clean

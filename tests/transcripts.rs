@@ -27,6 +27,13 @@
 //! The environment: `NSKIT_RECORD=1` writes today's values into the lines marked `(~)`.
 //! `NSKIT_LONG=1` runs the long files too, `NSKIT_LONG=only` nothing else. With
 //! `NSKIT_MUST_WORK=1` or `CI=true` to skip is to fail. `NSKIT_TIMEOUT` is in seconds a command.
+//!
+//! With `NSKIT_WITHOUT=CALL,...` the shells run as on a kernel without these system calls
+//! (tests/without). There a refusal may come without its reason, and a command may differ if it says
+//! which of them is not here and since when Linux has it: what follows in the file builds on it, and
+//! is not run. `<!-- differs: CALL... -->` names those without which a file differs and nothing tells:
+//! what is said then goes where it is not compared, or another reason is as true; `all`: it sees
+//! the filter.
 
 // The rules of the tools do not bind their tests: no tool starts threads or prints by itself.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, clippy::print_stderr)]
@@ -161,6 +168,7 @@ fn run_file(world: &World, path: &Path) -> io::Result<Outcome> {
     let (mut shells, mut homes) = (BTreeMap::new(), BTreeMap::new());
     let mut varies = Varies::new(&script.varies);
     let mut details = Vec::new();
+    let mut told_at = None;
     let mut recorded: Vec<String> = text.split('\n').map(String::from).collect();
     for case in &script.cases {
         let user = case.user;
@@ -177,6 +185,10 @@ fn run_file(world: &World, path: &Path) -> io::Result<Outcome> {
         let told = run_case(case, shell, world, &mut varies, &mut recorded);
         let gone = told.is_err();
         let told = told.unwrap_or_else(|told| told);
+        if world.says_what_is_gone(&told) {
+            told_at = Some(case.line);
+            break;
+        }
         if !told.is_empty() {
             let command = case.command.replace('\n', "\n  > ");
             details.push(format!("{}:{}: {command}", path.display(), case.line));
@@ -190,7 +202,17 @@ fn run_file(world: &World, path: &Path) -> io::Result<Outcome> {
         shell.end()?;
     }
     let homes: Vec<PathBuf> = homes.into_values().collect();
-    details.extend(before.left(world, &mark, &homes)?);
+    let left = before.left(world, &mark, &homes)?;
+    match told_at {
+        // What follows would have taken it away.
+        Some(line) => println!("told in line {line}:"),
+        None => details.extend(left),
+    }
+    let may_differ = |name: &String| *name == world.without || name == "all";
+    if !world.without.is_empty() && script.differs.iter().any(may_differ) && !details.is_empty() {
+        println!("differs, as it says:");
+        details.clear();
+    }
     let recorded = recorded.join("\n");
     if env::var("NSKIT_RECORD").is_ok_and(|value| value == "1") && recorded != text {
         fs::write(path, recorded)?;
@@ -213,6 +235,8 @@ fn run_case(
     let places = compare::lines(&case.want, &got, varies);
     let mut told = Vec::new();
     match &places {
+        // To look for a reason takes calls, too.
+        None if !world.without.is_empty() && compare::lines_but_reasons(&case.want, &got, varies) => {}
         None => told = compare::difference(&case.want, &got, varies),
         Some(places) if status.clone().is_ok_and(expected) => {
             compare::record(recorded, &case.want, &got, places);

@@ -8,7 +8,7 @@ use common::id::{Extent, Kind};
 use common::mounted::{self, Mounted};
 use common::path::Place;
 use common::plan::Plan;
-use common::proc::Proc;
+use common::proc::{Mount, Proc};
 use common::step::tree::{self, attribute_names, mount_of};
 use common::target::{self, Operand, Target};
 use common::tool::Outcome;
@@ -41,7 +41,7 @@ pub(crate) fn show(args: &Args, proc: &Proc) -> Result<Outcome> {
 fn mounts(args: &Args, proc: &Proc) -> Result<Vec<Mounted>> {
     let Some(word) = args.value("into") else {
         return mounted::all(0).or_else(|e| {
-            let words: Vec<_> = proc.mounts("self").iter().map(Mounted::from_line).collect();
+            let words: Vec<_> = proc.mounts("self").iter().map(by_line).collect();
             if e == Errno::ENOSYS { Ok(words) } else { Err(Failure::os("listmount", e)) }
         });
     };
@@ -61,7 +61,14 @@ fn by_word(errno: Errno, place: &Place, proc: &Proc) -> Result<Mounted> {
     if errno != Errno::ENOSYS {
         return Err(said());
     }
-    mount_of(place, proc)?.map(|mount| Mounted::from_line(&mount)).ok_or_else(said)
+    mount_of(place, proc)?.map(|mount| by_line(&mount)).ok_or_else(said)
+}
+
+/// What mountinfo says, with its attributes.
+fn by_line(line: &Mount) -> Mounted {
+    let mount = Mounted::from_line(line);
+    let attributes = line.options.split(',').fold(mount.attributes, |bits, word| bits | tree::attribute(word));
+    Mounted { attributes, ..mount }
 }
 
 fn draw(mount: &Mounted, text: &mut String) {

@@ -154,6 +154,7 @@ pub(crate) fn overview(all: &Overview, only: Option<u64>) -> Vec<u8> {
     json.open("not_seen", '{');
     json.number("processes", u64::try_from(all.scan.hidden).ok());
     json.number("descriptors", u64::try_from(all.scan.closed).ok());
+    json.number("mounts", u64::try_from(all.scan.unread).ok());
     json.close('}');
     json.close('}');
     json.bytes()
@@ -208,7 +209,7 @@ pub(crate) fn process(it: &Process) -> Vec<u8> {
     for (point, both) in &it.mounts {
         json.line();
         json.word("path", point);
-        json.maps(both);
+        both.iter().for_each(|both| json.maps(both));
         json.close('}');
     }
     json.close(']');

@@ -42,7 +42,7 @@ pub(crate) struct Process {
     pub(crate) setgroups: String,
     pub(crate) cgroup: String,
     /// Idmapped mounts: where, and the maps where the kernel tells them.
-    pub(crate) mounts: Vec<(String, Both<Vec<Extent>>)>,
+    pub(crate) mounts: Vec<(String, Option<Both<Vec<Extent>>>)>,
     pub(crate) label: Option<String>,
 }
 
@@ -152,6 +152,10 @@ impl Process {
         }
         for (point, maps) in &self.mounts {
             let _ = writeln!(text, "  {}", quote(point));
+            let Some(maps) = maps else {
+                let _ = writeln!(text, "    the map is told since Linux 6.15");
+                continue;
+            };
             for kind in IdKind::BOTH {
                 for e in maps.of(kind) {
                     let _ =
@@ -287,11 +291,10 @@ pub(crate) fn rows(levels: &[Level], kind: IdKind) -> Vec<Row> {
 }
 
 /// Mounts that shift owners: statmount(2) says how, mountinfo only which.
-fn idmapped(proc: &Proc, who: &str) -> Vec<(String, Both<Vec<Extent>>)> {
-    let told = proc.ns(who, Kind::Mnt).map(|ns| mounted::of(ns.as_fd())).unwrap_or_default();
-    let lines = || proc.mounts(who).iter().map(Mounted::from_line).collect();
-    let all = if told.is_empty() { lines() } else { told };
-    all.into_iter().filter(Mounted::is_idmapped).map(|m| (m.point, m.maps.unwrap_or_default())).collect()
+fn idmapped(proc: &Proc, who: &str) -> Vec<(String, Option<Both<Vec<Extent>>>)> {
+    let told = proc.ns(who, Kind::Mnt).and_then(|ns| mounted::of(ns.as_fd()));
+    let all = told.unwrap_or_else(|_| proc.mounts(who).iter().map(Mounted::from_line).collect());
+    all.into_iter().filter(Mounted::is_idmapped).map(|m| (m.point, m.maps)).collect()
 }
 
 #[cfg(test)]

@@ -226,6 +226,11 @@ pub(crate) fn unseen(all: &Overview) -> String {
     if scan.closed > 0 {
         parts.push(format!("the descriptors of {}", processes(scan.closed)));
     }
+    match scan.unread {
+        0 => {}
+        1 => parts.push("the mounts of 1 namespace that nobody is in".to_owned()),
+        n => parts.push(format!("the mounts of {n} namespaces that nobody is in")),
+    }
     if let Some(option) = &all.hides {
         parts.push(format!("processes that /proc hides ({option})"));
     }

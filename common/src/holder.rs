@@ -33,7 +33,7 @@ type Result<T> = std::result::Result<T, Errno>;
 
 /// Where a holder keeps its end for whoever wants to attach: pidfd_getfd(2)
 /// needs a number that both sides know.
-const DOOR: RawFd = 3;
+pub const DOOR: RawFd = 3;
 
 /// How long a holder stays when the last one has left, in milliseconds: of two
 /// enterers on one stream (tee(1)) one may be done before the other has begun.
@@ -56,8 +56,9 @@ const NOT_YET: u8 = u8::MAX - 1;
 /// What it says when that is ready, or leaves to us.
 const BESIDE: u8 = u8::MAX;
 
-/// The signal of an enterer who cannot get to the door.
-const KNOCK: Signal = Signal::SIGUSR1;
+/// The signal of an enterer who cannot get to the door: a real-time one, of which
+/// two that come at once stay two (signal(7)).
+const KNOCK: c_int = 36;
 
 /// What a holder lives for.
 pub struct Life {
@@ -74,8 +75,10 @@ impl Life {
     /// A holder that lives as long as this process, its parent.
     ///
     /// # Errors
-    /// Those of socketpair(2).
+    /// Those of socketpair(2); ENOSYS: it could not watch whoever enters, by
+    /// pidfd_open(2), and would end what they have started.
     pub fn of_this_process() -> Result<Life> {
+        sys::pidfd_open(getpid().as_raw())?;
         let (parent, until) = mind::pair()?;
         Ok(Life { until, door: mind::pair()?, parent: Some(parent) })
     }
@@ -344,7 +347,7 @@ fn hear(signals: BorrowedFd<'_>) -> Result<Heard> {
         let info = sys::signal_info(&bytes);
         let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
         heard.goes |= [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT].contains(&number);
-        if number == KNOCK as c_int {
+        if number == KNOCK {
             heard.knocked.push(i32::try_from(info.ssi_pid).unwrap_or(0));
         }
     }
@@ -472,7 +475,7 @@ pub fn leave_to(holder: BorrowedFd<'_>, processes: &[OwnedFd]) -> Result<()> {
 /// # Errors
 /// Those of pidfd_send_signal(2).
 pub fn knock(holder: BorrowedFd<'_>) -> Result<()> {
-    sys::pidfd_signal(holder, KNOCK as c_int)
+    sys::pidfd_signal(holder, KNOCK)
 }
 
 /// Tells a holder, for its parent, that the program died of `signal`.

@@ -79,12 +79,15 @@ pub fn all(namespace: u64) -> Result<Vec<Mounted>, Errno> {
         }
     }
     // What went away meanwhile is not there any more.
-    Ok(ids.into_iter().filter_map(|id| one(id, namespace).ok()).collect())
+    ids.into_iter().map(|id| one(id, namespace)).filter(|one| *one != Err(Errno::ENOENT)).collect()
 }
 
-/// The same of an open mount namespace; none where the kernel does not tell.
-pub fn of(ns: BorrowedFd<'_>) -> Vec<Mounted> {
-    sys::mount_namespace_id(ns).and_then(all).unwrap_or_default()
+/// The same of an open mount namespace.
+///
+/// # Errors
+/// As `all`; ENOTTY: Linux before 6.11.
+pub fn of(ns: BorrowedFd<'_>) -> Result<Vec<Mounted>, Errno> {
+    sys::mount_namespace_id(ns).and_then(all)
 }
 
 fn one(id: u64, namespace: u64) -> Result<Mounted, Errno> {

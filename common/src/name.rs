@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
 use crate::fail::{Errno, Failure, Result};
-use crate::holder::is_holder;
+use crate::holder::{DOOR, is_holder};
 use crate::proc::{Proc, read_all};
 use crate::record::Address;
 use crate::target::{Operand, Target};
@@ -39,7 +39,9 @@ fn holder(proc: &Proc, pid: i32) -> Option<Holder> {
         return None;
     }
     let target = opened(proc, pid)?;
-    if !proc.seen(is_holder(target.fd.as_fd()))? {
+    // Where a door cannot be seen (pidfd_getfd(2)): the first process of its pid
+    // namespace has nothing there.
+    if !proc.seen(is_holder(target.fd.as_fd()))? || !proc.numbers(&format!("{who}/fd")).contains(&DOOR) {
         return None;
     }
     let line = proc.seen(proc.read(&format!("{who}/cmdline")))?;

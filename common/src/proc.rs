@@ -159,11 +159,13 @@ impl Proc {
         Some(String::from_utf8(self.seen(self.read(path))?).unwrap_or_else(lossy))
     }
 
-    /// What has been looked at, if it could be. What we are out of something for, or
-    /// what is broken, may be there all the same, and is noted: see `missed`.
+    /// What has been looked at, if it could be. What we are out of something for, what is
+    /// broken, or what takes a system call that is not here, may be there all the same,
+    /// and is noted: see `missed`.
     pub fn seen<T>(&self, looked: std::result::Result<T, Errno>) -> Option<T> {
         let error = looked.as_ref().err().copied();
-        let other = error.filter(|e| [Errno::EIO, Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM].contains(e));
+        let other =
+            error.filter(|e| [Errno::EIO, Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOSYS].contains(e));
         self.missed.set(other.or(self.missed.get()));
         looked.ok()
     }

@@ -58,6 +58,8 @@ pub struct Scan {
     pub hidden: usize,
     /// How many of the others kept their descriptors to themselves.
     pub closed: usize,
+    /// How many mount namespaces that nobody is in did not let their mounts be read.
+    pub unread: usize,
 }
 
 /// What a namespace itself tells.
@@ -285,7 +287,9 @@ impl Scan {
                 }
             }
             Look::Behind(file) => {
-                for mount in mounted::of(file.as_fd()) {
+                let mounts = mounted::of(file.as_fd());
+                self.unread += usize::from(mounts.is_err());
+                for mount in mounts.unwrap_or_default() {
                     if let Some((kind, inode)) = link(mount.root.as_bytes()) {
                         self.space(inode, kind).pinned((inside, mount.point));
                     }

@@ -377,13 +377,13 @@ impl Grants<'_> {
 /// from here is looked at, and whatever is left is refused.
 fn provided(name: &str, user: &User, kind: Kind) -> Result<Vec<Range>> {
     let words: &[&str] = if kind == Kind::Gid { &["-g", &user.name] } else { &[&user.name] };
-    let cannot = |why: &str| {
-        let what = format!("subordinate {}s come from {name} (/etc/nsswitch.conf)", kind.word());
-        Failure::refused(format!("{what}, and {why}"))
-    };
+    let what = format!("subordinate {}s come from {name} (/etc/nsswitch.conf)", kind.word());
+    let cannot = |why: &str| Failure::refused(format!("{what}, and {why}"));
     let program = helper::find("getsubids").ok_or_else(|| cannot("getsubids is not installed"))?;
-    let answer = helper::run(&program, words)
-        .map_err(|e| cannot(if e == Errno::ETIMEDOUT { "it has not answered within 10 seconds" } else { e.desc() }))?;
+    let answer = helper::run(&program, words).map_err(|e| {
+        let late = cannot("it has not answered within 10 seconds");
+        if e == Errno::ETIMEDOUT { late } else { Failure::os(format!("run getsubids, as {what}"), e) }
+    })?;
     let output = String::from_utf8_lossy(&answer.output).into_owned();
     if output.lines().any(|line| line.contains(&format!("libsubid_{name}.so"))) {
         return Err(cannot(&format!("libsubid_{name}.so cannot be loaded")));

@@ -11,6 +11,14 @@ pub(crate) fn lines(want: &[Want], got: &[String], varies: &Varies) -> Option<Ve
     align(want, got, |want| want.text == "...", |want, got| same(&want.text, got, varies))
 }
 
+/// Whether this is as expected but for reasons of refusals that are not given.
+pub(crate) fn lines_but_reasons(want: &[Want], got: &[String], varies: &Varies) -> bool {
+    let is_reason = |line: &str| line.starts_with("  because: ") || line.starts_with("  try: ");
+    let mut got = got.iter().peekable();
+    let found = |want: &Want| got.next_if(|got| same(&want.text, got, varies)).is_some() || is_reason(&want.text);
+    want.iter().all(found) && got.next().is_none()
+}
+
 /// What was expected (-) and what came (+), without the difference where there is none.
 pub(crate) fn difference(want: &[Want], got: &[String], varies: &Varies) -> Vec<String> {
     let same = |(want, got): &(&Want, &String)| same(&want.text, got, varies);

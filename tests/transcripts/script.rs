@@ -11,6 +11,8 @@ pub(crate) struct Script {
     pub(crate) terminal: bool,
     /// Words that stand for others of their shape, the same wherever they stand.
     pub(crate) varies: Vec<String>,
+    /// System calls without which it differs, and no command says so.
+    pub(crate) differs: Vec<String>,
     pub(crate) cases: Vec<Case>,
 }
 
@@ -65,6 +67,7 @@ pub(crate) fn parse(text: &str) -> Script {
                     place = if language == "console" { Place::Session } else { Place::Other };
                 }
                 script.needs.extend(words(line, "needs").map(String::from));
+                script.differs.extend(words(line, "differs").map(String::from));
                 script.varies.extend(words(line, "varies").map(|word| word.replace('_', " ")));
             }
         }

@@ -42,11 +42,11 @@ pub(super) fn refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Optio
     }
     let from = start(bytes, facts)?;
     match look(from, bytes) {
-        None if errno == Errno::ENOENT => {
+        Ok(fd) => not_executable(&quote(program), &fd, errno, facts),
+        Err(e) if errno == Errno::ENOENT && is_absence(e) => {
             Some(Because::new("there is no such file in the root that the program would run in"))
         }
-        None => None,
-        Some(fd) => not_executable(&quote(program), &fd, errno, facts),
+        Err(_) => None,
     }
 }
 
@@ -75,11 +75,11 @@ fn not_in_path(program: &[u8], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
     for dir in path.as_bytes().split(|b| *b == b':') {
         let file = within(dir, program);
         let from = start(&file, facts)?;
-        if let Some(fd) = look(from, &file) {
-            return not_executable(&quote(OsStr::from_bytes(&file)), &fd, errno, facts);
-        }
-        if closed.is_none() && is_closed(from, &file) {
-            closed = Some(quote(OsStr::from_bytes(dir)));
+        match look(from, &file) {
+            Ok(fd) => return not_executable(&quote(OsStr::from_bytes(&file)), &fd, errno, facts),
+            Err(Errno::EACCES) => closed = closed.or_else(|| Some(quote(OsStr::from_bytes(dir)))),
+            Err(e) if is_absence(e) => {}
+            Err(_) => return None,
         }
     }
     if errno == Errno::ENOENT {
@@ -89,15 +89,14 @@ fn not_in_path(program: &[u8], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
     Some(Because::new(format!("{closed} in PATH may not be searched, and no other directory of PATH has it")))
 }
 
-/// Whether a directory on the way may not be searched.
-fn is_closed(dir: &OwnedFd, path: &[u8]) -> bool {
-    let path = CString::new(path).unwrap_or_default();
-    sys::open_in_root(dir.as_fd(), &path, libc::O_PATH, 0).err() == Some(Errno::EACCES)
+fn look(dir: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+    sys::open_in_root(dir.as_fd(), &path, libc::O_PATH, 0)
 }
 
-fn look(dir: &OwnedFd, path: &[u8]) -> Option<OwnedFd> {
-    let path = CString::new(path).ok()?;
-    sys::open_in_root(dir.as_fd(), &path, libc::O_PATH, 0).ok()
+/// Whether nothing is there: of what could not be looked at, that is not known.
+fn is_absence(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ENOTDIR)
 }
 
 /// What `file`, quoted or described, is, that it cannot be executed.
@@ -105,7 +104,7 @@ fn not_executable(file: &str, fd: &OwnedFd, errno: Errno, facts: &Facts<'_>) -> 
     let stat = fstat(fd).ok()?;
     if errno == Errno::ENOENT {
         let interpreter = interpreter(facts, fd)?;
-        if look(start(&interpreter, facts)?, &interpreter).is_none() {
+        if look(start(&interpreter, facts)?, &interpreter).is_err_and(is_absence) {
             return Some(Because::new(format!(
                 "{file} is there, but not its interpreter {}",
                 quote(OsStr::from_bytes(&interpreter))

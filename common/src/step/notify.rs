@@ -70,6 +70,8 @@ impl Effect {
 }
 
 fn listen(hands: &mut Hands) -> Done {
+    // Who says something is known by it: without, nobody would ever be heard.
+    sys::pidfd_open(getpid().as_raw())?;
     // A signal may not part us from what we have made.
     mind::block_signals()?;
     let dir = std::env::temp_dir();
