@@ -232,7 +232,10 @@ fn with_child(proc: &Rc<Proc>, maps: &[(IdKind, Map)]) -> Option<Failure> {
         plan.push(map::Effect::Write(map::Whose::Promised("CHILD"), *kind, map.clone()));
     }
     let helped = |who: &str| {
-        let target = Target::open(proc, Address::parse(who.as_bytes())?).ok().map(Rc::new)?;
+        let target = match Target::open(proc, Address::parse(who.as_bytes())?) {
+            Ok(target) => Rc::new(target),
+            Err(failure) => return Some(Some(feature::explained(failure))),
+        };
         let mut plan = Plan::default();
         for (kind, map) in maps.iter().filter(|_| !direct) {
             plan.push(map::Effect::Helper(Some(target.clone()), *kind, map.clone()));

@@ -75,10 +75,10 @@ impl Life {
     /// A holder that lives as long as this process, its parent.
     ///
     /// # Errors
-    /// Those of socketpair(2); ENOSYS: it could not watch whoever enters, by
-    /// pidfd_open(2), and would end what they have started.
+    /// Those of socketpair(2); ENOSYS: without pidfd_open(2) it could not watch
+    /// whoever enters, and without pidfd_send_signal(2) nobody could enter.
     pub fn of_this_process() -> Result<Life> {
-        sys::pidfd_open(getpid().as_raw())?;
+        sys::pidfd_signal(sys::pidfd_open(getpid().as_raw())?.as_fd(), 0)?;
         let (parent, until) = mind::pair()?;
         Ok(Life { until, door: mind::pair()?, parent: Some(parent) })
     }
