@@ -194,7 +194,8 @@ fn is_gone(holder: &str, command: &str, ran: &Ran) -> bool {
     let name = command.split_once(" --name ").and_then(|(_, rest)| rest.split(' ').next());
     let is_nameless = || name.is_some_and(|name| message.ends_with(&format!(" is called {name}")));
     let is_true = match reasons.as_slice() {
-        [] => no_fork || names_it && message.ends_with("(ESRCH)") || is_nameless(),
+        // One that is about to end has left its namespaces: ENOENT.
+        [] => no_fork || names_it && ["(ESRCH)", "(ENOENT)"].iter().any(|e| message.ends_with(e)) || is_nameless(),
         [reason] if *reason == first => no_fork,
         [reason] => has_ended(reason),
         _ => false,

@@ -46,8 +46,10 @@ pub fn untouchable(proc: &Proc, who: &str) -> Option<Because> {
     // Files in /proc/PID belong to another than the process's user exactly
     // while it is not dumpable (proc_pid(5)); the directory itself stays his.
     let file = proc.open_at(&format!("{who}/uid_map"), OFlag::O_PATH).ok()?;
-    (fstat(file).ok()?.st_uid != theirs.uid[1])
-        .then(|| Because::new(format!("{process} is not dumpable (PR_SET_DUMPABLE)")))
+    let anothers = fstat(file).ok()?.st_uid != theirs.uid[1];
+    // Or once it has no memory any more, as one that is about to end.
+    let has_memory = || proc.text(&format!("{who}/status")).is_some_and(|status| status.contains("\nVmSize:"));
+    (anothers && has_memory()).then(|| Because::new(format!("{process} is not dumpable (PR_SET_DUMPABLE)")))
 }
 
 /// Whether process `who` is in a user namespace that is not below ours: those
