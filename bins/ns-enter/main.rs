@@ -268,7 +268,7 @@ fn around(
     if let Some(holder) = &holder {
         plan.push(ns::Effect::Attach(holder.clone()));
     }
-    open.into_iter().for_each(|open| plan.push(open));
+    open.into_iter().chain(terminal.lend()).for_each(|terminal| plan.push(terminal));
     plan.push(clone_into(
         cgroup,
         Vec::new(),

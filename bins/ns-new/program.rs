@@ -103,9 +103,8 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     } else {
         "a process never changes its own pid namespace: a child is born in the new one, and has to be minded"
     };
-    if has_terminal {
-        plan.push(terminal::Effect::Open(None, root));
-    }
+    let open = has_terminal.then_some(terminal::Effect::Open(None, root));
+    open.into_iter().chain(terminal.lend()).for_each(|terminal| plan.push(terminal));
     let child = clone_into(cgroup, kinds, why, inside, proc);
     let goes = waits.then(|| go(&child, proc));
     plan.steps.push(child);

@@ -31,6 +31,9 @@ pub struct Front {
     /// Who stays in it: the other stages may end, and nobody can go into a group
     /// that has gone.
     keeper: RefCell<Option<Child>>,
+    /// Whether the program's group is in front, or one that it has put there: what
+    /// a shell has taken is not ours to take back.
+    lent: Cell<bool>,
     /// Who is to be in front once we go on: a job of the program's, perhaps.
     next: Cell<Option<Pid>>,
 }
@@ -41,12 +44,21 @@ impl Front {
     /// in front of it. Who leads a session cannot leave it.
     pub fn find(stdin: Option<RawFd>) -> Option<Front> {
         let is_terminal = |number| isatty(sys::lend(number)) == Ok(true);
-        let (group, leads) = (getpgrp(), getsid(None) == Ok(getpid()));
-        if leads || !stdin.is_none_or(is_terminal) || !is_terminal(1) || tcgetpgrp(sys::lend(1)) != Ok(group) {
+        if !is_terminal(1) || !stdin.is_none_or(is_terminal) {
+            return None;
+        }
+        let group = getpgrp();
+        if tcgetpgrp(sys::lend(1)) != Ok(group) || getsid(None) == Ok(getpid()) {
             return None;
         }
         let terminal = sys::duplicate(sys::lend(1)).ok()?;
-        Some(Front { terminal, group, keeper: RefCell::new(None), next: Cell::new(None) })
+        let (keeper, lent, next) = (RefCell::new(None), Cell::new(false), Cell::new(None));
+        Some(Front { terminal, group, keeper, lent, next })
+    }
+
+    /// A child is about to `lead`.
+    pub fn lend(&self) {
+        self.lent.set(true);
     }
 
     /// Makes this process lead a group of its own, and that the foreground. SIGTTOU
@@ -77,9 +89,8 @@ impl Front {
 
     fn back(&self) -> Result<(), Errno> {
         setpgid(Pid::from_raw(0), self.group)?;
-        let now = tcgetpgrp(&self.terminal)?;
-        if now != self.group {
-            self.next.set(Some(now));
+        if self.lent.take() {
+            self.next.set(tcgetpgrp(&self.terminal).ok().filter(|now| *now != self.group));
             tcsetpgrp(&self.terminal, self.group)?;
         }
         Ok(())
@@ -98,7 +109,7 @@ impl Front {
     /// not where nobody could continue us: the kernel drops the key then.
     pub fn stops(&self, child: &Child, number: c_int, proc: &Proc) -> bool {
         let reads = [Signal::SIGTTIN, Signal::SIGTTOU].iter().any(|signal| *signal as c_int == number);
-        let early = reads && tcgetpgrp(&self.terminal) == Ok(self.group) && getpgrp() != self.group;
+        let early = reads && self.lent.get() && tcgetpgrp(&self.terminal) == Ok(self.group);
         if !early && self.back().is_ok() && !is_orphaned(proc) {
             return true;
         }
@@ -109,7 +120,8 @@ impl Front {
     /// We have been continued, and `child` is, in front if we are.
     pub fn go_on(&self, child: &Child) {
         let leader = Pid::from_raw(child.pid);
-        if tcgetpgrp(&self.terminal) == Ok(self.group) {
+        self.lent.set(tcgetpgrp(&self.terminal) == Ok(self.group));
+        if self.lent.get() {
             self.join(child);
             let next = self.next.take().unwrap_or(leader);
             let _ = tcsetpgrp(&self.terminal, next).or_else(|_| tcsetpgrp(&self.terminal, leader));

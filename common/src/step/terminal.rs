@@ -19,6 +19,8 @@ pub enum Effect {
     /// Take it for the controlling terminal, and for standard input, output and
     /// error: all, or those only that are a terminal.
     Take(bool),
+    /// Let a child be in front of the caller's terminal, until that is over.
+    Lend(Rc<Front>),
     /// Lead a group of processes that is in front of the caller's terminal.
     Lead(Rc<Front>),
     /// Mind the child until it ends, and what is typed and written; the flag is
@@ -43,6 +45,15 @@ impl Terminal {
     pub fn of_caller(stdin: Option<RawFd>, pid: bool) -> Terminal {
         let front = if pid { Front::find(stdin) } else { None };
         front.map_or(Terminal::Callers, |front| Terminal::Front(Rc::new(front)))
+    }
+
+    /// What is done before the program's process is there; one of its own is opened
+    /// by whoever knows for whom.
+    pub fn lend(&self) -> Option<Effect> {
+        match self {
+            Terminal::Front(front) => Some(Effect::Lend(front.clone())),
+            Terminal::Callers | Terminal::Own(_) => None,
+        }
     }
 
     /// The last but one that the program does.
@@ -81,6 +92,7 @@ impl Effect {
             Effect::Open(Some(_), _) => "open a pseudo-terminal of the target's devpts".into(),
             Effect::Open(None, _) => "open a pseudo-terminal".into(),
             Effect::Take(_) => "setsid, and take the pseudo-terminal".into(),
+            Effect::Lend(_) => "lend the child the foreground of the caller's terminal".into(),
             Effect::Lead(_) => "setpgid, and tcsetpgrp of the caller's terminal".into(),
             Effect::Proxy(..) => "wait for the program, and pass on what is typed and written".into(),
         }
@@ -92,6 +104,7 @@ impl Effect {
                 "whoever has our terminal open can type into it (TIOCSTI), and change its modes for whom it is left to"
             }
             Effect::Take(_) => "keys become signals for the session that the terminal controls",
+            Effect::Lend(_) => "keys become signals for the group of processes that is in front",
             Effect::Lead(_) => {
                 "a shell gives the terminal back to the group that it was in, and that has no number in another pid namespace"
             }
@@ -111,6 +124,12 @@ impl Effect {
             Effect::Take(all) => {
                 let terminal = hands.get(TERMINAL)?;
                 Ok(pty::take(terminal, *all)?)
+            }
+            Effect::Lend(front) => {
+                front.lend();
+                let front = front.clone();
+                hands.undo.push(Box::new(move || front.leave()));
+                Ok(())
             }
             Effect::Lead(front) => Ok(front.lead()?),
             Effect::Proxy(care, all) => {
