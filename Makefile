@@ -21,6 +21,7 @@ SCRIPTS = \
 	tests/coverage \
 	tests/deb \
 	tests/debian \
+	tests/defences/run \
 	tests/demo \
 	tests/emulated \
 	tests/faults/run \
@@ -74,6 +75,11 @@ FILE ?= README.md $(shell grep -L '^<!-- needs:.* long' man/labs/[0-9]*.md tests
     tests/examples/*.md tests/refusals/[a-z]*.md tests/sessions/*.md)
 missing:
 	@NSKIT_WITHOUT="$(CALL)" tests/run $(FILE)
+
+# Each defence taken out, to see that its attack notices: 5 minutes. NAME="one-write own-proc": only these
+# of tests/defences.
+defences: all
+	@tests/defences/run $(NAME)
 
 # libFuzzer on whatever is read, SECONDS for each target of tests/fuzz/targets.rs. NAME="subid map":
 # only these.
@@ -174,4 +180,4 @@ deb: all
 clean:
 	$(CARGO) clean
 
-.PHONY: all demo lab lab-check test test-all test-rest faults missing fuzz coverage bench html lint install install-newuidmap install-apparmor uninstall static-tar deb clean
+.PHONY: all demo lab lab-check test test-all test-rest faults missing defences fuzz coverage bench html lint install install-newuidmap install-apparmor uninstall static-tar deb clean

@@ -382,6 +382,18 @@ fn tables_of_refusals_name_files_that_are_there() {
     assert!(count > 100, "only {count} names: are they still read?");
 }
 
+/// Each defence that can be taken out stands beside its attack.
+#[test]
+fn tables_of_attacks_name_all_defences() {
+    let table = |name| fs::read_to_string(top("tests/attacks").join(name)).unwrap();
+    let text = table("README.md") + &table("PRIVILEGED.md");
+    let named: BTreeSet<&str> = text.split('`').skip(1).step_by(2).collect();
+    let names =
+        fs::read_dir(top("tests/defences")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let missing: Vec<String> = names.filter(|name| name != "run" && !named.contains(name.as_str())).collect();
+    assert!(missing.is_empty(), "in no table of tests/attacks: {missing:?}");
+}
+
 /// The long options in `lines`, each with the tool before it; that of options before any is `tool`.
 fn used<'a>(lines: impl Iterator<Item = &'a str>, tool: &'a str) -> BTreeSet<(&'a str, &'a str)> {
     let mut tool = tool;
