@@ -371,7 +371,7 @@ fn examples_in_the_manual_are_run() {
 #[test]
 fn tables_of_refusals_name_files_that_are_there() {
     let mut count = 0;
-    for table in ["refusals/README.md", "refusals/ROOTS.md", "attacks/PRIVILEGED.md"] {
+    for table in ["refusals/README.md", "refusals/ROOTS.md", "attacks/PRIVILEGED.md", "attacks/RACES.md"] {
         let table = top("tests").join(table);
         let (text, dir) = (fs::read_to_string(&table).unwrap(), table.parent().unwrap());
         for name in text.split('`').skip(1).step_by(2).filter(|name| name.ends_with(".md")) {
