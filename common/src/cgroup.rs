@@ -268,7 +268,8 @@ fn own(proc: &Proc) -> Result<(Dir, bool)> {
             Err(failure) => failed = failed.or(Some(failure)),
         }
     }
-    if let Some(dir) = shown.or_else(|| of_our_namespace(&path, proc)) {
+    let shown = if shown.is_none() { of_our_namespace(&path, proc)? } else { shown };
+    if let Some(dir) = shown {
         return Ok((dir, is_top));
     }
     if let Some(failure) = failed {
@@ -306,15 +307,23 @@ fn shown_by(mount: &Mount, path: &str) -> Result<Option<Dir>> {
 /// The same by a new mount, attached nowhere, which begins at the root of our
 /// cgroup namespace. Not of the initial one: there a mount sets the options of
 /// the whole hierarchy anew (cgroup_get_tree()).
-fn of_our_namespace(path: &str, proc: &Proc) -> Option<Dir> {
-    if proc.ns_id("self", Kind::Cgroup)? == INITIAL_CGROUP {
-        return None;
+///
+/// # Errors
+/// ENOSYS: fsopen(2) or fsmount(2) is not here.
+fn of_our_namespace(path: &str, proc: &Proc) -> Result<Option<Dir>> {
+    if proc.ns_id("self", Kind::Cgroup).is_none_or(|id| id == INITIAL_CGROUP) {
+        return Ok(None);
     }
-    let context = sys::fsopen(c"cgroup2").ok()?;
-    let root = sys::fsmount(context.as_fd(), 0).ok()?;
-    let below = Path::new(path).strip_prefix("/").ok()?;
-    let fd = openat(&root, &Path::new(".").join(below), DIRECTORY, Mode::empty()).ok()?;
-    Dir::new(Path::new("CGROUP").join(below), fd)
+    let made = sys::fsopen(c"cgroup2").and_then(|context| sys::fsmount(context.as_fd(), 0));
+    if made.as_ref().err() == Some(&Errno::ENOSYS) {
+        return Err(Failure::os("make a mount of cgroup2", Errno::ENOSYS));
+    }
+    let dir = |root: &OwnedFd| {
+        let below = Path::new(path).strip_prefix("/").ok()?;
+        let fd = openat(root, &Path::new(".").join(below), DIRECTORY, Mode::empty()).ok()?;
+        Dir::new(Path::new("CGROUP").join(below), fd)
+    };
+    Ok(made.ok().as_ref().and_then(dir))
 }
 
 /// How to get a cgroup of one's own: from the manager of the user's session, if
