@@ -181,7 +181,9 @@ fn is_gone(holder: &str, command: &str, ran: &Ran) -> bool {
         let mut ends = ran.ends.iter();
         return ran.status == killed && ends.any(|(process, end)| process.starts_with("ns-enter ") && *end == killed);
     }
-    let mut told = ran.errors.lines().filter(|line| !line.starts_with(' ') && is_told(line));
+    // A helper that was left to the holder is ended by it, which its stage sees.
+    let is_helper = |line: &str| line.starts_with("ns-enter: ") && line.ends_with(" has ended: signal 15");
+    let mut told = ran.errors.lines().filter(|line| !line.starts_with(' ') && is_told(line) && !is_helper(line));
     let (Some(message), None) = (told.next(), told.next()) else { return false };
     let reasons: Vec<&str> = ran.errors.lines().filter(|line| line.starts_with(' ')).map(str::trim_start).collect();
     let has_ended = |reason: &str| {
