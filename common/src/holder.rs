@@ -12,7 +12,6 @@
 //! by pidfd_getfd(2), and pass a pidfd of themselves and one of their program.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -42,10 +41,6 @@ const GRACE: u16 = 200;
 /// How long nobody has to have attached before the user is told, and how long
 /// a holder may take to end, in milliseconds.
 const PATIENCE: u16 = 2000;
-
-/// How long the stages in the middle may take to end once they have left their
-/// pipes.
-const LAST: Duration = Duration::from_millis(50);
 
 /// What an enterer says when it attaches; any other byte is a signal.
 const HERE: u8 = 0;
@@ -111,12 +106,8 @@ pub fn linger(mask: &SigSet, child: &Child, life: &Life, note: &dyn Fn() -> Stri
         signal = last_word(parent.as_fd());
     }
     mind::end(child);
-    // A shell script goes on or not by how the last of its pipeline ended; bash
-    // takes for that whoever it reaps last, and those in the middle, who know of
-    // no signal, may still be on their way out.
     if let Some(signal) = signal {
-        std::thread::sleep(LAST);
-        mind::die_of(signal, mask);
+        mind::die_last(signal, mask);
     }
     over
 }

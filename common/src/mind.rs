@@ -181,6 +181,9 @@ pub fn told_to_end(fd: BorrowedFd<'_>, proc: &Proc) -> Result<Option<c_int>> {
     Ok(signals.read_signal()?.and_then(|info| c_int::try_from(info.ssi_signo).ok()))
 }
 
+/// How long a process may take to end once it has closed its files.
+const MOMENT: Duration = Duration::from_millis(50);
+
 /// How long a child that has not become a program yet may go on when it is over,
 /// in milliseconds.
 const PATIENCE: u16 = 2000;
@@ -270,8 +273,25 @@ pub fn linger(mask: &SigSet, other: Option<BorrowedFd<'_>>) -> Result<()> {
     let mut fds = vec![(sys::lend(1), PollFlags::empty())];
     fds.extend(other.map(|fd| (fd, PollFlags::POLLIN)));
     wait_for(&fds, None)?;
-    leave();
+    // The first stage dies after us, then: `die_last`.
+    if !is_interrupted() {
+        leave();
+    }
     Ok(())
+}
+
+/// Dies of signal `number`, as the program did, after the reader of standard output
+/// where that is a key's: a script goes on or not by how the last of its pipeline
+/// ended, and bash takes for that whoever it reaps last. The stages in the middle
+/// do not know how the program died. Who does not mind the key is not waited for
+/// longer than two seconds; and who has left its pipe has ended a moment later,
+/// which nothing tells.
+pub fn die_last(number: c_int, mask: &SigSet) {
+    if KEYS.iter().any(|key| *key as c_int == number) {
+        let _ = wait_for(&[(sys::lend(1), PollFlags::empty())], Some(PATIENCE));
+        std::thread::sleep(MOMENT);
+    }
+    die_of(number, mask);
 }
 
 /// Closes standard input: the stages before us live as long as we read it, and
@@ -280,15 +300,23 @@ pub fn leave() {
     let _ = nix::unistd::close(0);
 }
 
-/// SIGINT and SIGQUIT are for the program at the end of the pipeline, which may
-/// catch them: they do not end us.
+/// The keys that are for the program at the end of the pipeline, which may catch
+/// them: they do not end us.
+const KEYS: [Signal; 2] = [Signal::SIGINT, Signal::SIGQUIT];
+
+/// Lets them wait.
 ///
 /// # Errors
 /// None in practice.
 pub fn be_patient(mask: &SigSet) -> Result<()> {
-    sys::ignore_signal(Signal::SIGINT as c_int);
-    sys::ignore_signal(Signal::SIGQUIT as c_int);
-    mask.thread_set_mask()
+    KEYS.into_iter().fold(*mask, |mask, key| mask | key).thread_set_mask()
+}
+
+/// Whether one of them waits.
+fn is_interrupted() -> bool {
+    let keys: SigSet = KEYS.into_iter().collect();
+    let waiting = SignalFd::with_flags(&keys, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
+    waiting.and_then(|waiting| waiting.read_signal()).is_ok_and(|signal| signal.is_some())
 }
 
 /// Sends a signal to a child: whatever a kernel lacks or a filter refuses, none
