@@ -277,7 +277,7 @@ fn around(
         proc,
     ));
     kept.into_iter().filter(|n| *n > 2).for_each(|n| plan.push(own::Effect::Hide(n)));
-    plan.push(terminal.tend(Care { holder, ..Care::default() }));
+    plan.push(terminal.tend(Care { holder, ..Care::of(proc) }));
     plan
 }
 

@@ -115,7 +115,7 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
         plan.push(step::cgroup::Effect::KeepUser);
     }
     let Minding { init, stop, ready, .. } = minding;
-    plan.push(terminal.tend(Care { first: first && !init, init, stop, ready, ..Care::default() }));
+    plan.push(terminal.tend(Care { first: first && !init, init, stop, ready, ..Care::of(proc) }));
     if ready.is_some() {
         plan.push(step::notify::Effect::Forget);
     }

@@ -67,8 +67,9 @@ pub enum Effect {
 }
 
 /// How the program, our child, is minded.
-#[derive(Default)]
 pub struct Care {
+    /// Where it is looked at: opened before it began.
+    pub proc: Rc<Proc>,
     /// Which holder has to outlive it.
     pub holder: Option<Rc<Target>>,
     /// It is the first process of a pid namespace, and the program itself.
@@ -264,6 +265,11 @@ impl Effect {
 }
 
 impl Care {
+    /// The least that there is.
+    pub fn of(proc: &Rc<Proc>) -> Care {
+        Care { proc: proc.clone(), holder: None, first: false, init: false, stop: None, ready: None, front: None }
+    }
+
     /// Minds the child by `how`, and takes over how it ends. Where it cannot be
     /// minded, it stays in hand, to be ended.
     ///
@@ -281,7 +287,7 @@ impl Care {
             front: self.front.as_deref(),
         };
         let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
-        let ended = how(child, &manner, &Proc::open()?)?;
+        let ended = how(child, &manner, &self.proc)?;
         hands.child = None;
         match ended {
             Ended::Status(status) => hands.status = status,
