@@ -79,7 +79,7 @@ fn decide(args: &Args) -> Result<Outcome> {
             let (text, status) = can::can(&proc);
             Ok(Outcome::Answer(text.into_bytes(), status))
         }
-        ([], "" | "json" | "svg") => Ok(overview(&proc, what)),
+        ([], "" | "json" | "svg") => overview(&proc, what),
         ([], _) => Err(CLI.usage(&format!("--{what} of which TARGET?"))),
         ([_], "holders" | "can") => Err(CLI.usage(&format!("--{what} takes no TARGET"))),
         ([word], _) => match Operand::parse(word)? {
@@ -118,22 +118,29 @@ fn behind(proc: &Rc<Proc>, operand: &Operand, what: &str) -> Result<Outcome> {
     }
     let Some((file, _)) = target::given::namespace_file(operand)? else { return Err(CLI.usage("which TARGET?")) };
     let inode = target::files::inode(&file)?;
-    let all = Overview::now(proc, Some(file));
+    let all = Overview::now(proc, Some(file))?;
     if what == "json" {
-        return Ok(Outcome::Answer(json::overview(&all, Some(inode)), 0));
+        return whole(proc, Outcome::Answer(json::overview(&all, Some(inode)), 0));
     }
     let space = all.scan.get(inode).ok_or_else(|| Failure::refused("an unknown kind of namespace"))?;
-    Ok(answer(tree::one(&all, &Names::new(proc), space, terminal_width())))
+    whole(proc, answer(tree::one(&all, &Names::new(proc), space, terminal_width())))
 }
 
-fn overview(proc: &Rc<Proc>, what: &str) -> Outcome {
+/// What we were out of something for, or what is broken, would look as if it were
+/// not there: then there is no answer.
+fn whole(proc: &Proc, outcome: Outcome) -> Result<Outcome> {
+    proc.missed().map_or(Ok(outcome), |e| Err(Failure::os("look at all namespaces", e)))
+}
+
+fn overview(proc: &Rc<Proc>, what: &str) -> Result<Outcome> {
     let names = Names::new(proc);
-    let all = Overview::now(proc, None);
-    match what {
+    let all = Overview::now(proc, None)?;
+    let outcome = match what {
         "json" => Outcome::Answer(json::overview(&all, None), 0),
         "svg" => Outcome::Answer(svg::overview(&all, &names), 0),
         _ => answer(tree::text(&all, &names, terminal_width())),
-    }
+    };
+    whole(proc, outcome)
 }
 
 fn one(proc: &Rc<Proc>, target: Rc<Target>, what: &str, args: &Args) -> Result<Outcome> {

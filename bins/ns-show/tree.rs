@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use common::fail::{Failure, Result};
 use common::id::{Both, Extent, Kind as IdKind, Range};
 use common::ns::{INITIAL_USER, Kind};
 use common::proc::Proc;
@@ -40,7 +41,7 @@ impl Names {
 
     /// The name of a process or thread, as it has chosen it: any bytes.
     pub(crate) fn raw(&self, who: &str) -> String {
-        let bytes = self.proc.read(&format!("{who}/comm")).unwrap_or_default();
+        let bytes = self.proc.seen(self.proc.read(&format!("{who}/comm"))).unwrap_or_default();
         String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(&bytes)).into_owned()
     }
 
@@ -76,9 +77,10 @@ pub(crate) struct Overview {
 
 impl Overview {
     /// With `own` for a namespace file that this process has.
-    pub(crate) fn now(proc: &Rc<Proc>, own: Option<OwnedFd>) -> Overview {
-        let scan = Scan::now(proc, own);
-        let ours = Kind::ALL.into_iter().filter_map(|kind| proc.ns_id("self", kind)).collect();
+    pub(crate) fn now(proc: &Rc<Proc>, own: Option<OwnedFd>) -> Result<Overview> {
+        let scan = Scan::now(proc, own).map_err(|e| Failure::os("list /proc", e))?;
+        let ours = Kind::ALL.into_iter().map(|kind| proc.own_ns(kind)).collect::<Result<Vec<_>>>()?;
+        let ours = ours.into_iter().flatten().collect();
         let mut maps = Vec::new();
         for space in scan.spaces.iter().filter(|s| s.kind == Kind::User) {
             let by = space.processes.first().map(i32::to_string);
@@ -90,7 +92,7 @@ impl Overview {
             };
             maps.push((space.inode, map));
         }
-        Overview { scan, maps, ours, hides: proc.hides() }
+        Ok(Overview { scan, maps, ours, hides: proc.hides() })
     }
 
     /// The maps of a user namespace.

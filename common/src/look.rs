@@ -41,38 +41,49 @@ pub struct Found {
 const MANY: usize = 1000;
 
 /// All processes that there are but this one.
-pub fn at_all(proc: &Proc) -> Vec<Found> {
+///
+/// # Errors
+/// Those of open(2) and getdents(2) for /proc.
+pub fn at_all(proc: &Proc) -> Result<Vec<Found>, Errno> {
     // Not ourselves: whoever looks for what keeps a namespace means others.
     let own = proc.own().pids;
     let me = own.first().and_then(|pid| i32::try_from(*pid).ok());
     // In the proc of an outer pid namespace no number means for a call what it
     // means there.
     let at = |pid: i32| at(proc, pid, own.len() == 1);
-    let pids: Vec<i32> = proc.pids().into_iter().filter(|pid| Some(*pid) != me).collect();
+    let listed = numbers(&proc.open_at(".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?)?;
+    let pids: Vec<i32> = listed.into_iter().filter(|pid| Some(*pid) != me).collect();
     let half = if pids.len() < MANY { pids.len() } else { pids.len() / 2 };
     let (ours, theirs) = pids.split_at(half);
     let helper = if theirs.is_empty() {
         None
     } else {
-        mind::ask_child(|| Ok(theirs.iter().flat_map(|pid| encode(&at(*pid))).collect())).ok()
+        let half = || {
+            let all: Vec<u8> = theirs.iter().flat_map(|pid| encode(&at(*pid))).collect();
+            // What was missed is missed by us, then.
+            proc.missed().map_or(Ok(all), Err)
+        };
+        mind::ask_child(half).ok()
     };
     let mut all: Vec<Found> = ours.iter().map(|pid| at(*pid)).collect();
     let told = helper.and_then(|(child, pipe)| {
         let bytes = read_all(pipe, usize::MAX).unwrap_or_default();
-        mind::reap(&child);
-        decode(&bytes).filter(|found| found.len() == theirs.len())
+        let whole = mind::reap(&child) == Some(0);
+        decode(&bytes).filter(|found| whole && found.len() == theirs.len())
     });
     // A child that did not do its half leaves it to us.
     all.extend(told.unwrap_or_else(|| theirs.iter().map(|pid| at(*pid)).collect()));
-    all
+    Ok(all)
 }
 
 /// One process; with `sockets` also those that it has of other network
 /// namespaces.
 fn at(proc: &Proc, pid: i32, sockets: bool) -> Found {
     let mut found = Found { pid, ..Found::default() };
-    let Ok(dir) = proc.directory(&format!("{pid}/ns")) else { return found };
-    match spaces(&dir) {
+    let dir = proc.directory(&format!("{pid}/ns"));
+    found.hidden = dir.as_ref().err() == Some(&Errno::EACCES);
+    let Some(dir) = proc.seen(dir) else { return found };
+    match spaces(proc, &dir) {
         Ok(inodes) => found.inodes = inodes,
         Err(_) => {
             found.hidden = true;
@@ -80,7 +91,9 @@ fn at(proc: &Proc, pid: i32, sockets: bool) -> Found {
         }
     }
     threads(proc, &mut found);
-    found.closed = descriptors(proc, &mut found, sockets) == Err(Errno::EACCES);
+    let looked = descriptors(proc, &mut found, sockets);
+    found.closed = looked == Err(Errno::EACCES);
+    proc.seen(looked);
     found
 }
 
@@ -91,14 +104,14 @@ const LINKS: [&CStr; Kind::ALL.len()] = [c"user", c"mnt", c"uts", c"ipc", c"pid"
 ///
 /// # Errors
 /// EACCES: who may not see one may not see any (ptrace(2)).
-fn spaces(dir: &OwnedFd) -> Result<[u64; Kind::ALL.len()], Errno> {
+fn spaces(proc: &Proc, dir: &OwnedFd) -> Result<[u64; Kind::ALL.len()], Errno> {
     let (mut inodes, mut text) = ([0; Kind::ALL.len()], [0; 64]);
     for (inode, name) in inodes.iter_mut().zip(LINKS) {
         match sys::read_link(dir.as_fd(), name, &mut text) {
             Ok(n) => *inode = link(&text[..n]).map_or(0, |(_, inode)| inode),
             Err(e @ (Errno::EACCES | Errno::EPERM)) => return Err(e),
             // It has ended, or there is no such kind.
-            Err(_) => {}
+            Err(e) => drop(proc.seen::<()>(Err(e))),
         }
     }
     Ok(inodes)
@@ -111,8 +124,8 @@ fn threads(proc: &Proc, found: &mut Found) {
         return;
     }
     for tid in proc.numbers(&path).into_iter().filter(|tid| *tid != found.pid) {
-        let Ok(dir) = proc.directory(&format!("{path}/{tid}/ns")) else { continue };
-        for (at, inode) in spaces(&dir).unwrap_or_default().into_iter().enumerate() {
+        let Some(dir) = proc.seen(proc.directory(&format!("{path}/{tid}/ns"))) else { continue };
+        for (at, inode) in spaces(proc, &dir).unwrap_or_default().into_iter().enumerate() {
             if inode != 0 && inode != found.inodes[at] {
                 found.threads.push([word(tid), at as u64, inode]);
             }
@@ -137,18 +150,18 @@ fn descriptors(proc: &Proc, found: &mut Found, with_sockets: bool) -> Result<(),
     let (mut text, mut sockets) = ([0; 64], Vec::new());
     for fd in numbers(&dir)? {
         let Ok(name) = CString::new(fd.to_string()) else { continue };
-        let Ok(n) = sys::read_link(dir.as_fd(), &name, &mut text) else { continue };
+        let Some(n) = proc.seen(sys::read_link(dir.as_fd(), &name, &mut text)) else { continue };
         if let Some((kind, inode)) = link(&text[..n]) {
             found.descriptors.push([word(fd), position(kind), inode]);
         } else if with_sockets && text[..n].starts_with(b"socket:[") {
             sockets.push(fd);
         }
     }
-    if let Some(process) = (!sockets.is_empty()).then(|| sys::pidfd_open(found.pid).ok()).flatten() {
+    if let Some(process) = (!sockets.is_empty()).then(|| tried(proc, sys::pidfd_open(found.pid))).flatten() {
         let (net, ours) = (position(Kind::Net), Kind::ALL.into_iter().zip(found.inodes));
         let own = ours.into_iter().find(|(kind, _)| *kind == Kind::Net).map_or(0, |(_, inode)| inode);
         for fd in sockets {
-            let inode = behind(&process, fd).and_then(|ns| fstat(&ns).ok()).map_or(own, |stat| stat.st_ino);
+            let inode = tried(proc, behind(&process, fd).and_then(fstat)).map_or(own, |stat| stat.st_ino);
             if inode != own {
                 found.sockets.push([word(fd), net, inode]);
             }
@@ -158,9 +171,16 @@ fn descriptors(proc: &Proc, found: &mut Found, with_sockets: bool) -> Result<(),
 }
 
 /// The network namespace of the socket that is descriptor `fd` of a process.
-pub fn behind(process: &OwnedFd, fd: i32) -> Option<OwnedFd> {
-    let socket = sys::pidfd_getfd(process.as_fd(), fd).ok()?;
-    sys::socket_namespace(socket.as_fd()).ok()
+///
+/// # Errors
+/// EPERM: who may not trace a process may not (ptrace(2)); ENOTTY: it has none.
+pub fn behind(process: &OwnedFd, fd: i32) -> Result<OwnedFd, Errno> {
+    sys::socket_namespace(sys::pidfd_getfd(process.as_fd(), fd)?.as_fd())
+}
+
+/// As `Proc::seen`; where the call is not here, less is looked at.
+pub fn tried<T>(proc: &Proc, looked: Result<T, Errno>) -> Option<T> {
+    if looked.as_ref().err() == Some(&Errno::ENOSYS) { None } else { proc.seen(looked) }
 }
 
 /// The kind and inode of a namespace, from `KIND:[INODE]` as links have it.

@@ -8,7 +8,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 
 use crate::fail::Errno;
-use crate::look::{self, Found, link};
+use crate::look::{self, Found, link, tried};
 use crate::mounted;
 use crate::ns::Kind;
 use crate::proc::Proc;
@@ -89,25 +89,29 @@ pub fn told(ns: &OwnedFd) -> sys::Result<Told> {
 
 impl Scan {
     /// Looks at everything; a namespace file that we have ourselves is one more.
-    pub fn now(proc: &Proc, own: Option<OwnedFd>) -> Scan {
+    ///
+    /// # Errors
+    /// All that is in /proc cannot be listed. What else could not be looked at is
+    /// noted there: `Proc::missed`.
+    pub fn now(proc: &Proc, own: Option<OwnedFd>) -> Result<Scan, Errno> {
         let mut scan = Scan::default();
-        let all = look::at_all(proc);
+        let all = look::at_all(proc)?;
         all.iter().for_each(|found| scan.add(found));
         scan.add_sockets(&all);
         scan.ask_members(proc);
         if let Some(file) = own {
-            scan.found_file(file);
+            scan.found_file(proc, file);
         }
         scan.ask_descriptors(proc);
         scan.mount_namespaces(proc);
-        scan.unfound();
+        scan.unfound(proc);
         // What is mounted in one may be another.
         let mut looked = Vec::new();
         while let Some((inode, look)) = scan.to_be_looked_into(&looked) {
             looked.push(inode);
             scan.pins(proc, inode, &look);
         }
-        scan
+        Ok(scan)
     }
 
     fn place(&self, inode: u64) -> Result<usize, usize> {
@@ -184,11 +188,11 @@ impl Scan {
             let processes = space.processes.iter().map(i32::to_string);
             let threads = space.threads.iter().map(|(pid, tid)| format!("{pid}/task/{tid}"));
             let opened = processes.take(3).chain(threads.take(3)).find_map(|who| {
-                let ns = proc.ns(&who, kind).ok()?;
-                (fstat(&ns).ok()?.st_ino == inode).then_some(ns)
+                let ns = proc.seen(proc.ns(&who, kind))?;
+                (proc.seen(fstat(&ns))?.st_ino == inode).then_some(ns)
             });
             if let Some(ns) = opened {
-                self.ask(inode, &ns);
+                self.ask(proc, inode, &ns);
             }
         }
     }
@@ -201,42 +205,43 @@ impl Scan {
         for (pid, fd) in ways {
             let file = proc.open_at(&format!("{pid}/fd/{fd}"), OFlag::O_RDONLY | OFlag::O_NONBLOCK);
             // ENXIO: a socket cannot be opened.
-            let file = file.ok().or_else(|| look::behind(&sys::pidfd_open(pid).ok()?, fd));
+            let socket = || tried(proc, sys::pidfd_open(pid).and_then(|process| look::behind(&process, fd)));
+            let file = proc.seen(file).or_else(socket);
             if let Some(ns) = file {
-                self.found_file(ns);
+                self.found_file(proc, ns);
             }
         }
     }
 
     /// Takes in a namespace file by whatever way it was come by.
-    fn found_file(&mut self, ns: OwnedFd) -> Option<u64> {
+    fn found_file(&mut self, proc: &Proc, ns: OwnedFd) -> Option<u64> {
         let kind = Kind::ALL.into_iter().find(|k| sys::ns_kind(ns.as_fd()) == Ok(k.flag()))?;
-        let inode = fstat(&ns).ok()?.st_ino;
+        let inode = proc.seen(fstat(&ns))?.st_ino;
         let alone = self.get(inode).is_none_or(|s| s.processes.is_empty() && s.threads.is_empty() && s.file.is_none());
         if alone {
             self.space(inode, kind);
-            self.ask(inode, &ns);
+            self.ask(proc, inode, &ns);
             self.space(inode, kind).file = Some(ns);
         }
         Some(inode)
     }
 
-    fn ask(&mut self, inode: u64, ns: &OwnedFd) {
-        let file_of = |fd: sys::Result<OwnedFd>| fd.ok().and_then(|fd| Some((fstat(&fd).ok()?.st_ino, fd)));
+    fn ask(&mut self, proc: &Proc, inode: u64, ns: &OwnedFd) {
+        let file_of = |fd: sys::Result<OwnedFd>| proc.seen(fd).and_then(|fd| Some((proc.seen(fstat(&fd))?.st_ino, fd)));
         let owner = file_of(sys::ns_owner(ns.as_fd()));
         let Ok(at) = self.place(inode) else { return };
         let space = &mut self.spaces[at];
         space.owner = owner.as_ref().map(|(inode, _)| *inode);
-        space.id = sys::ns_id(ns.as_fd()).ok();
+        space.id = proc.seen(sys::ns_id(ns.as_fd()));
         match space.kind {
-            Kind::User => space.owner_uid = sys::ns_owner_uid(ns.as_fd()).ok(),
+            Kind::User => space.owner_uid = proc.seen(sys::ns_owner_uid(ns.as_fd())),
             Kind::Pid => space.parent = file_of(sys::ns_parent(ns.as_fd())).map(|(inode, _)| inode),
             Kind::Mnt | Kind::Uts | Kind::Ipc | Kind::Cgroup | Kind::Net | Kind::Time => {}
         }
         // An owner that nobody is in any more lives as long as what it owns.
         if let Some((owner, fd)) = owner {
             if self.get(owner).is_none() {
-                self.found_file(fd);
+                self.found_file(proc, fd);
             }
         }
     }
@@ -245,12 +250,12 @@ impl Scan {
 
     /// All mount namespaces, for root of the initial user and pid namespace.
     fn mount_namespaces(&mut self, proc: &Proc) {
-        let Ok(ours) = proc.ns("self", Kind::Mnt) else { return };
+        let Some(ours) = proc.seen(proc.ns("self", Kind::Mnt)) else { return };
         for before in [true, false] {
             let mut next = sys::next_mount_namespace(ours.as_fd(), before);
-            while let Ok(ns) = next {
+            while let Some(ns) = tried(proc, next) {
                 next = sys::next_mount_namespace(ns.as_fd(), before);
-                self.found_file(ns);
+                self.found_file(proc, ns);
             }
         }
     }
@@ -271,7 +276,7 @@ impl Scan {
     fn pins(&mut self, proc: &Proc, inside: u64, look: &Look) {
         match look {
             Look::By(who) => {
-                let text = proc.read(&format!("{who}/mountinfo")).unwrap_or_default();
+                let text = proc.seen(proc.read(&format!("{who}/mountinfo"))).unwrap_or_default();
                 // Most have none, and parsing takes longer than reading.
                 if memchr::memmem::find(&text, b" - nsfs ").is_none() {
                     return;
@@ -280,7 +285,7 @@ impl Scan {
                     let Some((kind, inode)) = link(mount.root.as_bytes()) else { continue };
                     if self.get(inode).is_none() {
                         if let Some(ns) = open_below(proc, who, &mount.point) {
-                            self.found_file(ns);
+                            self.found_file(proc, ns);
                         }
                     }
                     self.space(inode, kind).pinned((inside, mount.point));
@@ -300,13 +305,13 @@ impl Scan {
 
     /// What nothing above has led to: the kernel's own list (Linux 6.19; before,
     /// its first answer is ENOSYS).
-    fn unfound(&mut self) {
+    fn unfound(&mut self, proc: &Proc) {
         let (mut ids, mut after) = ([0; 512], 0);
-        while let Ok(n @ 1..) = sys::listns(after, &mut ids) {
+        while let Some(n @ 1..) = tried(proc, sys::listns(after, &mut ids)) {
             let known: Vec<u64> = self.spaces.iter().filter_map(|s| s.id).collect();
             for id in ids[..n].iter().filter(|id| !known.contains(id)) {
-                if let Ok(ns) = sys::ns_by_id(*id, None) {
-                    self.found_file(ns);
+                if let Some(ns) = tried(proc, sys::ns_by_id(*id, None)) {
+                    self.found_file(proc, ns);
                 }
             }
             if ids[n - 1] <= after {
@@ -327,7 +332,7 @@ enum Look {
 
 /// The file at `point`, seen from the root of `who`.
 fn open_below(proc: &Proc, who: &str, point: &str) -> Option<OwnedFd> {
-    let root = proc.directory(&format!("{who}/root")).ok()?;
+    let root = proc.seen(proc.directory(&format!("{who}/root")))?;
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
-    sys::open_known_in_root(root.as_fd(), &CString::new(point).ok()?, flags.bits()).ok()
+    tried(proc, sys::open_known_in_root(root.as_fd(), &CString::new(point).ok()?, flags.bits()))
 }

@@ -152,6 +152,10 @@ fn excused(fault: &Fault, ran: &Ran) -> Option<&'static str> {
     if is_not_ours && [" holder is called ", " holder or container is called "].iter().any(|s| ran.errors.contains(s)) {
         return Some("what has gone or is not ours is passed over where a name is looked for, and so nothing has it");
     }
+    let is_closed = matches!(fault.how, How::Errno(libc::EACCES | libc::EPERM));
+    if is_closed && fault.process.split(" >").next() == Some("ns-show") {
+        return Some("what may not be looked at is not shown, and counted where it is a process");
+    }
     let waits = ran.errors.contains("ns-new: wait for the maps of ") || fault.process.contains(" --wait-map ");
     if waits && ran.errors.contains("uidmap-set: ") {
         return Some("with --wait-map the one that maps is no stage: two tools, two failures");
