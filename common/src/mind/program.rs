@@ -29,7 +29,6 @@ pub enum Ended {
 }
 
 /// How a program is minded.
-#[derive(Default)]
 pub struct Manner<'a> {
     /// Who has to outlive the program, else it is killed.
     pub holder: Option<BorrowedFd<'a>>,
@@ -198,7 +197,7 @@ impl<'a> Minder<'a> {
     }
 
     /// Whether the program catches, ignores or blocks a signal.
-    pub(crate) fn handles(&self, number: c_int) -> bool {
+    fn handles(&self, number: c_int) -> bool {
         let status = self.child.who(self.proc).ok().and_then(|who| self.proc.status(&who));
         status.is_some_and(|status| status.handled >> (number - 1) & 1 == 1)
     }
