@@ -42,7 +42,8 @@ const GRACE: u16 = 200;
 /// a holder may take to end, in milliseconds.
 const PATIENCE: u16 = 2000;
 
-/// What an enterer says when it attaches; any other byte is a signal.
+/// What an enterer says when it attaches; any other byte is the signal that its
+/// program died of.
 const HERE: u8 = 0;
 
 /// What a stage says that makes a helper ready, before which nobody can enter.
@@ -50,6 +51,12 @@ const NOT_YET: u8 = u8::MAX - 1;
 
 /// What it says when that is ready, or leaves to us.
 const BESIDE: u8 = u8::MAX;
+
+/// What an enterer says whose program has ended by itself.
+const ENDED: u8 = 128;
+
+/// What it says of one that was killed: SIGKILL.
+const KILLED: u8 = 9;
 
 /// The signal of an enterer who cannot get to the door: a real-time one, of which
 /// two that come at once stay two (signal(7)).
@@ -98,28 +105,40 @@ impl Life {
 /// Those of poll(2).
 pub fn linger(mask: &SigSet, child: &Child, life: &Life, note: &dyn Fn() -> String) -> Result<()> {
     let over = wait_over(mask, child, life, note);
-    let mut signal = None;
+    let mut said = None;
     if let Some(parent) = &life.parent {
         // It ends its pid namespace first, which we cannot wait for ourselves.
         let _ = shutdown(parent.as_raw_fd(), Shutdown::Write);
         let _ = mind::ready_within(child.fd.as_fd(), PATIENCE);
-        signal = last_word(parent.as_fd());
+        said = last_word(parent.as_fd());
     }
     mind::end(child);
+    let signal = match said {
+        Some(ENDED) => None,
+        Some(signal) if signal != KILLED => Some(signal.into()),
+        // A filter between the stages that dies of a key takes all with it, which
+        // kills a program that had caught it.
+        killed => mind::key().or(killed.map(c_int::from)),
+    };
     if let Some(signal) = signal {
         mind::die_last(signal, mask);
     }
     over
 }
 
-/// The signal that the program died of, if a holder that has gone said so.
-fn last_word(parent: BorrowedFd<'_>) -> Option<c_int> {
+/// What a holder that has gone had heard of the program's end, if anything: the
+/// signal that it died of, or ENDED.
+fn last_word(parent: BorrowedFd<'_>) -> Option<u8> {
     let mut byte = [0; 1];
-    let mut signal = None;
+    let mut said = None;
     while mind::ready_within(parent, 0) == Ok(true) && nix::unistd::read(parent, &mut byte) == Ok(1) {
-        signal = Some(c_int::from(byte[0])).filter(|_| ![HERE, NOT_YET, BESIDE].contains(&byte[0])).or(signal);
+        said = match byte[0] {
+            HERE | NOT_YET | BESIDE => said,
+            ENDED => said.or(Some(ENDED)),
+            signal => Some(signal),
+        };
     }
-    signal
+    said
 }
 
 fn wait_over(mask: &SigSet, child: &Child, life: &Life, note: &dyn Fn() -> String) -> Result<()> {
@@ -275,7 +294,8 @@ fn watch(
             guests.extend(take_in(door, until, left)?.flatten());
         }
         for pid in &heard.knocked {
-            let _ = write(until, &[HERE]);
+            // Who cannot get to the door will not say how its program ended.
+            let _ = write(until, &[HERE]).and_then(|_| write(until, &[ENDED]));
             guests.extend(sys::pidfd_open(*pid).ok().map(|enterer| Guest { enterer, program: None }));
         }
         if had || limit.is_some() || heard.knocked.iter().any(|pid| *pid > 0) {
@@ -294,8 +314,8 @@ impl Guest {
     }
 }
 
-/// Takes one message: a guest, or the signal that a program died of. The parent,
-/// if we live for it, is told both. Or a helper that is `left` to us.
+/// Takes one message: a guest, or how a program ended. The parent, if we live for
+/// it, is told both. Or a helper that is `left` to us.
 fn take_in(door: BorrowedFd<'_>, until: BorrowedFd<'_>, left: &mut Vec<Guest>) -> Result<Option<Option<Guest>>> {
     let mut byte = [0; 1];
     match mind::receive(door, &mut byte) {
@@ -469,9 +489,10 @@ pub fn knock(holder: BorrowedFd<'_>) -> Result<()> {
     sys::pidfd_signal(holder, KNOCK)
 }
 
-/// Tells a holder, for its parent, that the program died of `signal`.
-pub fn tell_death(holder: BorrowedFd<'_>, signal: c_int) {
-    let byte = u8::try_from(signal).unwrap_or(HERE);
+/// Tells a holder, for its parent, that the program died of `signal`, or ended by
+/// itself.
+pub fn tell_end(holder: BorrowedFd<'_>, signal: Option<c_int>) {
+    let byte = signal.map_or(ENDED, |signal| u8::try_from(signal).unwrap_or(ENDED));
     // A holder that has gone needs to know nothing.
     let _ = door(holder).and_then(|door| mind::send(door.as_fd(), &[byte], &[]));
 }

@@ -138,13 +138,15 @@ pub fn block_signals() -> Result<()> {
 /// `limit` milliseconds (none: for ever); answers which are.
 ///
 /// # Errors
-/// Those of poll(2).
+/// EINVAL: there are more than RLIMIT_NOFILE.
 pub fn wait_for(fds: &[(BorrowedFd<'_>, PollFlags)], limit: Option<u16>) -> Result<Vec<bool>> {
     let mut set: Vec<PollFd<'_>> = fds.iter().map(|(fd, events)| PollFd::new(*fd, *events)).collect();
     loop {
         match poll(&mut set, limit.map_or(PollTimeout::NONE, PollTimeout::from)) {
             Ok(_) => return Ok(set.iter().map(|p| p.revents().is_none_or(|r| !r.is_empty())).collect()),
             Err(Errno::EINTR) => {}
+            // The kernel's own memory, which comes back: no program is ended for that.
+            Err(Errno::ENOMEM) => std::thread::sleep(MOMENT),
             Err(e) => return Err(e),
         }
     }
@@ -181,7 +183,8 @@ pub fn told_to_end(fd: BorrowedFd<'_>, proc: &Proc) -> Result<Option<c_int>> {
     Ok(signals.read_signal()?.and_then(|info| c_int::try_from(info.ssi_signo).ok()))
 }
 
-/// How long a process may take to end once it has closed its files.
+/// How long a process may take to end once it has closed its files, and the kernel
+/// to have memory again.
 const MOMENT: Duration = Duration::from_millis(50);
 
 /// How long a child that has not become a program yet may go on when it is over,
@@ -274,7 +277,7 @@ pub fn linger(mask: &SigSet, other: Option<BorrowedFd<'_>>) -> Result<()> {
     fds.extend(other.map(|fd| (fd, PollFlags::POLLIN)));
     wait_for(&fds, None)?;
     // The first stage dies after us, then: `die_last`.
-    if !is_interrupted() {
+    if key().is_none() {
         leave();
     }
     Ok(())
@@ -312,11 +315,12 @@ pub fn be_patient(mask: &SigSet) -> Result<()> {
     KEYS.into_iter().fold(*mask, |mask, key| mask | key).thread_set_mask()
 }
 
-/// Whether one of them waits.
-fn is_interrupted() -> bool {
+/// The one that waits, if any; then it does no more.
+pub fn key() -> Option<c_int> {
     let keys: SigSet = KEYS.into_iter().collect();
     let waiting = SignalFd::with_flags(&keys, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
-    waiting.and_then(|waiting| waiting.read_signal()).is_ok_and(|signal| signal.is_some())
+    let info = waiting.and_then(|waiting| waiting.read_signal()).ok()??;
+    c_int::try_from(info.ssi_signo).ok()
 }
 
 /// Sends a signal to a child: whatever a kernel lacks or a filter refuses, none

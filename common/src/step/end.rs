@@ -291,14 +291,10 @@ impl Care {
         hands.child = None;
         match ended {
             Ended::Status(status) => hands.status = status,
-            Ended::Signal(signal) => {
-                if let Some(holder) = manner.holder {
-                    holder::tell_death(holder, signal);
-                }
-                hands.died = Some(signal);
-            }
+            Ended::Signal(signal) => hands.died = Some(signal),
         }
-        if manner.holder.is_some() {
+        if let Some(holder) = manner.holder {
+            holder::tell_end(holder, hands.died);
             mind::leave();
         }
         Ok(())
