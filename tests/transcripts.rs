@@ -33,7 +33,7 @@
 //! which of them is not here and since when Linux has it: what follows in the file builds on it, and
 //! is not run. `<!-- differs: CALL... -->` names those without which a file differs and nothing tells:
 //! what is said then goes where it is not compared, or another reason is as true; `all`: it sees
-//! the filter.
+//! the filter. None may crash.
 
 // The rules of the tools do not bind their tests: no tool starts threads or prints by itself.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, clippy::print_stderr)]
@@ -209,7 +209,9 @@ fn run_file(world: &World, path: &Path) -> io::Result<Outcome> {
         None => details.extend(left),
     }
     let may_differ = |name: &String| *name == world.without || name == "all";
-    if !world.without.is_empty() && script.differs.iter().any(may_differ) && !details.is_empty() {
+    let is_worse = |line: &String| ["panicked", "Segmentation"].iter().any(|what| line.contains(what));
+    let differs = !world.without.is_empty() && script.differs.iter().any(may_differ);
+    if differs && !details.is_empty() && !details.iter().any(is_worse) {
         println!("differs, as it says:");
         details.clear();
     }

@@ -805,12 +805,18 @@ fn statx(fd: BorrowedFd<'_>, wanted: c_uint, at: usize) -> Result<u64> {
     if word(0) & u64::from(wanted) == u64::from(wanted) { Ok(word(at)) } else { Err(Errno::ENOSYS) }
 }
 
-/// Device and inode of an open file, of which nobody is asked.
+/// Device and inode of an open file, in words that are only to be compared with
+/// another's: no file system is asked for them.
 ///
 /// # Errors
-/// Those of statx(2).
+/// Those of statx(2) and fstat(2).
 pub fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64)> {
-    Ok((statx(fd, 0, 0x88)?, statx(fd, 0x100, 0x20)?))
+    match statx(fd, 0, 0x88) {
+        Ok(device) => Ok((device, statx(fd, 0x100, 0x20)?)),
+        // Filters for system calls that are older than it refuse it in this way.
+        Err(Errno::ENOSYS) => nix::sys::stat::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)),
+        Err(e) => Err(e),
+    }
 }
 
 /// The number of the mount that an open file is on, as mountinfo has it
@@ -820,6 +826,11 @@ pub fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64)> {
 /// ENOSYS: an older kernel.
 pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
     statx(fd, 0x1000, 0x90)
+}
+
+/// Whether two open files are on the same mount; no, where that is not told.
+pub fn share_mount(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    mount_id(one).is_ok_and(|id| mount_id(other) == Ok(id))
 }
 
 /// The same as the number that is never used again (Linux 6.8).

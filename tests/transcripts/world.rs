@@ -138,11 +138,13 @@ impl World {
     }
 
     /// Whether, of what is wrong with a command, it says itself what is not here. Some transcripts
-    /// keep only the first line of a failure, which has no more than the errno.
+    /// keep only the first line of a failure, which has no more than the errno; a call that is named
+    /// is the one that is not here.
     pub(crate) fn says_what_is_gone(&self, told: &[String]) -> bool {
         let says =
             |line: &String| line.starts_with('+') && (line.contains("(ENOSYS)") || line.contains("since Linux "));
-        !self.without.is_empty() && told.iter().any(says)
+        let names_another = |line: &String| line.contains("not here: ") && !line.contains(&self.without);
+        !self.without.is_empty() && told.iter().any(says) && !told.iter().any(names_another)
     }
 
     /// A program as this user, with little in its environment, and in a session of its own so that

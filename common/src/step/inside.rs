@@ -254,7 +254,7 @@ fn not_made(act: &str, at: &OsStr, errno: Errno, parent: &OwnedFd, root: Borrowe
 /// to be mapped.
 fn fits_a_layer(parent: &OwnedFd, root: BorrowedFd<'_>) -> bool {
     let ours = || fstat(parent).is_ok_and(|stat| stat.st_uid == geteuid().as_raw());
-    sys::mount_id(root) == sys::mount_id(parent.as_fd()) && (sys::is_mount_root(parent.as_fd()) || ours())
+    sys::share_mount(root, parent.as_fd()) && (sys::is_mount_root(parent.as_fd()) || ours())
 }
 
 fn is_directory(fd: &OwnedFd) -> std::result::Result<bool, Errno> {
@@ -263,8 +263,8 @@ fn is_directory(fd: &OwnedFd) -> std::result::Result<bool, Errno> {
 
 /// A mount on the new root would be beneath what becomes `/`, unseen.
 fn apart(root: BorrowedFd<'_>, place: &OwnedFd) -> Done {
-    let same = || Ok::<bool, Errno>(sys::mount_id(root)? == sys::mount_id(place.as_fd())?);
-    if sys::is_mount_root(place.as_fd()) && same()? {
+    let same = sys::mount_id(root)? == sys::mount_id(place.as_fd())?;
+    if same && sys::is_mount_root(place.as_fd()) {
         Err(Failure::refused("mount on NEWROOT: that is the new root itself").into())
     } else {
         Ok(())
@@ -314,7 +314,7 @@ fn not_had(root: BorrowedFd<'_>, path: &OsStr, errno: Errno) -> Refusal {
         let because = Because::new(format!("{} (mode {mode:03o}) may not be searched", there(parent.as_os_str())));
         // What is mounted below the root may have another path outside, or none.
         let outside = readlinkat(AT_FDCWD, format!("/proc/self/fd/{}", found.as_raw_fd()).as_str()).ok();
-        let outside = outside.filter(|_| sys::mount_id(root) == sys::mount_id(found.as_fd()));
+        let outside = outside.filter(|_| sys::share_mount(root, found.as_fd()));
         Some(because.remedy_if(outside.map(|path| path::searchable(Path::new(&path), Some(stat.st_uid)))))
     };
     let reasons: [(Errno, &dyn Fn() -> Option<Because>); 3] =
