@@ -7,7 +7,7 @@ use common::cli::Args;
 use common::etc::{Etc, Locked};
 use common::fail::{Because, Errno, Failure, Result};
 use common::helper;
-use common::id::{Kind, Range};
+use common::id::{Kind, Range, without};
 use common::plan::Plan;
 use common::proc::Proc;
 use common::step::{end, file};
@@ -54,7 +54,9 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
         let kept = has(&request, &source);
         line(&mut said, kind, &request.user.name, kept.unwrap_or(place));
         if kept.is_none() {
-            added.push((kind, source, vec![place]));
+            // No map can have an id twice, and all his lines go into one.
+            let new = without(&[place], source.own());
+            added.push((kind, source, new));
         }
     }
     let mut notes = Vec::new();
