@@ -1,6 +1,7 @@
 //! What is wrong with the files, and with what reads them.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 
 use common::cli::Args;
@@ -42,7 +43,7 @@ pub(crate) fn check(args: &Args) -> Result<Outcome> {
     let mut findings = Findings(String::new());
     let users: Vec<User> = user::entries(&etc.text("passwd")).map(|entry| entry.user()).collect();
     for kind in kinds(args) {
-        let mut file = File::new(kind, etc.path(survey::name(kind)));
+        let mut file = File::new(kind, etc.path(survey::name(kind)), args.value("root"));
         file.look(&etc, &users, here.then_some(&proc))?;
         file.found.sort_by_key(|(line, ..)| *line);
         for (line, text, command) in file.found {
@@ -76,6 +77,8 @@ struct Owner {
 struct File {
     kind: Kind,
     path: String,
+    /// The option for the tree that it is of, if it is not this machine's.
+    root: String,
     grants: Vec<Numbered>,
     owners: Vec<Owner>,
     /// Line (0: the whole file), what is wrong, what mends it.
@@ -83,8 +86,9 @@ struct File {
 }
 
 impl File {
-    fn new(kind: Kind, path: String) -> File {
-        File { kind, path, grants: Vec::new(), owners: Vec::new(), found: Vec::new() }
+    fn new(kind: Kind, path: String, root: Option<OsString>) -> File {
+        let root = root.map_or_else(String::new, |dir| format!(" --root {}", quote(dir)));
+        File { kind, path, root, grants: Vec::new(), owners: Vec::new(), found: Vec::new() }
     }
 
     fn add(&mut self, line: u32, text: impl Into<String>, command: Option<String>) {
@@ -99,7 +103,7 @@ impl File {
     /// The command that takes `range` from the owner number `whose`.
     fn free(&self, whose: usize, range: Range) -> Option<String> {
         let owner = quote(&self.owners[whose].name);
-        Some(format!("sudo subid-alloc --free {owner} {}:{}", range.first, range.count))
+        Some(format!("sudo subid-alloc --free {owner} {}:{}{}", range.first, range.count, self.root))
     }
 
     /// Looks at everything; `proc` is there if it is about this machine.
@@ -190,7 +194,7 @@ impl File {
         let mut found = Vec::new();
         for owner in &self.owners {
             let (name, line) = (owner.name.as_str(), owner.line);
-            let free = format!("sudo subid-alloc --free {}", quote(name));
+            let free = format!("sudo subid-alloc --free {}{}", quote(name), self.root);
             if names.contains_key(name) || elsewhere.iter().any(|user| user.name == name) {
                 continue;
             }

@@ -24,7 +24,7 @@ pub(crate) fn free(args: &Args) -> Result<Outcome> {
         words.extend([user.name, user.uid.to_string()]);
     }
     let proc = Proc::open()?;
-    let locked = lock(args, &etc, &proc, &format!("--free {}", quote(&word)))?;
+    let locked = lock(args, &etc, &proc)?;
     let notes = locked.iter().flat_map(|locked| locked.cleared.clone()).collect();
     let change = file::Change::new(etc.clone(), locked);
     let (mut plan, mut names, mut said) = (Plan::default(), Vec::new(), String::new());

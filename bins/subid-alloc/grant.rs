@@ -18,7 +18,7 @@ use common::user::{self, User};
 use common::word::quote;
 
 use crate::survey::{self, Source};
-use crate::{CLI, etc, kinds, line, lock, owner};
+use crate::{CLI, again, etc, kinds, line, lock, owner};
 
 /// What is asked for.
 struct Request {
@@ -42,7 +42,7 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
         return Err(Failure::refused(format!("grant ids to {}", request.user)).because(Some(because)));
     }
     let proc = Proc::open()?;
-    let locked = lock(args, &etc, &proc, &words(args, &request))?;
+    let locked = lock(args, &etc, &proc)?;
     let owner = Owner::of(&request.user, &etc.text("passwd"));
     let mut taken = Taken::nothing(request.align);
     let sources = Source::read(&etc, &request.kinds, &owner, &mut taken)?;
@@ -68,22 +68,6 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Plan(plan(etc, locked, &request.user, added, notes, said)))
 }
 
-/// The command line that asks for the same.
-fn words(args: &Args, request: &Request) -> String {
-    let mut words = request.user.name.clone();
-    for option in ["root", "start", "align"] {
-        if let Some(value) = args.value(option) {
-            words.push_str(&format!(" --{option} {}", quote(value)));
-        }
-    }
-    for option in ["uids", "gids"] {
-        if args.flag(option) {
-            words.push_str(&format!(" --{option}"));
-        }
-    }
-    format!("{words} --count {}", request.count)
-}
-
 // ---- what is asked for ----
 
 fn request(args: &Args, etc: &Etc, user: User) -> Result<Request> {
@@ -101,8 +85,8 @@ fn request(args: &Args, etc: &Etc, user: User) -> Result<Request> {
     let count = args.number("count")?.unwrap_or(count);
     if count == 0 && args.value("count").is_none() {
         let because = Because::new("SUB_UID_COUNT or SUB_GID_COUNT is 0 in login.defs: nobody gets any by default");
-        let again = format!("sudo subid-alloc {} --count {BLOCK}", user.name);
-        return Err(Failure::refused("grant 0 ids").because(Some(because.remedy(again))));
+        let with_count = format!("{} --count {BLOCK}", again(args, &[]));
+        return Err(Failure::refused("grant 0 ids").because(Some(because.remedy(with_count))));
     }
     let wrong = || CLI.usage("ids go from 0 to 4294967294, and N is at least 1");
     let start = args.number("start")?;

@@ -31,6 +31,7 @@ use common::proc::Proc;
 use common::subid::{self, Grant, Grants};
 use common::tool::{Outcome, run};
 use common::user::{self, User};
+use common::word::quote;
 
 const CLI: Cli = Cli {
     name: "subid-alloc",
@@ -125,7 +126,7 @@ fn user_named(args: &Args, word: &str, etc: &Etc) -> Result<User> {
     let uid = common::id::one(word.as_bytes());
     let here = || user::entries(&passwd).find(|entry| entry.name == word.as_bytes() || uid == Some(entry.uid));
     let found = if args.value("root").is_some() { here().map(|entry| entry.user()) } else { user::named(word) };
-    found.ok_or_else(|| Failure::refused(format!("no user is called {}", common::word::quote(word))))
+    found.ok_or_else(|| Failure::refused(format!("no user is called {}", quote(word))))
 }
 
 /// The user that the first operand names, if there is one.
@@ -134,15 +135,31 @@ fn owner(args: &Args, etc: &Etc) -> Result<Option<User>> {
     word.map(|word| user_named(args, &word, etc)).transpose()
 }
 
+/// The same command line again, as root, without the options `but`.
+fn again(args: &Args, but: &[&str]) -> String {
+    let deed = DEEDS.into_iter().map(|(option, _)| option).find(|option| args.flag(option));
+    let mut words = vec!["sudo subid-alloc".to_owned()];
+    words.extend(deed.filter(|deed| !but.contains(deed)).map(|deed| format!("--{deed}")));
+    words.extend(args.operands.iter().map(quote));
+    let others = CLI.options.iter().copied().flatten().filter(|opt| Some(opt.long) != deed);
+    for opt in others.filter(|opt| args.flag(opt.long) && !but.contains(&opt.long)) {
+        if opt.value.is_empty() {
+            words.push(format!("--{}", opt.long));
+        }
+        words.extend(args.values(opt.long).iter().map(|value| format!("--{} {}", opt.long, quote(value))));
+    }
+    words.join(" ")
+}
+
 /// The lock for a change; a dry run does without, since it leaves files in /etc
-/// for a moment. `words` is what was asked for, to be asked again as root.
-fn lock(args: &Args, etc: &Rc<Etc>, proc: &Proc, words: &str) -> Result<Option<Locked>> {
+/// for a moment.
+fn lock(args: &Args, etc: &Rc<Etc>, proc: &Proc) -> Result<Option<Locked>> {
     if args.dry() {
         return Ok(None);
     }
     let patience = Duration::from_secs(args.number("wait")?.unwrap_or(PATIENCE));
     let names = Kind::BOTH.map(survey::name);
-    Locked::take(etc, &names, patience, proc, &format!("sudo subid-alloc {words}")).map(Some)
+    Locked::take(etc, &names, patience, proc, &again(args, &[])).map(Some)
 }
 
 /// A grant as it is printed: kind, owner, start, count.

@@ -15,7 +15,7 @@ use common::tool::Outcome;
 use common::word::quote;
 
 use crate::survey::Source;
-use crate::{CLI, etc, grant, kinds, line, lock, owner};
+use crate::{CLI, again, etc, grant, kinds, line, lock, owner};
 
 /// Root of this user namespace: a sub-id of that number would be it.
 const ROOT: Range = Range { first: 0, count: 1 };
@@ -28,10 +28,10 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
     let proc = Proc::open()?;
     if proc.in_initial()? {
         let because = Because::new("this is the initial user namespace, where every id is mapped")
-            .remedy(format!("sudo subid-alloc {}", user.name));
+            .remedy(again(args, &["nested", "exclude"]));
         return Err(Failure::usage("--nested").because(Some(because)));
     }
-    let locked = lock(args, &etc, &proc, &format!("--nested {}", user.name))?;
+    let locked = lock(args, &etc, &proc)?;
     let owner = Owner::of(&user, &etc.text("passwd"));
     let (mut added, mut said) = (Vec::new(), String::new());
     for kind in kinds(args) {
