@@ -50,7 +50,7 @@ pub(crate) fn check(args: &Args) -> Result<Outcome> {
             let at = if line == 0 { file.path.clone() } else { format!("{}:{line}", file.path) };
             findings.add(&at, &text, command);
         }
-        left_behind(&etc, kind, &proc, &mut findings);
+        left_behind(&etc, kind, &mut findings);
     }
     name_service(&etc, here, &mut findings);
     if here {
@@ -320,12 +320,12 @@ fn known_elsewhere(names: &[&str]) -> Result<Vec<User>> {
 // ---- beside the files ----
 
 /// Locks and temporary files of processes that are gone.
-fn left_behind(etc: &Etc, kind: Kind, proc: &Proc, findings: &mut Findings) {
+fn left_behind(etc: &Etc, kind: Kind, findings: &mut Findings) {
     let name = survey::name(kind);
     let lock = format!("{name}.lock");
     let remove = |file: &str| Some(format!("sudo rm {}", etc.path(file)));
     let is_there = etc.stat(&lock).is_ok();
-    if let Some(pid) = stale(etc, &lock, proc) {
+    if let Some(pid) = stale(etc, &lock) {
         findings.add(&etc.path(&lock), &format!("left by process {pid}, which is gone"), remove(&lock));
     } else if is_there && lock_pid(etc, &lock).is_none() {
         let text = "names no process: nobody can change the file as long as it is there";

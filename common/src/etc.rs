@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open, openat, renameat};
 use nix::libc;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, linkat, unlinkat};
+use nix::unistd::{Gid, Pid, Uid, UnlinkatFlags, fchown, linkat, unlinkat};
 
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::proc::{Proc, read_all};
@@ -163,7 +163,7 @@ impl Locked {
         let mut locked = Locked { etc: etc.clone(), _password: password, links: Vec::new(), mask, cleared: Vec::new() };
         for name in names {
             locked.link(name, end, proc)?;
-            locked.sweep(name, proc);
+            locked.sweep(name);
         }
         Ok(locked)
     }
@@ -185,7 +185,7 @@ impl Locked {
                     Err(Errno::EEXIST) => {}
                     other => return other,
                 }
-                if let Some(pid) = stale(&etc, &lock, proc) {
+                if let Some(pid) = stale(&etc, &lock) {
                     // Safe only because .pwd.lock is ours: two stealers would race.
                     etc.remove(&lock)?;
                     self.cleared.push(format!("{} was left by process {pid}, which is gone", etc.path(&lock)));
@@ -204,11 +204,10 @@ impl Locked {
 
     /// Removes what killed runs have left: the temporary file, whose name nobody
     /// else uses, and the half of a lock that names a process by its own name.
-    fn sweep(&mut self, name: &str, proc: &Proc) {
+    fn sweep(&mut self, name: &str) {
         let is_left = |left: &str| {
             let end = left.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
-            let pid = end.and_then(|end| crate::id::number(end.as_bytes()));
-            left == temporary(name) || pid.is_some_and(|pid| proc.status(&pid.to_string()).is_none())
+            left == temporary(name) || end.and_then(|end| process(end.as_bytes())).is_some_and(is_gone)
         };
         for left in self.etc.names().into_iter().filter(|left| is_left(left)) {
             if self.etc.remove(&left).is_ok() {
@@ -260,16 +259,25 @@ fn holder_of(fd: &OwnedFd, proc: &Proc) -> Option<Because> {
         .then(|| Because::new(format!("process {} ({}) has it", lock.l_pid, proc.name(&lock.l_pid.to_string()))))
 }
 
-/// The number that a lock file holds.
-pub fn lock_pid(etc: &Etc, lock: &str) -> Option<u64> {
+/// The process that a lock file names.
+pub fn lock_pid(etc: &Etc, lock: &str) -> Option<i32> {
     let bytes = read_all(etc.at(lock, OFlag::O_RDONLY, 0).ok()?, 4096).ok()?;
-    crate::id::number(bytes.strip_suffix(b"\0").unwrap_or(&bytes)).filter(|pid| *pid > 0)
+    process(bytes.strip_suffix(b"\0").unwrap_or(&bytes))
+}
+
+fn process(digits: &[u8]) -> Option<i32> {
+    crate::id::number(digits).and_then(|number| i32::try_from(number).ok()).filter(|pid| *pid > 0)
 }
 
 /// The process that left a lock, if that does not exist any more. A lock that
 /// names none is an administrator's to judge, as for shadow.
-pub fn stale(etc: &Etc, lock: &str, proc: &Proc) -> Option<u64> {
-    lock_pid(etc, lock).filter(|pid| proc.status(&pid.to_string()).is_none())
+pub fn stale(etc: &Etc, lock: &str) -> Option<i32> {
+    lock_pid(etc, lock).filter(|pid| is_gone(*pid))
+}
+
+/// Whether there is no such process: /proc may hide one that there is (hidepid).
+fn is_gone(pid: i32) -> bool {
+    kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
 }
 
 fn locker(etc: &Etc, lock: &str, proc: &Proc) -> Option<Because> {
