@@ -123,7 +123,7 @@ pub(crate) fn umount(args: &Args, proc: &Proc) -> Result<Outcome> {
     }
     let mut plan = Plan::default();
     for mount in below.into_iter().rev().chain([mount]) {
-        plan.push(tree::Effect::Unmount(mount.point.into(), mount.id, false));
+        plan.push(tree::Effect::Unmount(mount.point.into(), mount.id));
     }
     Ok(Outcome::Plan(plan))
 }

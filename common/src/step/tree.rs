@@ -10,9 +10,10 @@
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::rc::Rc;
 
-use nix::fcntl::{AT_FDCWD, OFlag, open};
+use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
 use nix::libc;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
@@ -61,9 +62,8 @@ pub enum Effect {
     CopyParked(bool),
     /// Leave the tree open as descriptor N for the program that follows.
     Hand(Rc<OwnedFd>, RawFd),
-    /// Take a mount away: its path, its number in mountinfo, and whether those
-    /// who use it may keep it.
-    Unmount(OsString, u64, bool),
+    /// Take a mount away: its path, and its number in mountinfo.
+    Unmount(OsString, u64),
 }
 
 /// Where a tree is attached.
@@ -115,9 +115,7 @@ impl Effect {
             Effect::Park => "move_mount tree on a new tmpfs of this namespace".into(),
             Effect::CopyParked(recursive) => format!("open_tree of it OPEN_TREE_CLONE{}", below(*recursive)),
             Effect::Hand(_, n) => format!("dup2 tree {n}"),
-            Effect::Unmount(path, _, lazily) => {
-                format!("umount {}{}", quote(path), if *lazily { " MNT_DETACH" } else { "" })
-            }
+            Effect::Unmount(path, _) => format!("umount {}", quote(path)),
         }
     }
 
@@ -196,10 +194,7 @@ impl Effect {
                 Ok(())
             }
             Effect::Hand(_, n) => Ok(sys::place(hands.get(TREE)?, *n)?),
-            Effect::Unmount(path, _, lazily) => {
-                let flags = if *lazily { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-                Ok(umount2(path.as_os_str(), flags)?)
-            }
+            Effect::Unmount(path, id) => self.unmount(Path::new(path), *id),
         }
     }
 
@@ -219,7 +214,7 @@ impl Effect {
             }
             Effect::Attach(_, at) if errno == Errno::EINVAL => attach_refused(at, facts),
             Effect::Unmount(..) if errno == Errno::EPERM => facts.may_not_mount(),
-            Effect::Unmount(_, id, _) if errno == Errno::EBUSY => busy(*id, facts),
+            Effect::Unmount(_, id) if errno == Errno::EBUSY => busy(*id, facts),
             Effect::Copy(..)
             | Effect::CopyMapped(..)
             | Effect::Set { .. }
@@ -231,6 +226,21 @@ impl Effect {
             | Effect::Hand(..)
             | Effect::Unmount(..) => None,
         }
+    }
+
+    /// umount(2) takes a path and no descriptor, and another may own a directory on the way: what is
+    /// there is looked at and taken away from within the same parent.
+    fn unmount(&self, path: &Path, id: u64) -> Done {
+        let parent = path.parent().unwrap_or(path);
+        let name = path.file_name().unwrap_or(OsStr::new("."));
+        fchdir(open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)?;
+        // An open descriptor would keep it busy.
+        let there = openat(AT_FDCWD, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+            .and_then(|fd| sys::mount_id(fd.as_fd()))?;
+        if there != id {
+            return Err(Failure::refused(format!("{}: it is another mount by now", self.act())).into());
+        }
+        Ok(umount2(name, MntFlags::UMOUNT_NOFOLLOW)?)
     }
 }
 
