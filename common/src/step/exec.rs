@@ -164,9 +164,9 @@ fn is_foreign(facts: &Facts<'_>, fd: &OwnedFd) -> Option<bool> {
 }
 
 /// The same file once more, from its beginning: one that was opened with O_PATH
-/// cannot be read.
+/// cannot be read. By now it may be a FIFO, whose writer is not waited for.
 fn open_again(facts: &Facts<'_>, fd: &OwnedFd) -> Option<OwnedFd> {
-    facts.proc.open_at(&format!("self/fd/{}", fd.as_raw_fd()), OFlag::O_RDONLY).ok()
+    facts.proc.open_at(&format!("self/fd/{}", fd.as_raw_fd()), OFlag::O_RDONLY | OFlag::O_NONBLOCK).ok()
 }
 
 /// The interpreter that a program names: behind `#!`, or in the PT_INTERP
