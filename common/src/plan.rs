@@ -148,7 +148,8 @@ struct Seen<'a> {
 fn failure(steps: &[Step], at: usize, refusal: Refusal, seen: &Seen<'_>) -> Failure {
     let Some(step) = steps.get(at) else { return Failure::refused("the child died before it began") };
     let (root, cwd) = (seen.places.first(), seen.places.get(1));
-    step.failure(refusal, &Facts { proc: seen.proc, who: seen.who, child: seen.child, root, cwd })
+    let other_path = seen.who != "self" && steps[..at].iter().any(|step| step.sets_path);
+    step.failure(refusal, &Facts { proc: seen.proc, who: seen.who, child: seen.child, root, cwd, other_path })
 }
 
 /// The root and the working directory of this process, for whoever looks for

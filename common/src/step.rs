@@ -138,6 +138,8 @@ pub struct Facts<'a> {
     pub root: Option<&'a OwnedFd>,
     /// Its working directory.
     pub cwd: Option<&'a OwnedFd>,
+    /// Whether its PATH may be another than that of the process that looks.
+    pub other_path: bool,
 }
 
 impl Facts<'_> {
@@ -187,6 +189,8 @@ pub struct Step {
     pub says: Option<Rc<dyn Fn() -> Vec<u8>>>,
     /// Whether a child waits here for its parent's word.
     pub waits: bool,
+    /// Whether PATH may be another after it.
+    pub sets_path: bool,
     /// What a refusal means for the exit status.
     pub exit: fn(Errno) -> Exit,
     /// How it is done.
@@ -211,6 +215,7 @@ impl Step {
             inner: None,
             says: None,
             waits: false,
+            sets_path: false,
             exit: |_| Exit::Refused,
             perform: Box::new(perform),
             because: Box::new(|_, _| None),

@@ -70,6 +70,9 @@ fn start<'a>(path: &[u8], facts: &Facts<'a>) -> Option<&'a OwnedFd> {
 
 /// The same for a program that was looked for in the directories of PATH.
 fn not_in_path(program: &[u8], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    if facts.other_path {
+        return None;
+    }
     let path = searched();
     let mut closed = None;
     for dir in path.as_bytes().split(|b| *b == b':') {
