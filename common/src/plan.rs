@@ -58,8 +58,8 @@ impl Plan {
     /// Does everything, in order, and answers the exit status.
     ///
     /// # Errors
-    /// The first step that was refused; those before it stay done, but no
-    /// child is left.
+    /// The first step that was refused; no child is left, and what `undo` is
+    /// told of is undone.
     pub fn perform(&self, hands: &mut Hands, proc: &Proc) -> Result<u8> {
         let Err((at, refusal)) = run(&self.steps, hands) else {
             return Ok(hands.died.map_or(hands.status, |signal| mind::die_of(signal, &hands.mask)));
@@ -75,10 +75,7 @@ impl Plan {
             mind::end(&child);
         }
         hands.undo.drain(..).rev().for_each(|undo| undo());
-        if let Some(signal) = hands.died {
-            mind::die_of(signal, &hands.mask);
-        }
-        Err(failure)
+        hands.died.map_or(Err(failure), |signal| Ok(mind::die_of(signal, &hands.mask)))
     }
 
     /// Performs a plan that leaves nothing here, since it forks at once, and

@@ -225,7 +225,7 @@ impl Effect {
         }
     }
 
-    fn perform(&self, hands: &Hands) -> Done {
+    fn perform(&self, hands: &mut Hands) -> Done {
         match self {
             Effect::Setgroups(whose, allow) => {
                 let text = if *allow { "allow" } else { "deny" };
@@ -276,7 +276,7 @@ fn by_helper(target: &Target, kind: Kind, map: &Map) -> Done {
     Ok(newuidmap::run(target, kind, map, reason)?)
 }
 
-fn await_maps(reader: Option<RawFd>, hands: &Hands) -> Done {
+fn await_maps(reader: Option<RawFd>, hands: &mut Hands) -> Done {
     let proc = Proc::open()?;
     let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
     let who = child.who(&proc)?;
@@ -288,8 +288,8 @@ fn await_maps(reader: Option<RawFd>, hands: &Hands) -> Done {
         Waited::Unread => Failure::refused(act)
             .because(Some(Because::new("nobody reads its record any more, and the maps are not written"))),
         Waited::Signal(number) => {
-            mind::end(child);
-            sys::exit_now(mind::die_of(number, &hands.mask))
+            hands.died = Some(number);
+            Failure::told_elsewhere()
         }
     };
     Err(failure.into())
