@@ -41,7 +41,7 @@ pub(crate) fn check(args: &Args) -> Result<Outcome> {
     let here = args.value("root").is_none();
     let proc = Proc::open()?;
     let mut findings = Findings(String::new());
-    let users: Vec<User> = user::entries(&etc.text("passwd")).map(|entry| entry.user()).collect();
+    let users: Vec<User> = user::entries(&etc.text("passwd")?).map(|entry| entry.user()).collect();
     for kind in kinds(args) {
         let mut file = File::new(kind, etc.path(survey::name(kind)), args.value("root"));
         file.look(&etc, &users, here.then_some(&proc))?;
@@ -52,7 +52,7 @@ pub(crate) fn check(args: &Args) -> Result<Outcome> {
         }
         left_behind(&etc, kind, &mut findings);
     }
-    name_service(&etc, here, &mut findings);
+    name_service(&etc, here, &mut findings)?;
     if here {
         helpers(&mut findings);
     }
@@ -237,7 +237,7 @@ impl File {
     /// Ids of users and groups: whoever has been granted one is that user.
     fn real_ids(&mut self, etc: &Etc, users: &[User], here: bool) -> Result<()> {
         let database = if self.kind == Kind::Uid { "passwd" } else { "group" };
-        let mut text = etc.text(database);
+        let mut text = etc.text(database)?;
         if let Some(program) = helper::find("getent").filter(|_| here) {
             text.extend(helper::run(&program, &[database]).map_err(|e| Failure::os("run getent", e))?.output);
         }
@@ -348,8 +348,8 @@ fn left_behind(etc: &Etc, kind: Kind, findings: &mut Findings) {
 
 /// The `subid:` lines of nsswitch.conf, which shadow reads by itself and in its
 /// own way.
-fn name_service(etc: &Etc, here: bool, findings: &mut Findings) {
-    let text = String::from_utf8_lossy(&etc.text("nsswitch.conf")).into_owned();
+fn name_service(etc: &Etc, here: bool, findings: &mut Findings) -> Result<()> {
+    let text = String::from_utf8_lossy(&etc.text("nsswitch.conf")?).into_owned();
     let path = etc.path("nsswitch.conf");
     let mut first = None;
     for (number, line) in (1..).zip(text.lines()) {
@@ -391,6 +391,7 @@ fn name_service(etc: &Etc, here: bool, findings: &mut Findings) {
             }
         }
     }
+    Ok(())
 }
 
 /// Whether newuidmap and newgidmap can do what they are for.

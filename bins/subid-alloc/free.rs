@@ -20,7 +20,7 @@ pub(crate) fn free(args: &Args) -> Result<Outcome> {
     let only = args.operands.get(1).map(|word| range(&word.to_string_lossy())).transpose()?;
     // Lines by name and by uid; not those of another name with that uid.
     let mut words = vec![word.clone()];
-    if let Ok(user) = user_named(args, &word, &etc) {
+    if let Some(user) = user_named(args, &word, &etc)? {
         words.extend([user.name, user.uid.to_string()]);
     }
     let proc = Proc::open()?;

@@ -34,7 +34,7 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
     let etc = etc(args)?;
     let user = owner(args, &etc)?.ok_or_else(|| CLI.usage("which OWNER?"))?;
     let request = request(args, &etc, user)?;
-    let nsswitch = String::from_utf8_lossy(&etc.text("nsswitch.conf")).into_owned();
+    let nsswitch = String::from_utf8_lossy(&etc.text("nsswitch.conf")?).into_owned();
     if let Some(name) = subid::provider(&nsswitch) {
         let path = etc.path("nsswitch.conf");
         let because =
@@ -43,7 +43,7 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
     }
     let proc = Proc::open()?;
     let locked = lock(args, &etc, &proc)?;
-    let owner = Owner::of(&request.user, &etc.text("passwd"));
+    let owner = Owner::of(&request.user, &etc.text("passwd")?);
     let mut taken = Taken::nothing(request.align);
     let sources = Source::read(&etc, &request.kinds, &owner, &mut taken)?;
     sources.iter().flat_map(|(_, source)| source.own()).for_each(|range| taken.add(*range));
@@ -71,7 +71,7 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
 // ---- what is asked for ----
 
 fn request(args: &Args, etc: &Etc, user: User) -> Result<Request> {
-    let defs = Defs::parse(&etc.text("login.defs"));
+    let defs = Defs::parse(&etc.text("login.defs")?);
     let kinds = kinds(args);
     let (mut pool, mut count) = (POOL, u64::from(BLOCK));
     for kind in &kinds {
@@ -238,7 +238,7 @@ impl Known {
     fn of(args: &Args, etc: &Etc) -> Result<Known> {
         let mut known = Known(BTreeMap::new());
         for file in ["passwd", "group"] {
-            known.add(&etc.text(file));
+            known.add(&etc.text(file)?);
             if args.value("root").is_none() {
                 known.add(&getent(&[file])?);
             }

@@ -121,18 +121,21 @@ fn etc(args: &Args) -> Result<Rc<Etc>> {
 }
 
 /// The user that an operand names: in the tree of --root, by its passwd alone.
-fn user_named(args: &Args, word: &str, etc: &Etc) -> Result<User> {
-    let passwd = etc.text("passwd");
+fn user_named(args: &Args, word: &str, etc: &Etc) -> Result<Option<User>> {
+    if args.value("root").is_none() {
+        return Ok(user::named(word));
+    }
     let uid = common::id::one(word.as_bytes());
-    let here = || user::entries(&passwd).find(|entry| entry.name == word.as_bytes() || uid == Some(entry.uid));
-    let found = if args.value("root").is_some() { here().map(|entry| entry.user()) } else { user::named(word) };
-    found.ok_or_else(|| Failure::refused(format!("no user is called {}", quote(word))))
+    let passwd = etc.text("passwd")?;
+    let found = user::entries(&passwd).find(|entry| entry.name == word.as_bytes() || uid == Some(entry.uid));
+    Ok(found.map(|entry| entry.user()))
 }
 
 /// The user that the first operand names, if there is one.
 fn owner(args: &Args, etc: &Etc) -> Result<Option<User>> {
-    let word = args.operands.first().map(|word| word.to_string_lossy().into_owned());
-    word.map(|word| user_named(args, &word, etc)).transpose()
+    let Some(word) = args.operands.first().map(|word| word.to_string_lossy()) else { return Ok(None) };
+    let unknown = || Failure::refused(format!("no user is called {}", quote(&*word)));
+    user_named(args, &word, etc)?.ok_or_else(unknown).map(Some)
 }
 
 /// The same command line again, as root, without the options `but`.

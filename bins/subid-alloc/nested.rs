@@ -32,7 +32,7 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
         return Err(Failure::usage("--nested").because(Some(because)));
     }
     let locked = lock(args, &etc, &proc)?;
-    let owner = Owner::of(&user, &etc.text("passwd"));
+    let owner = Owner::of(&user, &etc.text("passwd")?);
     let (mut added, mut said) = (Vec::new(), String::new());
     for kind in kinds(args) {
         let mut others = Taken::nothing(1);

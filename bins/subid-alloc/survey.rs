@@ -69,7 +69,7 @@ impl Source {
 
 /// What `user` has been granted of `kind` by the file in `etc`.
 pub(crate) fn granted(user: &User, kind: Kind, etc: &Etc) -> Result<Vec<Range>> {
-    let owner = Owner::of(user, &etc.text("passwd"));
+    let owner = Owner::of(user, &etc.text("passwd")?);
     let Some(file) = etc.file(name(kind))? else { return Ok(Vec::new()) };
     owner.granted_in(&file.file).map_err(|e| Failure::os(format!("read {}", etc.path(name(kind))), e))
 }

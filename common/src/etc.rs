@@ -3,7 +3,8 @@
 //! replaced whole: subuid(5), lckpwdf(3), rename(2).
 //!
 //! The directory is opened once; whatever happens in it happens through that
-//! descriptor, and no link in it is followed.
+//! descriptor, and no link in it is followed. Other files of the tree are read
+//! through its root.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -40,6 +41,8 @@ fn state(stat: &FileStat) -> State {
 /// An open directory of administrator's files.
 pub struct Etc {
     dir: OwnedFd,
+    /// The tree that it is of; None: this machine's.
+    root: Option<OwnedFd>,
     shown: PathBuf,
 }
 
@@ -53,13 +56,13 @@ impl Etc {
     pub fn open(root: Option<&Path>) -> Result<Etc> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let shown = root.unwrap_or(Path::new("/")).join("etc");
-        let opened = match root {
+        let said = |e| Failure::os(format!("open {}", shown.display()), e);
+        let root = root.map(|root| open(root, flags | OFlag::O_PATH, Mode::empty())).transpose().map_err(said)?;
+        let dir = match &root {
             None => open("/etc", flags, Mode::empty()),
-            Some(root) => open(root, flags | OFlag::O_PATH, Mode::empty())
-                .and_then(|root| sys::open_in_root(root.as_fd(), c"etc", flags.bits(), 0)),
+            Some(root) => sys::open_in_root(root.as_fd(), c"etc", flags.bits(), 0),
         };
-        let dir = opened.map_err(|e| Failure::os(format!("open {}", shown.display()), e))?;
-        Ok(Etc { dir, shown })
+        Ok(Etc { dir: dir.map_err(said)?, root, shown })
     }
 
     /// The path of the file `name` in it, for messages.
@@ -100,11 +103,30 @@ impl Etc {
         })
     }
 
-    /// The bytes of the file `name`, which others may replace by a link:
-    /// passwd, group, login.defs. Empty where it cannot be read.
-    pub fn text(&self, name: &str) -> Vec<u8> {
-        let opened = openat(&self.dir, name, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty());
-        opened.and_then(|fd| read_all(fd, usize::MAX)).unwrap_or_default()
+    /// The bytes of the file `name`, which others may replace by a link: passwd,
+    /// group, login.defs, nsswitch.conf. None of them: it is missing.
+    ///
+    /// # Errors
+    /// Those of open(2) and read(2); it is no regular file, or larger than 256
+    /// MiB.
+    pub fn text(&self, name: &str) -> Result<Vec<u8>> {
+        let said = |e| Failure::os(format!("read {}", self.path(name)), e);
+        let open = |flags: OFlag| match &self.root {
+            None => openat(&self.dir, name, flags | OFlag::O_CLOEXEC, Mode::empty()),
+            Some(root) => {
+                let path = CString::new(format!("etc/{name}")).map_err(|_| Errno::EINVAL)?;
+                sys::open_in_root(root.as_fd(), &path, flags.bits(), 0)
+            }
+        };
+        // Looked at before it is opened: a device might do anything.
+        let place = match open(OFlag::O_PATH) {
+            Err(Errno::ENOENT) => return Ok(Vec::new()),
+            place => place.map_err(said)?,
+        };
+        if fstat(&place).map_err(said)?.st_mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(Failure::refused(format!("read {}: it is no regular file", self.path(name))));
+        }
+        open(OFlag::O_RDONLY | OFlag::O_NONBLOCK).and_then(|fd| read_all(fd, 1 << 28)).map_err(said)
     }
 
     /// The names of all files in it.
