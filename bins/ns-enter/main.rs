@@ -304,6 +304,8 @@ fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>)
     if !args.flag("try") {
         return Ok((kinds, Vec::new()));
     }
+    let is_out =
+        |failure: &Failure| !failure.has_because() && failure.errno().is_some_and(|errno| OUT_OF.contains(&errno));
     let refused = |kinds: &[Kind]| {
         let mut inside = Plan::default();
         inside.push(own::Effect::Undumpable);
@@ -319,7 +321,7 @@ fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>)
     for kind in kinds {
         let with: Vec<Kind> = user.iter().copied().chain([kind]).collect();
         match refused(&with) {
-            Some(failure) if failure.errno().is_some_and(|errno| OUT_OF.contains(&errno)) => return Err(failure),
+            Some(failure) if is_out(&failure) => return Err(failure),
             Some(failure) => left_out.push(failure),
             None => {
                 possible.push(kind);

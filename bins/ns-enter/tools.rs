@@ -37,6 +37,9 @@ pub(crate) enum Brought {
 pub(crate) fn read(args: &Args, proc: &Proc, target: &Target, kinds: &[Kind]) -> Result<Option<Brought>> {
     let words = args.values("tools");
     if args.flag("etc") {
+        if !words.is_empty() {
+            return Err(CLI.usage("--etc or --tools: the one is in our mounts, the other in the target's"));
+        }
         if kinds.contains(&Kind::Mnt) || !kinds.contains(&Kind::Net) {
             return Err(CLI.usage("--etc is for a network namespace without its mounts: -n"));
         }

@@ -237,10 +237,10 @@ impl Process {
                 writeln!(text, "  {:<7} {:<11} {}{shared:<15} {owner}", space.kind.link(), space.inode, id(&number));
         }
         let _ = writeln!(text, "\n  user namespaces, from the inside out");
-        for level in &self.levels {
+        for (at, level) in self.levels.iter().enumerate() {
             let owner = format!(" owned by {}", names.user(level.owner));
             let initial = if level.inode == INITIAL_USER { ", the initial one" } else { &owner };
-            let ours = if level.maps.uid.first().is_some_and(|e| e.count == u32::MAX) { ", ours" } else { "" };
+            let ours = if at + 1 == self.levels.len() { ", ours" } else { "" };
             let _ = writeln!(text, "  user:[{}]{initial}{ours}", level.inode);
         }
     }

@@ -366,10 +366,10 @@ impl Args {
         self.flag("dry-run")
     }
 
-    /// Whether an operand is `-`, or what `--into` or `--like` names: this is a
-    /// stage of a pipeline.
+    /// Whether an operand is `-`, or what `--into`, `--like` or `--target` names: this
+    /// is a stage of a pipeline.
     pub fn piped(&self) -> bool {
-        let named = ["into", "like"].iter().any(|option| self.value(option).is_some_and(|v| v == "-"));
+        let named = ["into", "like", "target"].iter().any(|option| self.value(option).is_some_and(|v| v == "-"));
         named || self.operands.iter().any(|o| o == "-")
     }
 }

@@ -42,8 +42,8 @@ pub fn all(proc: &Proc) -> Vec<Feature> {
             "6.12",
             next.is_some_and(|next| !matches!(next, Err(Errno::ENOTTY | Errno::EINVAL))),
         ),
-        list("a process can be opened by its inode", "6.14", inode.is_some_and(|i| sys::pidfd_by_inode(i).is_ok())),
         list("a mount copied and idmapped in one call (open_tree_attr)", "6.15", sys::has_open_tree_attr()),
+        list("a process can be opened by its inode", "6.17", inode.is_some_and(|i| sys::pidfd_by_inode(i).is_ok())),
         list("namespaces have a number that no other ever gets (NS_GET_ID)", "6.18", id.is_some()),
         list(
             "a namespace can be opened by number, kind and inode",

@@ -88,21 +88,13 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
         sys::Fork::Parent(pid, fd) => (pid, fd, Instant::now() + Duration::from_millis(DEADLINE)),
     };
     drop((theirs, fails));
-    let mut output = Vec::new();
-    let mut piece = [0; 4096];
-    let outcome = loop {
-        let left = u16::try_from(end.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u16::MAX);
-        if left == 0 || !mind::ready_within(ours.as_fd(), left)? {
-            let _ = sys::signal_child(pid, nix::libc::SIGKILL);
-            break Err(Errno::ETIMEDOUT);
-        }
-        match nix::unistd::read(&ours, &mut piece) {
-            Ok(0) => break Ok(()),
-            Ok(n) => output.extend_from_slice(&piece[..n]),
-            Err(Errno::EINTR) => {}
-            Err(e) => break Err(e),
-        }
-    };
+    // It may close its output, and go on.
+    let ends =
+        |output| if mind::ready_within(pid_fd.as_fd(), mind::left(end))? { Ok(output) } else { Err(Errno::ETIMEDOUT) };
+    let outcome = mind::read_until(ours.as_fd(), end).and_then(ends);
+    if outcome.is_err() {
+        let _ = sys::signal_child(pid, nix::libc::SIGKILL);
+    }
     let status = loop {
         match waitid(Id::PIDFd(pid_fd.as_fd()), WaitPidFlag::WEXITED) {
             Err(Errno::EINTR) => {}
@@ -111,7 +103,7 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
             Ok(_) | Err(_) => break 1,
         }
     };
-    outcome?;
+    let output = outcome?;
     let mut error = [0; 4];
     match nix::unistd::read(&failed, &mut error) {
         Ok(4) => Err(Errno::from_raw(i32::from_ne_bytes(error))),

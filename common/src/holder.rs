@@ -17,12 +17,13 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc::{self, c_int};
 use nix::poll::PollFlags;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{Shutdown, SockType, getsockopt, shutdown, sockopt};
 use nix::sys::stat::Mode;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{chdir, getpid, setsid, write};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::{chdir, getpid, setsid};
 
 use crate::lease::Lease;
 use crate::mind::{self, Child};
@@ -104,13 +105,17 @@ impl Life {
 /// # Errors
 /// Those of poll(2).
 pub fn linger(mask: &SigSet, child: &Child, life: &Life, note: &dyn Fn() -> String) -> Result<()> {
-    let over = wait_over(mask, child, life, note);
     let mut said = None;
+    let over = wait_over(mask, child, life, note, &mut said);
     if let Some(parent) = &life.parent {
         // It ends its pid namespace first, which we cannot wait for ourselves.
         let _ = shutdown(parent.as_raw_fd(), Shutdown::Write);
         let _ = mind::ready_within(child.fd.as_fd(), PATIENCE);
-        said = last_word(parent.as_fd());
+        while mind::ready_within(parent.as_fd(), 0) == Ok(true)
+            && let Ok(Some(byte)) = mind::heard(parent.as_fd())
+        {
+            said = word(byte).or(said);
+        }
     }
     mind::end(child);
     let signal = match said {
@@ -126,22 +131,20 @@ pub fn linger(mask: &SigSet, child: &Child, life: &Life, note: &dyn Fn() -> Stri
     over
 }
 
-/// What a holder that has gone had heard of the program's end, if anything: the
-/// signal that it died of, or ENDED.
-fn last_word(parent: BorrowedFd<'_>) -> Option<u8> {
-    let mut byte = [0; 1];
-    let mut said = None;
-    while mind::ready_within(parent, 0) == Ok(true) && nix::unistd::read(parent, &mut byte) == Ok(1) {
-        said = match byte[0] {
-            HERE | NOT_YET | BESIDE => said,
-            ENDED => said.or(Some(ENDED)),
-            signal => Some(signal),
-        };
-    }
-    said
+/// What a byte from the holder says of a program's end: the signal that it died of,
+/// or ENDED.
+fn word(byte: u8) -> Option<u8> {
+    Some(byte).filter(|byte| ![HERE, NOT_YET, BESIDE].contains(byte))
 }
 
-fn wait_over(mask: &SigSet, child: &Child, life: &Life, note: &dyn Fn() -> String) -> Result<()> {
+/// Reads all that the holder says, which would wait for room otherwise.
+fn wait_over(
+    mask: &SigSet,
+    child: &Child,
+    life: &Life,
+    note: &dyn Fn() -> String,
+    said: &mut Option<u8>,
+) -> Result<()> {
     mind::be_patient(mask)?;
     let gone = [(sys::lend(1), PollFlags::empty()), (child.fd.as_fd(), PollFlags::POLLIN)];
     let mut limit = Some(PATIENCE);
@@ -150,15 +153,14 @@ fn wait_over(mask: &SigSet, child: &Child, life: &Life, note: &dyn Fn() -> Strin
         if ready[0] || ready[1] {
             return Ok(());
         }
-        match if ready[2] { mind::heard(parent.as_fd())? } else { None } {
-            Some(NOT_YET) => limit = None,
-            Some(BESIDE) => limit = Some(PATIENCE),
-            Some(_) => break,
-            None => {
-                mind::tell(&note());
-                break;
-            }
+        if !ready[2] {
+            mind::tell(&note());
+            limit = None;
+            continue;
         }
+        let Some(byte) = mind::heard(parent.as_fd())? else { break };
+        limit = (byte == BESIDE).then_some(PATIENCE);
+        *said = word(byte).or(*said);
     }
     mind::wait_for(&gone, None).map(drop)
 }
@@ -174,16 +176,8 @@ pub fn be_first() -> Result<()> {
     sys::close_from(DOOR)?;
     let children: SigSet = [Signal::SIGCHLD].into_iter().collect();
     loop {
-        reap_all();
+        while let Ok(Some(_)) = sys::child_change(None) {}
         let _ = children.wait();
-    }
-}
-
-fn reap_all() {
-    while let Ok(status) = waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
-        if status == WaitStatus::StillAlive {
-            return;
-        }
     }
 }
 
@@ -220,6 +214,8 @@ pub fn hold(life: &Life, first: Option<Child>, report: &mut Option<OwnedFd>) -> 
     let high = |fd: BorrowedFd<'_>| sys::dup_above(fd.as_raw_fd(), lowest);
     *report = report.as_ref().map(|fd| high(fd.as_fd())).transpose()?;
     leave_everything()?;
+    // Two for each guest.
+    let _ = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     let signals = SignalFd::with_flags(&mind::minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
     let kept: Vec<BorrowedFd<'_>> = [life.door.1.as_fd(), life.door.0.as_fd(), life.until.as_fd(), signals.as_fd()]
         .into_iter()
@@ -295,7 +291,7 @@ fn watch(
         }
         for pid in &heard.knocked {
             // Who cannot get to the door will not say how its program ended.
-            let _ = write(until, &[HERE]).and_then(|_| write(until, &[ENDED]));
+            [HERE, ENDED].iter().for_each(|byte| tell(until, *byte));
             guests.extend(sys::pidfd_open(*pid).ok().map(|enterer| Guest { enterer, program: None }));
         }
         if had || limit.is_some() || heard.knocked.iter().any(|pid| *pid > 0) {
@@ -322,16 +318,23 @@ fn take_in(door: BorrowedFd<'_>, until: BorrowedFd<'_>, left: &mut Vec<Guest>) -
         Ok((_, fds)) => {
             let mut fds = fds.into_iter();
             let guest = fds.next().map(|enterer| Guest { enterer, program: fds.next() });
-            let _ = write(until, &byte);
+            tell(until, byte[0]);
             if [NOT_YET, BESIDE].contains(&byte[0]) {
                 left.extend(guest);
                 return Ok(Some(None));
             }
             Ok(Some(guest))
         }
+        // A guest, and no descriptor left for him: the others stay.
+        Err(Errno::ENOBUFS) => Ok(Some(None)),
         Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// Tells the parent, if we live for it, and if it reads.
+fn tell(until: BorrowedFd<'_>, byte: u8) {
+    let _ = mind::send(until, &[byte], &[]);
 }
 
 /// What the signals at hand say.

@@ -22,7 +22,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{pipe2, read, write};
+use nix::unistd::{getpid, getppid, pipe2, read, write};
 
 use crate::proc::Proc;
 use crate::sys;
@@ -113,11 +113,11 @@ pub fn signal_number(word: &str) -> Option<c_int> {
     let bare = word.strip_prefix("SIG").unwrap_or(word);
     let real = |rest: &str| match rest {
         "" => Some(0),
-        more => more.strip_prefix('+')?.parse().ok(),
+        more => c_int::try_from(crate::id::number(more.strip_prefix('+')?.as_bytes())?).ok(),
     };
     // As shells count: musl leaves 35 and above to programs, glibc 34.
     let number = match bare.strip_prefix("RTMIN") {
-        Some(rest) => real(rest).map(|n: c_int| 34 + n),
+        Some(rest) => real(rest).and_then(|n| n.checked_add(34)),
         None => bare.parse().ok().or_else(|| known(&format!("SIG{bare}"))),
     };
     number.filter(|n| (1..=64).contains(n))
@@ -357,10 +357,12 @@ pub fn reap(child: &Child) -> Option<i32> {
 /// # Errors
 /// Those of fork(2).
 pub fn stay_behind() -> Result<Child> {
+    let parent = getpid();
     match sys::fork(0)? {
         sys::Fork::Child => {
             let follows = sys::follow_parent(Signal::SIGKILL as c_int);
-            while follows.is_ok() {
+            // It may have gone before that.
+            while follows.is_ok() && getppid() == parent {
                 nix::unistd::pause();
             }
             sys::exit_now(1)
@@ -399,25 +401,39 @@ pub fn ask_child(what: impl FnOnce() -> Result<Vec<u8>>) -> Result<(Child, Owned
 pub fn answer_within(limit: u16, what: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
     let until = Instant::now() + Duration::from_millis(limit.into());
     let (child, pipe) = ask_child(what)?;
-    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
-    loop {
-        let left = u16::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(limit);
-        if !ready_within(pipe.as_fd(), left)? {
-            let _ = signal(&child, Signal::SIGKILL as c_int);
-            return Err(Errno::ETIMEDOUT);
-        }
-        match read(&pipe, &mut buffer) {
-            Ok(0) => break,
-            Ok(n) => bytes.extend_from_slice(&buffer[..n]),
-            Err(Errno::EINTR) => {}
-            Err(e) => return Err(e),
-        }
-    }
+    let bytes = read_until(pipe.as_fd(), until).inspect_err(|_| {
+        let _ = signal(&child, Signal::SIGKILL as c_int);
+    })?;
     match reap(&child) {
         Some(0) => Ok(bytes),
         Some(number) => Err(Errno::from_raw(number)),
         None => Err(Errno::EIO),
     }
+}
+
+/// All that comes through `pipe`, if its other side has gone by `until`.
+///
+/// # Errors
+/// Those of read(2); ETIMEDOUT: it is there still.
+pub fn read_until(pipe: BorrowedFd<'_>, until: Instant) -> Result<Vec<u8>> {
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = left(until);
+        if left == 0 || !ready_within(pipe, left)? {
+            return Err(Errno::ETIMEDOUT);
+        }
+        match read(pipe, &mut buffer) {
+            Ok(0) => return Ok(bytes),
+            Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The milliseconds until then, as far as they can be counted.
+pub fn left(until: Instant) -> u16 {
+    u16::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u16::MAX)
 }
 
 /// How long something may take after whoever was told of it has left, or
@@ -497,9 +513,25 @@ mod tests {
 
     #[test]
     fn signals_by_name() {
-        let words = ["TERM", "SIGTERM", "15", "SIGRTMIN+3", "RTMIN", "64", "65", "0", "-1", "sigterm", "RTMIN+31", ""];
+        let words = [
+            "TERM",
+            "SIGTERM",
+            "15",
+            "SIGRTMIN+3",
+            "RTMIN",
+            "64",
+            "65",
+            "0",
+            "-1",
+            "sigterm",
+            "RTMIN+31",
+            "",
+            "RTMIN+-3",
+            "RTMIN++3",
+            "RTMIN+2147483647",
+        ];
         let numbers = words.map(signal_number);
         let some = [Some(15), Some(15), Some(15), Some(37), Some(34), Some(64)];
-        assert_eq!((&numbers[..6], &numbers[6..]), (&some[..], &[None; 6][..]));
+        assert_eq!((&numbers[..6], &numbers[6..]), (&some[..], &[None; 9][..]));
     }
 }

@@ -449,6 +449,10 @@ pub fn numbers(dir: &OwnedFd) -> std::result::Result<Vec<i32>, Errno> {
     let (mut numbers, mut piece) = (Vec::new(), [0; 4096]);
     loop {
         let n = sys::read_directory(dir.as_fd(), &mut piece)?;
+        // A piece may be a short one where a signal waits.
+        if n == 0 {
+            return Ok(numbers);
+        }
         let mut rest = &piece[..n];
         // struct linux_dirent64: its length at 16, the name from 19 on.
         while let Some(&[low, high]) = rest.get(16..18) {
@@ -456,10 +460,6 @@ pub fn numbers(dir: &OwnedFd) -> std::result::Result<Vec<i32>, Errno> {
             let name = entry[19..].split(|b| *b == 0).next().unwrap_or_default();
             numbers.extend(number(name).and_then(|n| i32::try_from(n).ok()));
             rest = after;
-        }
-        // In /proc only the last piece has room for one more.
-        if n + 64 < piece.len() {
-            return Ok(numbers);
         }
     }
 }

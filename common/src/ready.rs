@@ -63,18 +63,24 @@ impl Ready<'_> {
     }
 }
 
-/// One whole message, and who sent it. Descriptors that come with it are closed
-/// by the kernel, which is the answer to BARRIER=1.
+/// One whole message, and who sent it. Descriptors that come with it are closed:
+/// that is the answer to BARRIER=1.
 fn receive<'a>(socket: BorrowedFd<'_>, bytes: &'a mut [u8]) -> Result<Option<(UnixCredentials, &'a [u8])>, Errno> {
-    let mut space = nix::cmsg_space!(UnixCredentials);
+    // As many as a message can have (SCM_MAX_FD): one that does not fit is an error.
+    let mut space = nix::cmsg_space!(UnixCredentials, [RawFd; 253]);
     let (n, sender) = {
         let mut iov = [IoSliceMut::new(bytes)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
         let message = recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags)?;
         let whole = !message.flags.contains(MsgFlags::MSG_TRUNC);
-        let sender = message
-            .cmsgs()?
-            .find_map(|part| if let ControlMessageOwned::ScmCredentials(who) = part { Some(who) } else { None });
+        let mut sender = None;
+        for part in message.cmsgs()? {
+            if let ControlMessageOwned::ScmCredentials(who) = part {
+                sender = Some(who);
+            } else if let ControlMessageOwned::ScmRights(fds) = part {
+                fds.into_iter().for_each(|fd| drop(sys::own(fd)));
+            }
+        }
         (message.bytes, sender.filter(|_| whole))
     };
     Ok(sender.and_then(|sender| Some((sender, bytes.get(..n)?))))

@@ -135,14 +135,38 @@ extern "C" fn _Unwind_Backtrace(_frame: *const u8, _argument: *const u8) -> c_in
 // SAFETY: as above; it does not return, as the ABI has it.
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Resume(_exception: *const u8) -> ! {
-    std::process::abort()
+    exit_now(ABORTED)
 }
+
+/// Where a panic ends, and an allocation that fails. The libc's would raise SIGABRT,
+/// and musl's in a child of `fork_into`, which it takes for the parent still, there.
+#[cfg(panic = "abort")]
+// SAFETY: whoever calls abort(3) expects that it does not return.
+#[unsafe(no_mangle)]
+extern "C" fn abort() -> ! {
+    exit_now(ABORTED)
+}
+
+/// As the shell has it of a program that SIGABRT ended.
+#[cfg(panic = "abort")]
+const ABORTED: u8 = 128 + 6;
 
 // ---- descriptors ----
 
+/// A duplicate, close-on-exec and above the standard ones, of descriptor `number`,
+/// which our caller names as handed over (`fd:N`, `--stdin N`). What has come over
+/// execve(2) is not close-on-exec, and all that we open is.
+///
+/// # Errors
+/// EBADF: it is not open, or one of ours by chance; EMFILE.
+pub fn inherited(number: RawFd) -> Result<OwnedFd> {
+    // SAFETY: fcntl(2) on a number that is not open answers EBADF.
+    let flags = answer(c_long::from(unsafe { libc::fcntl(number, libc::F_GETFD) }))?;
+    if flags & c_long::from(libc::FD_CLOEXEC) != 0 { Err(Errno::EBADF) } else { dup_above(number, 3) }
+}
+
 /// Duplicates descriptor `number`, close-on-exec, to the lowest free number
-/// from `lowest` on: one that the caller of this program names as handed over
-/// (`fd:N`, `--stdin N`), or one of ours that is in the way.
+/// from `lowest` on.
 ///
 /// # Errors
 /// EBADF: it is not open.
@@ -163,7 +187,7 @@ pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
 /// the flag since Linux 5.11).
 ///
 /// # Errors
-/// EINVAL on older kernels.
+/// EINVAL before that; ENOSYS before Linux 5.9.
 pub fn cloexec_range(first: RawFd, last: RawFd) -> Result<()> {
     // SAFETY: no memory is passed; marking a descriptor does not close it.
     answer(unsafe { libc::syscall(CLOSE_RANGE, first, last, libc::CLOSE_RANGE_CLOEXEC as c_uint) }).map(drop)
@@ -192,7 +216,7 @@ pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> Result<()> {
 /// Closes every descriptor from `first` on, whoever opened it.
 ///
 /// # Errors
-/// EINVAL where close_range(2) is older than the numbers asked (Linux 5.9).
+/// ENOSYS before Linux 5.9.
 pub fn close_from(first: RawFd) -> Result<()> {
     // SAFETY: only a process that will never drop an OwnedFd again calls this
     // (the holder, which leaves by exit_now).
@@ -201,8 +225,8 @@ pub fn close_from(first: RawFd) -> Result<()> {
 
 /// Lends descriptor `number` of this process, known to be open.
 pub fn lend(number: RawFd) -> BorrowedFd<'static> {
-    // SAFETY: callers pass 0-2, which std keeps open, or a number that
-    // `place` has just filled and that nobody closes.
+    // SAFETY: callers pass 0-2, which std keeps open, a number that `place` has
+    // just filled and that nobody closes, or one that is `inherited`.
     unsafe { BorrowedFd::borrow_raw(number) }
 }
 
@@ -281,7 +305,9 @@ pub fn fork_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Fork> {
     };
     // SAFETY: no CLONE_VM and no stack, so this returns twice as fork(2) does,
     // on a copy of our memory. nskit has no threads, hence no lock can be
-    // held in the copy, and allocating there is sound.
+    // held in the copy, and allocating there is sound. musl goes on taking the
+    // child for its parent, which matters to raise(3) and abort(3) alone, and
+    // both are ours.
     let pid = answer(unsafe { libc::syscall(CLONE3, from_ref(&args), size_of::<CloneArgs>()) })?;
     if pid == 0 {
         return Ok(Fork::Child);
@@ -467,8 +493,9 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd> {
     descriptor(unsafe { libc::syscall(PIDFD_GETFD, pidfd.as_raw_fd(), number, 0) })
 }
 
-/// A pidfd for the process whose pidfs inode is `inode` (Linux 6.14), of any
-/// user, if it lives in the caller's tree of pid namespaces.
+/// A pidfd for the process whose pidfs inode is `inode`, of any user, if it lives
+/// in the caller's tree of pid namespaces (handles since Linux 6.14, their root
+/// without a pidfd of any process since 6.17).
 ///
 /// # Errors
 /// ESTALE: no such process there; EBADF or EINVAL: an older kernel.
@@ -480,7 +507,7 @@ pub fn pidfd_by_inode(inode: u64) -> Result<OwnedFd> {
         kind: c_int,
         inode: [u8; 8],
     }
-    // 0xfe: FILEID_INO64 of pidfs, eight bytes, the inode alone.
+    // 0xfe: FILEID_KERNFS, as pidfs has it, eight bytes, the inode alone.
     let mut handle = Handle { bytes: 8, kind: 0xfe, inode: inode.to_ne_bytes() };
     let at = from_mut(&mut handle).cast::<libc::file_handle>();
     // SAFETY: `handle` is laid out as struct file_handle with 8 bytes behind.

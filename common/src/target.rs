@@ -133,7 +133,7 @@ impl Target {
             Some(inode) => match sys::pidfd_by_inode(inode) {
                 Ok(fd) => fd,
                 Err(Errno::ESTALE) => return Err(said(Errno::ESRCH).because(another(proc, at))),
-                // Older than Linux 6.14: by number, then compared.
+                // Older than Linux 6.17: by number, then compared.
                 Err(_) => by_number(at.pid).map_err(refused)?,
             },
             None => by_number(at.pid).map_err(refused)?,
@@ -165,7 +165,7 @@ impl Target {
     pub fn from_descriptor(proc: &Proc, n: i32) -> Result<Target> {
         let said = |e| Failure::os(format!("use descriptor {n}"), e);
         let neither = || Because::new(format!("descriptor {n} is neither a pidfd nor a directory of /proc"));
-        let fd = sys::dup_above(n, 3).map_err(said)?;
+        let fd = sys::inherited(n).map_err(said)?;
         if let Some(pid) = proc.number_of(fd.as_fd()).map_err(said)? {
             let inode = pidfs_inode(fd.as_fd()).map_err(said)?;
             return Target::with(proc, fd, Address { pid, inode }).map_err(said);

@@ -147,7 +147,7 @@ impl<'a> Minder<'a> {
             }
             Ok(Some((_, sys::Change::Killed(signal)))) => Ok(Some(News::Ended(self.killed(signal)))),
             Ok(Some((_, sys::Change::Stopped(number)))) => Ok(Some(News::Stopped(number))),
-            Ok(None) | Err(Errno::EINTR) => Ok(None),
+            Ok(None) => Ok(None),
             Err(e) => Err(e),
         }
     }

@@ -373,9 +373,8 @@ fn end(tool: &str) {
             for child in &children {
                 let _ = sys::pidfd_signal(child.as_fd(), signal as c_int);
             }
-            let left = u16::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u16::MAX);
             let fds: Vec<_> = children.iter().map(|child| (child.as_fd(), PollFlags::POLLIN)).collect();
-            let gone = mind::wait_for(&fds, Some(left)).unwrap_or_default();
+            let gone = mind::wait_for(&fds, Some(mind::left(until))).unwrap_or_default();
             while next_end().is_some() {}
             if !gone.contains(&true) {
                 break;

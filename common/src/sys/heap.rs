@@ -13,7 +13,7 @@ use std::ptr::null_mut;
 
 /// The whole piece, in bytes.
 const PIECE: usize = 256 * 1024;
-/// Blocks have 16, 32, 64 ... bytes, which are also what they are aligned to.
+/// Blocks have 16, 32, 64 ... bytes, and begin at a multiple of 16.
 const LEAST: usize = 16;
 /// So many classes: the last is 16 KiB.
 const CLASSES: usize = 11;
@@ -36,7 +36,7 @@ static HEAP: Heap =
 impl Heap {
     /// The class of a block, if it is a small one.
     fn class(layout: Layout) -> Option<usize> {
-        let size = layout.size().max(layout.align()).max(LEAST);
+        let size = layout.size().max(LEAST);
         let class = (size - 1).ilog2() as usize + 1 - LEAST.ilog2() as usize;
         (class < CLASSES && layout.align() <= LEAST).then_some(class)
     }

@@ -26,7 +26,7 @@ pub fn namespace_file(operand: &Operand) -> Result<Option<(OwnedFd, u64)>> {
             let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
             (open(path.as_path(), flags, Mode::empty()), said)
         }
-        Operand::Descriptor(n) => (sys::dup_above(*n, 3), format!("use descriptor {n}")),
+        Operand::Descriptor(n) => (sys::inherited(*n), format!("use descriptor {n}")),
         Operand::Stream | Operand::Process(_) | Operand::Name(_) => return Ok(None),
     };
     let fd = fd.map_err(|e| Failure::os(said.as_str(), e))?;
@@ -56,14 +56,14 @@ pub fn working_directory() -> Result<(PathBuf, (u64, u64))> {
     Ok((path, (stat.st_dev, stat.st_ino)))
 }
 
-/// A descriptor named on the command line, proven to be open.
+/// A descriptor named on the command line, proven to be our caller's.
 ///
 /// # Errors
 /// Wrong usage: it is no number, or not open; EMFILE.
 pub fn descriptor(word: &OsStr) -> Result<i32> {
     let n = number(word.as_bytes()).and_then(|n| i32::try_from(n).ok());
     let n = n.ok_or_else(|| Failure::usage(format!("{}: not a descriptor", quote(word))))?;
-    match sys::dup_above(n, 3) {
+    match sys::inherited(n) {
         Err(Errno::EBADF) => Err(Failure::usage(format!("descriptor {n} is not open"))),
         Err(e) => Err(Failure::os(format!("copy descriptor {n}"), e)),
         Ok(_) => Ok(n),
@@ -87,7 +87,7 @@ fn session_leader() -> Result<i32> {
 /// Wrong usage: it is no number, or not open.
 pub fn duplicate(word: &OsStr) -> Result<OwnedFd> {
     let n = descriptor(word)?;
-    sys::dup_above(n, 3).map_err(|e| Failure::os(format!("use descriptor {n}"), e))
+    sys::inherited(n).map_err(|e| Failure::os(format!("use descriptor {n}"), e))
 }
 
 /// The process that something is to end with: a number, or `tty` for the leader
