@@ -113,11 +113,11 @@ pub fn signal_number(word: &str) -> Option<c_int> {
     let bare = word.strip_prefix("SIG").unwrap_or(word);
     let real = |rest: &str| match rest {
         "" => Some(0),
-        more => c_int::try_from(crate::id::number(more.strip_prefix('+')?.as_bytes())?).ok(),
+        more => more.strip_prefix('+').filter(|digits| !digits.starts_with('+'))?.parse::<u8>().ok(),
     };
     // As shells count: musl leaves 35 and above to programs, glibc 34.
     let number = match bare.strip_prefix("RTMIN") {
-        Some(rest) => real(rest).and_then(|n| n.checked_add(34)),
+        Some(rest) => real(rest).map(|n| 34 + c_int::from(n)),
         None => bare.parse().ok().or_else(|| known(&format!("SIG{bare}"))),
     };
     number.filter(|n| (1..=64).contains(n))
