@@ -123,6 +123,8 @@ impl Drop for Own {
 #[derive(Default)]
 struct Flow {
     bytes: Vec<u8>,
+    /// The last byte that has come.
+    last: Option<u8>,
     ended: bool,
 }
 
@@ -138,7 +140,10 @@ impl Flow {
         let mut piece = [0; 4096];
         match read(from, &mut piece) {
             Ok(0) => self.ended = true,
-            Ok(n) => self.bytes.extend_from_slice(&piece[..n]),
+            Ok(n) => {
+                self.bytes.extend_from_slice(&piece[..n]);
+                self.last = piece[..n].last().copied();
+            }
             Err(Errno::EINTR | Errno::EAGAIN) => {}
             // EIO: nobody has the other side open any more.
             Err(_) => self.ended = true,
@@ -245,6 +250,10 @@ fn take_keys(typed: &mut Flow, minder: &mut Minder<'_>, first: bool, master: &Ow
     typed.fill(sys::lend(0));
     if typed.ended {
         typed.bytes.push(END_OF_FILE);
+        // In the middle of a line the first ends only that: termios(3), VEOF.
+        if typed.last.is_some_and(|last| last != b'\n') && modes(master, LocalFlags::ICANON).is_some() {
+            typed.bytes.push(END_OF_FILE);
+        }
     }
     let [key] = typed.bytes.get(before..).unwrap_or_default() else { return };
     let Some((signal, leader)) = dropped(*key, first, master, proc) else { return };
@@ -259,12 +268,17 @@ fn take_keys(typed: &mut Flow, minder: &mut Minder<'_>, first: bool, master: &Ow
 /// What ends the input of a program that reads lines, by default.
 const END_OF_FILE: u8 = 4;
 
+/// The modes of the program's terminal, if `one` is among them.
+fn modes(master: &OwnedFd, one: LocalFlags) -> Option<Termios> {
+    tcgetattr(master).ok().filter(|modes| modes.local_flags.contains(one))
+}
+
 /// The signal that a key means, and whom, where the kernel will drop it: the stop
 /// of the first program of a session, since nobody in the session could continue
 /// it (but we can); and what the first process of a pid namespace does not handle.
 fn dropped(key: u8, first: bool, master: &OwnedFd, proc: &Proc) -> Option<(Signal, Pid)> {
     use SpecialCharacterIndices::{VINTR, VQUIT, VSUSP};
-    let modes = tcgetattr(master).ok().filter(|modes| modes.local_flags.contains(LocalFlags::ISIG))?;
+    let modes = modes(master, LocalFlags::ISIG)?;
     let keys = [(VSUSP, Signal::SIGTSTP), (VINTR, Signal::SIGINT), (VQUIT, Signal::SIGQUIT)];
     let keys = &keys[..if first { 3 } else { 1 }];
     let (_, signal) = keys.iter().find(|(which, _)| modes.control_chars.get(*which as usize) == Some(&key))?;
