@@ -145,7 +145,6 @@ impl Flow {
                 self.last = piece[..n].last().copied();
             }
             Err(Errno::EINTR | Errno::EAGAIN) => {}
-            // EIO: nobody has the other side open any more.
             Err(_) => self.ended = true,
         }
     }

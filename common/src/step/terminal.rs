@@ -133,8 +133,8 @@ impl Effect {
             }
             Effect::Lead(front) => Ok(front.lead()?),
             Effect::Proxy(care, all) => {
-                // With its side open here nobody would see the program leave.
-                hands.made.retain(|(name, _)| *name != TERMINAL);
+                // Its side stays open here: where nobody has it open a read fails (EIO),
+                // and no event tells when somebody has again.
                 let master = sys::duplicate(hands.get(MASTER)?)?;
                 care.tend(hands, |child, manner, proc| pty::proxy(child, manner, &master, *all, proc))
             }
