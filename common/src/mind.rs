@@ -161,23 +161,22 @@ pub fn ready_within(fd: BorrowedFd<'_>, limit: u16) -> Result<bool> {
     Ok(wait_for(&[(fd, PollFlags::POLLIN)], Some(limit))?[0])
 }
 
-/// Waits until `fd` is readable, or for two seconds more than a signal that is to
-/// end this process: that one. None of them is taken: signals are for whoever
+/// Waits until `fd` is ready for `what`, or for two seconds more than a signal that
+/// is to end this process: that one. None of them is taken: signals are for whoever
 /// minds the program, once there is one.
 ///
 /// # Errors
 /// Those of poll(2) and signalfd(2).
-pub fn told_to_end(fd: BorrowedFd<'_>, proc: &Proc) -> Result<Option<c_int>> {
-    if ready_within(fd, 100)? {
+pub fn told_to_end(fd: BorrowedFd<'_>, what: PollFlags, proc: &Proc) -> Result<Option<c_int>> {
+    let within = |limit: u16| Ok(wait_for(&[(fd, what)], Some(limit))?[0]);
+    if within(100)? {
         return Ok(None);
     }
     let ignored = proc.own().ignored;
     let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
     let ends: SigSet = ends.into_iter().filter(|signal| ignored >> (*signal as c_int - 1) & 1 == 0).collect();
     let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-    if wait_for(&[(fd, PollFlags::POLLIN), (signals.as_fd(), PollFlags::POLLIN)], None)?[0]
-        || ready_within(fd, PATIENCE)?
-    {
+    if wait_for(&[(fd, what), (signals.as_fd(), PollFlags::POLLIN)], None)?[0] || within(PATIENCE)? {
         return Ok(None);
     }
     Ok(signals.read_signal()?.and_then(|info| c_int::try_from(info.ssi_signo).ok()))

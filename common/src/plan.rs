@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use nix::fcntl::{OFlag, open};
 use nix::libc::SIGKILL;
+use nix::poll::PollFlags;
 use nix::sys::signal::SigSet;
 use nix::sys::stat::Mode;
 use nix::unistd::read;
@@ -252,7 +253,7 @@ fn be_child(steps: &[Step], hands: &mut Hands) -> Done {
 fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, told: bool) -> Done {
     let mut message = [0; 4096];
     loop {
-        if let Some(signal) = mind::told_to_end(ours.as_fd(), proc)? {
+        if let Some(signal) = mind::told_to_end(ours.as_fd(), PollFlags::POLLIN, proc)? {
             // It may be in a call that nothing ends: not to be waited for.
             hands.child.take().iter().for_each(|child| mind::signal(child, SIGKILL).unwrap_or_default());
             hands.died = Some(signal);

@@ -16,7 +16,7 @@ use nix::sys::termios::{
 use nix::unistd::{Gid, Pid, Uid, fchown, getpgrp, isatty, read, tcgetpgrp, write};
 
 use crate::mind::program::{Ended, Manner, Minder, News, stop_with_it};
-use crate::mind::{Child, wait_for};
+use crate::mind::{Child, told_to_end, wait_for};
 use crate::proc::Proc;
 use crate::sys;
 
@@ -130,6 +130,9 @@ struct Flow {
 
 impl Flow {
     const MOST: usize = 16384;
+    /// More than that and what a pseudo-terminal has in it: 8 KiB and a piece of
+    /// what was written, and 4 KiB that can be read (drivers/tty).
+    const HELD: usize = 4 * Flow::MOST;
 
     fn has_room(&self) -> bool {
         !self.ended && self.bytes.len() < Flow::MOST
@@ -149,18 +152,21 @@ impl Flow {
         }
     }
 
-    /// Passes on what is still in there: what a program wrote last. Who else
-    /// writes is not waited for.
-    fn empty(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
-        loop {
-            while !self.bytes.is_empty() {
-                self.drain(to);
-            }
+    /// Passes on what is still in there: what a program wrote last. Who else writes
+    /// is not waited for. Answers the signal that ends us where nobody reads it.
+    fn empty(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, proc: &Proc) -> Result<Option<c_int>> {
+        let mut before = None;
+        while before != Some(self.bytes.len()) && self.bytes.len() < Flow::HELD {
+            before = Some(self.bytes.len());
             self.fill(from);
-            if self.bytes.is_empty() {
-                return;
-            }
         }
+        while !self.bytes.is_empty() {
+            if let Some(signal) = told_to_end(to, PollFlags::POLLOUT, proc)? {
+                return Ok(Some(signal));
+            }
+            self.drain(to);
+        }
+        Ok(None)
     }
 
     /// Writes once, and no more than a pipe takes that has room.
@@ -228,8 +234,8 @@ pub fn proxy(child: &Child, manner: &Manner<'_>, master: &OwnedFd, all: bool, pr
                     stop_with_it()?;
                 }
                 News::Ended(ended) => {
-                    written.empty(master.as_fd(), output);
-                    return Ok(ended);
+                    let told = written.empty(master.as_fd(), output, proc)?;
+                    return Ok(told.map_or(ended, Ended::Signal));
                 }
             }
         }
