@@ -17,7 +17,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::libc::c_int;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, getpgid, getpgrp, getpid, getppid, getsid, isatty, setpgid, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{Pid, getpgrp, getpid, getsid, isatty, setpgid, tcgetpgrp, tcsetpgrp};
 
 use crate::mind::{self, Child};
 use crate::proc::Proc;
@@ -132,16 +132,13 @@ impl Front {
 
 /// Whether no shell has an eye on our group: setpgid(2), orphaned process group.
 fn is_orphaned(proc: &Proc) -> bool {
-    let (group, session) = (getpgrp(), getsid(None));
-    let mut above = getppid();
+    // As proc counts, which may be that of an outer pid namespace.
+    let Some([mut above, group, session]) = proc.job("self") else { return true };
     loop {
-        match getpgid(Some(above)) {
-            _ if above.as_raw() == 0 => return true,
-            Ok(its) if its != group => return getsid(Some(above)) != session,
-            Ok(_) => {}
-            Err(_) => return true,
+        match proc.job(&above.to_string()) {
+            Some([parent, its, _]) if its == group => above = parent,
+            Some([_, _, its]) => return its != session,
+            None => return true,
         }
-        let parent = proc.status(&above.to_string()).and_then(|status| i32::try_from(status.parent).ok());
-        above = Pid::from_raw(parent.unwrap_or(0));
     }
 }

@@ -35,7 +35,7 @@ pub fn holders(proc: &Proc) -> Vec<Holder> {
 fn holder(proc: &Proc, pid: i32) -> Option<Holder> {
     let who = pid.to_string();
     let status = proc.status(&who)?;
-    if status.name != "ns-new" || proc.session(&who)? != pid {
+    if status.name != "ns-new" || proc.job(&who)?[2] != pid {
         return None;
     }
     let target = opened(proc, pid)?;

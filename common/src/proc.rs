@@ -370,11 +370,13 @@ impl Proc {
         self.status(who).map(|s| s.name).unwrap_or_default()
     }
 
-    /// The session of `who`: the number of its leader (proc_pid_stat(5)).
-    pub fn session(&self, who: &str) -> Option<i32> {
+    /// The parent of `who`, its process group and its session, the two by the number
+    /// of their leader (proc_pid_stat(5)). 0 is one that this proc does not see.
+    pub fn job(&self, who: &str) -> Option<[i32; 3]> {
         // The name in parentheses may have blanks and parentheses in it.
         let stat = self.text(&format!("{who}/stat"))?;
-        stat.rsplit(')').next()?.split_whitespace().nth(3)?.parse().ok()
+        let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(1).map(|field| field.parse().ok());
+        Some([fields.next()??, fields.next()??, fields.next()??])
     }
 
     /// When `who` began, in clock ticks since boot (proc_pid_stat(5)): of all
