@@ -92,7 +92,12 @@ impl Layers {
             (None, None) => return Err(Errno::ENOENT.into()),
         };
         let lowers: Vec<String> = lower.iter().map(|place| named(place.fd())).collect();
-        let mut options = vec![("upperdir", above), ("workdir", work), ("lowerdir", lowers.join(":"))];
+        let mut options = vec![("upperdir", above), ("workdir", work)];
+        if fits(&lower) {
+            options.push(("lowerdir", lowers.join(":")));
+        } else {
+            options.extend(lowers.into_iter().map(|layer| ("lowerdir+", layer)));
+        }
         if self.userxattr {
             options.push(("userxattr", String::new()));
         }
@@ -100,7 +105,7 @@ impl Layers {
         let tree = new_mount(c"overlay", &options, 0).map_err(|refusal| {
             let Refusal::Os(errno, text) = refusal else { return refusal };
             let pair = upper.as_ref().map(|(upper, work)| (upper, work));
-            match refused(&lower, pair, errno) {
+            match refused(&lower, pair, errno).or_else(|| too_old(&lower, errno)) {
                 None => {
                     Refusal::Os(errno, renamed(text, lower.iter().chain(pair.into_iter().flat_map(|(u, w)| [u, w]))))
                 }
@@ -110,6 +115,12 @@ impl Layers {
         sys::move_mount(tree.as_fd(), tmpfs.as_ref().map_or(at.fd(), AsFd::as_fd), false)?;
         Ok(tree)
     }
+}
+
+/// Whether layers can be named in one option: fsconfig(2) copies up to 256 bytes with the NUL. One
+/// by one is Linux 6.8.
+fn fits(lower: &[Place]) -> bool {
+    lower.iter().map(|place| named(place.fd()).len() + 1).sum::<usize>() <= 256
 }
 
 fn named(fd: BorrowedFd<'_>) -> String {
@@ -162,6 +173,15 @@ fn refused(lower: &[Place], upper: Option<(&Place, &Place)>, errno: Errno) -> Op
         upper.and_then(|(upper, work)| not_beside(upper, work)).or_else(|| lower.iter().find_map(no_layer))
     };
     text.map(Because::new)
+}
+
+/// Whether layers that do not fit in one option are not taken one by one.
+fn too_old(lower: &[Place], errno: Errno) -> Option<Because> {
+    let (major, minor) = Proc::open().ok()?.release()?;
+    let old = errno == Errno::EINVAL && !fits(lower) && (major, minor) < (6, 8);
+    let text =
+        format!("lower directories in more than 255 bytes are taken since Linux 6.8, and this is {major}.{minor}");
+    old.then(|| Because::new(text))
 }
 
 fn twice(all: &[&Place]) -> Option<String> {
