@@ -383,7 +383,8 @@ fn file_with(root: BorrowedFd<'_>, at: &OsStr, mode: u32, bytes: &[u8]) -> Done 
             Err(e) => return Err(e.into()),
         }
     }
-    Ok(())
+    // Writing takes set-id bits away from whoever lacks CAP_FSETID in the initial user namespace.
+    Ok(fchmod(&file, Mode::from_bits_truncate(mode))?)
 }
 
 /// Whoever makes a cgroup and goes there writes to the directory that it is in,
