@@ -141,10 +141,11 @@ fn not_for_us(fstype: &str, facts: &Facts<'_>) -> Option<Because> {
 /// Directories that are empty in every proc and sysfs for ever: the kernel
 /// makes them only to be mounted on, so that a cover hides nothing
 /// (proc_create_mount_point(), sysfs_create_mount_point()).
-const MOUNT_POINTS: [&str; 14] = [
+const MOUNT_POINTS: [&str; 17] = [
     "fs/nfsd",
     "openprom",
     "sys/fs/binfmt_misc",
+    "xen",
     "firmware/efi/efivars",
     "fs/bpf",
     "fs/cgroup",
@@ -153,8 +154,10 @@ const MOUNT_POINTS: [&str; 14] = [
     "fs/resctrl",
     "fs/selinux",
     "fs/smackfs",
+    "hypervisor/s390",
     "kernel/config",
     "kernel/debug",
+    "kernel/security",
     "kernel/tracing",
 ];
 
