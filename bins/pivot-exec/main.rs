@@ -105,7 +105,9 @@ fn decide(args: &Args) -> Result<Outcome> {
     if !place.is_directory {
         return Err(not_opened(root, Errno::ENOTDIR));
     }
-    let nosuid = warning(&place, &proc);
+    let layers = layers(args, &place, &proc)?;
+    // An overlay is a mount of its own.
+    let nosuid = if layers.is_none() { warning(&place, &proc) } else { None };
     let mut plan = Plan::default();
     if args.flag("systemd") {
         plan.push(ns::Effect::CheckFirst);
@@ -118,7 +120,7 @@ fn decide(args: &Args) -> Result<Outcome> {
     }
     plan.push(mount::Effect::Slave);
     mount::cover(&proc).into_iter().for_each(|effect| plan.push(effect));
-    match layers(args, &place, &proc)? {
+    match layers {
         Some(layers) => plan.push(layers),
         None => plan.push(mount::Effect::BindRoot(place)),
     }
