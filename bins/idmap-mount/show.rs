@@ -109,21 +109,25 @@ pub(crate) fn umount(args: &Args, proc: &Proc) -> Result<Outcome> {
             format!("the mount at {} is not idmapped, so it is not ours to take away: umount(8) does", quote(path));
         return Err(Failure::refused(text));
     }
-    let mut below = Vec::new();
+    let mut mounts = Vec::new();
     if args.flag("recursive") {
-        let all = proc.own_mounts()?;
-        let mut parents = vec![mount.id];
-        // A mount is always listed after the one that it is on.
-        for other in all {
-            if parents.contains(&other.parent) {
-                parents.push(other.id);
-                below.push(other);
-            }
-        }
+        below(mount.id, &proc.own_mounts()?, &mut mounts);
     }
+    mounts.push(mount);
     let mut plan = Plan::default();
-    for mount in below.into_iter().rev().chain([mount]) {
+    for mount in mounts {
         plan.push(tree::Effect::Unmount(mount.point.into(), mount.id));
     }
     Ok(Outcome::Plan(plan))
+}
+
+/// The mounts below mount `id` in the order in which they can go: each after those on it, and after
+/// what is mounted over the way to it.
+fn below(id: u64, all: &[Mount], mounts: &mut Vec<Mount>) {
+    let mut on_it: Vec<&Mount> = all.iter().filter(|m| m.parent == id && m.id != id).collect();
+    on_it.sort_by_key(|m| m.point.len());
+    for mount in on_it {
+        below(mount.id, all, mounts);
+        mounts.push(mount.clone());
+    }
 }

@@ -63,10 +63,11 @@ pub fn unescape(field: &[u8]) -> Vec<u8> {
 }
 
 /// The command that this process was started by, with one more option: what a
-/// failure advises. None for a stage of a pipeline, which is not one by itself.
+/// failure advises. None for a stage of a pipeline, which is not one by itself, and
+/// where the option is there already.
 pub fn again(option: &str) -> Option<String> {
     let line = before_others(option);
-    (!line.iter().any(|word| word == "-")).then(|| format!("{}{}", sudo(), quote_all(&line)))
+    (!line.iter().skip(2).any(|word| word == "-" || word == option)).then(|| format!("{}{}", sudo(), quote_all(&line)))
 }
 
 /// The words that this process was started by, with one more before the others.
