@@ -9,7 +9,7 @@ use common::mounted::{self, Mounted};
 use common::path::Place;
 use common::plan::Plan;
 use common::proc::{Mount, Proc};
-use common::step::tree::{self, attribute_names, mount_of};
+use common::step::tree::{self, attribute_names, mount_at, mount_of};
 use common::target::{self, Operand, Target};
 use common::tool::Outcome;
 use common::word::quote;
@@ -102,8 +102,7 @@ fn columns(word: &str, extents: &[Extent], text: &mut String) {
 pub(crate) fn umount(args: &Args, proc: &Proc) -> Result<Outcome> {
     let [path] = args.operands.as_slice() else { return Err(CLI.usage("--umount: which PATH?")) };
     let place = Place::at(path)?;
-    let mount = mount_of(&place, proc)?.filter(|m| place.real().as_os_str() == m.point.as_str());
-    let Some(mount) = mount else { return Err(Failure::refused(format!("nothing is mounted at {}", quote(path)))) };
+    let Some(mount) = mount_at(&place, proc)? else { return Err(Failure::refused(format!("nothing is mounted at {}", quote(path)))) };
     if !Mounted::from_line(&mount).is_idmapped() {
         let text =
             format!("the mount at {} is not idmapped, so it is not ours to take away: umount(8) does", quote(path));
@@ -113,11 +112,11 @@ pub(crate) fn umount(args: &Args, proc: &Proc) -> Result<Outcome> {
     if args.flag("recursive") {
         below(mount.id, &proc.own_mounts()?, &mut mounts);
     }
-    mounts.push(mount);
     let mut plan = Plan::default();
     for mount in mounts {
         plan.push(tree::Effect::Unmount(mount.point.into(), mount.id));
     }
+    plan.push(tree::Effect::Unmount(place.real().into(), mount.id));
     Ok(Outcome::Plan(plan))
 }
 

@@ -142,17 +142,17 @@ fn owner(asked: &Idmap, errno: Errno, proc: &Rc<Proc>) -> Option<Because> {
 /// The mount that `source` is on, and with `recursive` those below it; with
 /// where each can be found.
 fn concerned(source: &Place, recursive: bool, proc: &Proc) -> Vec<(Mount, PathBuf)> {
-    let path = source.real();
+    let (path, seen) = (source.real(), as_listed(source));
     let mounts = proc.mounts("self");
     // By its path: the descriptor can be one of another mount namespace by now.
     let id = source.again().ok().and_then(|here| sys::mount_id(here.fd()).ok());
     let top = match id {
         Some(id) => mounts.iter().find(|m| m.id == id),
-        None => mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.len()),
+        None => mounts.iter().filter(|m| seen.starts_with(&m.point)).max_by_key(|m| m.point.len()),
     };
     let Some(top) = top else { return Vec::new() };
-    let mut all = vec![(top.clone(), path.clone())];
-    let is_below = |m: &&Mount| recursive && m.id != top.id && Path::new(&m.point).starts_with(&path);
+    let mut all = vec![(top.clone(), path)];
+    let is_below = |m: &&Mount| recursive && m.id != top.id && Path::new(&m.point).starts_with(&seen);
     let below: Vec<&Mount> = mounts.iter().filter(is_below).filter(|m| is_uncovered(m)).collect();
     // The upper ones first.
     let depth = |m: &Mount| Path::new(&m.point).components().count();
@@ -163,10 +163,16 @@ fn concerned(source: &Place, recursive: bool, proc: &Proc) -> Vec<(Mount, PathBu
     all
 }
 
-/// Whether the path of a mount leads to it, and not to one that hides it.
+/// Its path as the list of mounts has it, which is text: U+FFFD stands for what is none.
+fn as_listed(source: &Place) -> PathBuf {
+    source.real().to_string_lossy().into_owned().into()
+}
+
+/// Whether the path of a mount leads to it, and not to one that hides it; or is none.
 fn is_uncovered(mount: &Mount) -> bool {
     let id = open(mount.point.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
-    id.and_then(|fd| sys::mount_id(fd.as_fd())).is_ok_and(|id| id == mount.id)
+    let id = id.and_then(|fd| sys::mount_id(fd.as_fd()));
+    id.map_or_else(|_| mount.point.contains(char::REPLACEMENT_CHARACTER), |id| id == mount.id)
 }
 
 /// Why this mount takes no map.
@@ -277,9 +283,12 @@ pub fn has_submounts(source: &Place, proc: &Proc) -> bool {
 /// points of those that cannot be copied, with the reason.
 pub fn submounts(asked: &Idmap, proc: &Rc<Proc>) -> (Vec<Sub>, Vec<(String, &'static str)>) {
     let (mut subs, mut left) = (Vec::new(), Vec::new());
-    let path = asked.source.real();
+    let path = as_listed(&asked.source);
     for (mount, at) in concerned(&asked.source, true, proc).into_iter().skip(1) {
-        let (Ok(place), Ok(below)) = (Place::at(at.as_os_str()), at.strip_prefix(&path)) else { continue };
+        let (Ok(place), Ok(below)) = (Place::at(at.as_os_str()), at.strip_prefix(&path)) else {
+            left.push((mount.point, "its path cannot be opened"));
+            continue;
+        };
         if mount.propagation.split(' ').any(|p| p == "unbindable") {
             left.push((mount.point, "it is unbindable"));
             continue;

@@ -367,6 +367,14 @@ pub fn mount_of(place: &Place, proc: &Proc) -> crate::fail::Result<Option<Mount>
     Ok(proc.own_mounts()?.into_iter().find(|m| m.id == id))
 }
 
+/// The same where `place` is the root of that mount.
+///
+/// # Errors
+/// As `mount_of`.
+pub fn mount_at(place: &Place, proc: &Proc) -> crate::fail::Result<Option<Mount>> {
+    Ok(mount_of(place, proc)?.filter(|_| sys::is_mount_root(place.fd())))
+}
+
 /// Whether file systems here have the ids on disk that this process sees: the
 /// mount namespace is of its own user namespace. What container root mounted
 /// has ids of the container on its disk.
