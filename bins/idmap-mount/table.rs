@@ -52,10 +52,12 @@ fn creating(owners: &Owners, proc: &Proc) -> String {
     let own = proc.own();
     let me = Both { uid: own.uid[1], gid: own.gid[1] };
     let has = |kind, id: Option<u32>| id.is_some_and(|id| owners.maps.of(kind).outside(id).is_some());
-    if owners.files.first().is_some_and(|top| Kind::BOTH.into_iter().any(|kind| !has(kind, *top.disk.of(kind)))) {
-        return "the source's own owner or group has no map: nobody can create anything in it (EACCES)".to_owned();
-    }
     let missing = |kind: &Kind| owners.maps.of(*kind).inside(*me.of(*kind)).is_none();
+    if owners.files.first().is_some_and(|top| Kind::BOTH.into_iter().any(|kind| !has(kind, *top.disk.of(kind)))) {
+        // Whoever is asked first, as whom a file would be created.
+        let errno = if Kind::BOTH.iter().any(missing) { "EOVERFLOW" } else { "EACCES" };
+        return format!("the source's own owner or group has no map: nobody can create anything in it ({errno})");
+    }
     match (Kind::BOTH.into_iter().find(missing), owners.maps.uid.inside(me.uid)) {
         (None, Some(disk)) => format!("what uid {} (you) creates there belongs to {disk} on disk", me.uid),
         (kind, _) => {
