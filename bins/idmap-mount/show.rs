@@ -102,7 +102,9 @@ fn columns(word: &str, extents: &[Extent], text: &mut String) {
 pub(crate) fn umount(args: &Args, proc: &Proc) -> Result<Outcome> {
     let [path] = args.operands.as_slice() else { return Err(CLI.usage("--umount: which PATH?")) };
     let place = Place::at(path)?;
-    let Some(mount) = mount_at(&place, proc)? else { return Err(Failure::refused(format!("nothing is mounted at {}", quote(path)))) };
+    let Some(mount) = mount_at(&place, proc)? else {
+        return Err(Failure::refused(format!("nothing is mounted at {}", quote(path))));
+    };
     if !Mounted::from_line(&mount).is_idmapped() {
         let text =
             format!("the mount at {} is not idmapped, so it is not ours to take away: umount(8) does", quote(path));

@@ -54,7 +54,7 @@ fn creating(owners: &Owners, proc: &Proc) -> String {
     let has = |kind, id: Option<u32>| id.is_some_and(|id| owners.maps.of(kind).outside(id).is_some());
     let missing = |kind: &Kind| owners.maps.of(*kind).inside(*me.of(*kind)).is_none();
     if owners.files.first().is_some_and(|top| Kind::BOTH.into_iter().any(|kind| !has(kind, *top.disk.of(kind)))) {
-        // Whoever is asked first, as whom a file would be created.
+        // Whether a new file could have an owner is asked before whether the directory may be written.
         let errno = if Kind::BOTH.iter().any(missing) { "EOVERFLOW" } else { "EACCES" };
         return format!("the source's own owner or group has no map: nobody can create anything in it ({errno})");
     }
