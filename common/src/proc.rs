@@ -107,6 +107,8 @@ pub struct Mount {
     pub id: u64,
     /// The number of the mount that it is on.
     pub parent: u64,
+    /// The device number of the file system.
+    pub device: String,
     /// What part of the file system it shows.
     pub root: String,
     /// Where it is, seen from the reader's root.
@@ -562,10 +564,8 @@ pub fn parse_mount(line: &str) -> Option<Mount> {
     Some(Mount {
         id: fields.next()?.parse().ok()?,
         parent: fields.next()?.parse().ok()?,
-        root: {
-            fields.next()?;
-            unescape(fields.next()?)
-        },
+        device: fields.next()?.to_owned(),
+        root: unescape(fields.next()?),
         point: unescape(fields.next()?),
         options: fields.next()?.to_owned(),
         propagation: fields.collect::<Vec<_>>().join(" "),

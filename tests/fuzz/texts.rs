@@ -83,9 +83,10 @@ pub fn mountinfo(bytes: &[u8]) {
         let text = |field: &str| dash(&String::from_utf8(escaped(field.as_bytes())).unwrap());
         let tags = if mount.propagation.is_empty() { String::new() } else { format!(" {}", mount.propagation) };
         let printed = format!(
-            "{} {} 0:1 {} {} {}{tags} - {} none {}",
+            "{} {} {} {} {} {}{tags} - {} none {}",
             mount.id,
             mount.parent,
+            mount.device,
             text(&mount.root),
             text(&mount.point),
             mount.options,

@@ -4,6 +4,7 @@
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::rc::Rc;
 
 use nix::fcntl::{OFlag, open};
@@ -178,15 +179,22 @@ fn is_pin(file: &OwnedFd) -> std::result::Result<bool, Errno> {
     Ok(fstatfs(file)?.filesystem_type() == NSFS_MAGIC)
 }
 
-/// Takes a pin away, and the mount that was made below it: one of the file
-/// itself, as it has nobody else's.
+/// Takes a pin away, and the mount that was made below it.
 fn unpin(file: &OsString) -> std::result::Result<(), Errno> {
     let path = CString::new(file.as_bytes()).map_err(|_| Errno::EINVAL)?;
     let gone = || umount2(path.as_c_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
     if is_pin(&look(file)?)? {
         gone()?;
     }
-    let below = look(file)?;
-    let is_file = std::fs::metadata(file).is_ok_and(|m| m.is_file());
-    if is_file && !is_pin(&below)? && sys::is_mount_root(below.as_fd()) { gone() } else { Ok(()) }
+    if is_of_itself(&look(file)?).unwrap_or(false) { gone() } else { Ok(()) }
+}
+
+/// Whether what is mounted there is what it is mounted on, as `keep_private` does it.
+fn is_of_itself(file: &OwnedFd) -> Option<bool> {
+    let id = sys::mount_id(file.as_fd()).ok().filter(|_| sys::is_mount_root(file.as_fd()))?;
+    let mounts = Proc::open().ok()?.own_mounts().ok()?;
+    let own = mounts.iter().find(|m| m.id == id)?;
+    let on = mounts.iter().find(|m| m.id == own.parent)?;
+    let path = Path::new(&on.root).join(Path::new(&own.point).strip_prefix(&on.point).ok()?);
+    Some(on.device == own.device && path == Path::new(&own.root))
 }
