@@ -200,16 +200,18 @@ fn patiently(dir: &OwnedFd, what: impl Fn() -> std::result::Result<(), Errno>) -
 
 /// Takes away the cgroups below `dir`, the lowest first.
 fn empty(dir: &OwnedFd) -> std::result::Result<(), Errno> {
-    let mut entries = Dir::openat(dir, ".", DIRECTORY, Mode::empty())?;
-    for entry in entries.iter() {
+    let mut names = Vec::new();
+    // Closed before going down, where each level needs a descriptor.
+    for entry in Dir::openat(dir, ".", DIRECTORY, Mode::empty())?.iter() {
         let entry = entry?;
         let name: &CStr = entry.file_name();
-        if entry.file_type() != Some(nix::dir::Type::Directory) || name == c"." || name == c".." {
-            continue;
+        if entry.file_type() == Some(nix::dir::Type::Directory) && name != c"." && name != c".." {
+            names.push(name.to_owned());
         }
-        let below = openat(dir, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
-        empty(&below)?;
-        unlinkat(dir, name, UnlinkatFlags::RemoveDir)?;
+    }
+    for name in names {
+        empty(&openat(dir, name.as_c_str(), DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?)?;
+        unlinkat(dir, name.as_c_str(), UnlinkatFlags::RemoveDir)?;
     }
     Ok(())
 }
