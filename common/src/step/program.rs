@@ -20,7 +20,7 @@ use crate::fail::{Again, Because, Errno, Exit};
 use crate::id::{Kind, number};
 use crate::ns;
 use crate::path;
-use crate::proc::{CAP_SETGID, CAP_SETPCAP, CAP_SETUID, CAP_SYS_ADMIN};
+use crate::proc::{CAP_SETGID, CAP_SETPCAP, CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_RESOURCE};
 use crate::sys;
 use crate::word::{c, quote, quote_all};
 
@@ -264,7 +264,7 @@ impl Effect {
                 let text = format!("{} is not among the capabilities that we have", sys::capability_names(missing));
                 (missing != 0).then(|| Because::new(text))
             }
-            Effect::Limit(name, _, hard) if errno == Errno::EPERM => over(name, *hard),
+            Effect::Limit(name, _, hard) if errno == Errno::EPERM => over(name, *hard, facts),
             Effect::Limit(_, soft, hard) if errno == Errno::EINVAL => {
                 (soft > hard).then(|| Because::new("the soft limit is over the hard one"))
             }
@@ -320,11 +320,19 @@ pub(super) fn lacks(cap: u32, name: &str, facts: &Facts<'_>) -> Option<Because> 
     lacks.then(|| Because::new(format!("this needs {name}, and we do not have it")))
 }
 
-fn over(name: &str, hard: u64) -> Option<Because> {
+/// Why a hard limit was refused: do_prlimit() in kernel/sys.c.
+fn over(name: &str, hard: u64, facts: &Facts<'_>) -> Option<Because> {
+    // Asked of everybody.
+    let most = facts.proc.sysctl("fs/nr_open").filter(|most| name == "nofile" && hard > *most);
+    if let Some(most) = most {
+        return Some(Because::new(format!("the hard limit of nofile is at most fs.nr_open, which is {most}")));
+    }
+    let may = facts.proc.status(facts.who).is_some_and(|s| s.can(CAP_SYS_RESOURCE));
+    let initial = facts.proc.ns_id(facts.who, ns::Kind::User) == Some(ns::INITIAL_USER);
     let (.., resource) = LIMITS.iter().find(|(known, ..)| *known == name)?;
     let (_, now) = nix::sys::resource::getrlimit(*resource).ok()?;
     let text = format!("the hard limit of {name} is {}, and may only be lowered", amount(now));
-    (hard > now).then(|| Because::new(text))
+    (hard > now && !(may && initial)).then(|| Because::new(text))
 }
 
 /// Executes with the signal state that we were started with; only its failure
