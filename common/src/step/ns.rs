@@ -337,15 +337,19 @@ pub(super) fn too_long(name: &OsStr) -> Option<Because> {
 
 fn user_refused(proc: &Proc) -> Option<Because> {
     let said = |text: String| Some(Because::new(text));
-    for (name, value, rule) in [
-        ("kernel/unprivileged_userns_clone", 0, "making user namespaces is switched off for ordinary users"),
+    let own = proc.own();
+    // Debian's switch asks for the capability in the initial user namespace.
+    let admin = own.can(CAP_SYS_ADMIN) && proc.in_initial().unwrap_or(true);
+    for (name, value, may, rule) in [
+        ("kernel/unprivileged_userns_clone", 0, admin, "making user namespaces is switched off for ordinary users"),
         (
             "kernel/apparmor_restrict_unprivileged_userns",
             1,
+            own.uid[1] == 0,
             "AppArmor leaves making user namespaces to programs that have a profile for it",
         ),
     ] {
-        if proc.sysctl(name) == Some(value) && proc.own().uid[1] != 0 {
+        if proc.sysctl(name) == Some(value) && !may {
             let setting = name.replace('/', ".");
             let cure = format!("sudo sysctl -w {setting}={}", 1 - value);
             return Some(Because::new(format!("{rule} ({setting} is {value})")).remedy(cure));
@@ -354,10 +358,9 @@ fn user_refused(proc: &Proc) -> Option<Because> {
     if proc.is_chrooted() {
         return said("this process is chrooted, and a user namespace would let it out: pivot_root(2) instead".into());
     }
-    let own = proc.own();
     for (kind, me) in [(id::Kind::Uid, own.uid[1]), (id::Kind::Gid, own.gid[1])] {
         let map = proc.map("self", kind)?;
-        if !map.iter().any(|e| e.inside().has(me)) || (me == 65534 && map.is_empty()) {
+        if !map.iter().any(|e| e.inside().has(me)) {
             return said(format!("our own {} is not mapped in the user namespace that we are in", kind.word()));
         }
     }
