@@ -16,7 +16,6 @@ use nix::libc::SIGKILL;
 use nix::poll::PollFlags;
 use nix::sys::signal::SigSet;
 use nix::sys::stat::Mode;
-use nix::unistd::read;
 
 use crate::cgroup::Cgroup;
 use crate::fail::{Errno, Exit, Failure, Result};
@@ -240,7 +239,7 @@ fn be_child(steps: &[Step], hands: &mut Hands) -> Done {
                 let _ = mind::send(report.as_fd(), message.as_bytes(), &fds);
                 // The parent reads the facts from us as we are now; it closes
                 // its end when it is done, or dies, and then we go.
-                let _ = read(report, &mut [0; 1]);
+                let _ = mind::heard(report.as_fd());
             }
             125
         }
@@ -262,7 +261,6 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, to
         let (n, places) = match mind::receive(ours.as_fd(), &mut message) {
             Ok((0, _)) => return Ok(()),
             Ok(received) => received,
-            Err(Errno::EINTR) => continue,
             Err(e) => return Err(e.into()),
         };
         let text = String::from_utf8_lossy(&message[..n]).into_owned();

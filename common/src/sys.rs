@@ -934,7 +934,7 @@ pub fn fsopen(fstype: &CStr) -> Result<OwnedFd> {
 /// Sets option `key` of a context (fsconfig(2)), to `value` or as a flag.
 ///
 /// # Errors
-/// EINVAL: the file system does not take it; `fs_message` has its words.
+/// EINVAL: the file system does not take it; the context has its words.
 pub fn fsconfig(context: BorrowedFd<'_>, key: &CStr, value: Option<&CStr>) -> Result<()> {
     let command = c_int::from(value.is_some());
     let value = value.map_or(null(), CStr::as_ptr);

@@ -177,8 +177,8 @@ impl Effect {
             }
             Effect::Release(target) => Ok(holder::release(target.fd.as_fd())?),
             Effect::TakeUser => {
-                let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 let proc = Proc::open()?;
+                let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 let made = child.who(&proc).and_then(|who| proc.ns(&who, Kind::User));
                 mind::end(&child);
                 hands.put(USERNS, made?);
