@@ -36,7 +36,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("user", &["helper", "id"]),
     ("subid", &["fail", "helper", "id", "user", "word"]),
     ("survey", &["fail", "id", "subid"]),
-    ("etc", &["fail", "id", "proc", "sys", "word"]),
+    ("etc", &["fail", "id", "mind", "proc", "sys", "word"]),
     ("preset", &["fail", "id", "proc", "subid", "user", "word"]),
     ("target/why", &["fail", "id", "ns", "proc", "sys", "user"]),
     ("target", &["target/why", "fail", "holder", "id", "path", "proc", "record", "sys", "word"]),

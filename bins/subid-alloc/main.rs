@@ -157,12 +157,13 @@ fn again(args: &Args, but: &[&str]) -> String {
 /// The lock for a change; a dry run does without, since it leaves files in /etc
 /// for a moment.
 fn lock(args: &Args, etc: &Rc<Etc>, proc: &Proc) -> Result<Option<Locked>> {
+    let wrong = || CLI.usage("--wait: a number of seconds up to 4294967295");
+    let patience = args.number("wait")?.map_or(Ok(PATIENCE), |n| u32::try_from(n).map_err(|_| wrong()))?;
     if args.dry() {
         return Ok(None);
     }
-    let patience = Duration::from_secs(args.number("wait")?.unwrap_or(PATIENCE));
     let names = Kind::BOTH.map(survey::name);
-    Locked::take(etc, &names, patience, proc, &again(args, &[])).map(Some)
+    Locked::take(etc, &names, Duration::from_secs(patience.into()), proc, &again(args, &[])).map(Some)
 }
 
 /// A grant as it is printed: kind, owner, start, count.

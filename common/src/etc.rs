@@ -22,7 +22,7 @@ use nix::unistd::{Gid, Pid, Uid, UnlinkatFlags, fchown, linkat, unlinkat};
 
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::proc::{Proc, read_all};
-use crate::sys;
+use crate::{mind, sys};
 
 /// A file as it was when it was opened.
 pub struct Original {
@@ -150,14 +150,15 @@ impl Etc {
 // ---- the locks ----
 
 /// How long to wait for a lock unless told otherwise, in seconds: as lckpwdf(3).
-pub const PATIENCE: u64 = 15;
+pub const PATIENCE: u32 = 15;
 
-/// How long between two tries.
-const PAUSE: Duration = Duration::from_millis(25);
+/// How long between two tries, in milliseconds.
+const PAUSE: u16 = 25;
 
 /// Files that are locked against shadow and against ourselves by its own
 /// protocol. The locks go when this is dropped; until then no signal but
-/// SIGKILL ends us, for whoever it ended would leave them behind.
+/// SIGKILL ends us, for whoever it ended would leave them behind. One that is
+/// to end us while we wait ends the waiting, and then us.
 pub struct Locked {
     etc: Rc<Etc>,
     _password: OwnedFd,
@@ -180,8 +181,7 @@ impl Locked {
         // A full disk quota must be an errno, and not the end of us.
         sys::ignore_signal(Signal::SIGXFSZ as libc::c_int);
         let mask = SigSet::thread_get_mask().map_err(|e| Failure::os("read the signal mask", e))?;
-        let ending = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGALRM];
-        let _ = ending.into_iter().collect::<SigSet>().thread_block();
+        let _ = sys::every_signal().thread_block();
         let mut locked = Locked { etc: etc.clone(), _password: password, links: Vec::new(), mask, cleared: Vec::new() };
         for name in names {
             locked.link(name, end, proc)?;
@@ -213,8 +213,8 @@ impl Locked {
                     self.cleared.push(format!("{} was left by process {pid}, which is gone", etc.path(&lock)));
                 } else if Instant::now() >= end || (lock_pid(&etc, &lock).is_none() && etc.stat(&lock).is_ok()) {
                     return Err(Errno::EEXIST);
-                } else {
-                    std::thread::sleep(PAUSE);
+                } else if mind::ready_within(mind::ending(proc)?.as_fd(), PAUSE)? {
+                    return Err(Errno::EINTR);
                 }
             }
         });
@@ -265,7 +265,7 @@ fn lock_passwords(etc: &Etc, end: Instant, proc: &Proc, again: &str) -> Result<O
         if Instant::now() >= end {
             return Err(said(Errno::EAGAIN).because(holder_of(&fd, proc)));
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(Duration::from_millis(PAUSE.into()));
     }
     Ok(fd)
 }

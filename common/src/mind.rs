@@ -172,14 +172,23 @@ pub fn told_to_end(fd: BorrowedFd<'_>, what: PollFlags, proc: &Proc) -> Result<O
     if within(100)? {
         return Ok(None);
     }
-    let ignored = proc.own().ignored;
-    let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
-    let ends: SigSet = ends.into_iter().filter(|signal| ignored >> (*signal as c_int - 1) & 1 == 0).collect();
-    let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let signals = ending(proc)?;
     if wait_for(&[(fd, what), (signals.as_fd(), PollFlags::POLLIN)], None)?[0] || within(PATIENCE)? {
         return Ok(None);
     }
     Ok(signals.read_signal()?.and_then(|info| c_int::try_from(info.ssi_signo).ok()))
+}
+
+/// The signals by which a user has this process end, without those that it was
+/// told to ignore; blocked, they make this readable.
+///
+/// # Errors
+/// Those of signalfd(2).
+pub fn ending(proc: &Proc) -> Result<SignalFd> {
+    let ignored = proc.own().ignored;
+    let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+    let ends: SigSet = ends.into_iter().filter(|signal| ignored >> (*signal as c_int - 1) & 1 == 0).collect();
+    SignalFd::with_flags(&ends, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
 /// How long a process may take to end once it has closed its files, and the kernel

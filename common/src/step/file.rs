@@ -12,8 +12,10 @@ use crate::word::quote;
 /// What is kept from one step to the next: the lock, and what is prepared.
 pub struct Change {
     etc: Rc<Etc>,
-    locked: RefCell<Option<Locked>>,
+    // Before the lock, for fields are dropped in their order: whoever has that
+    // next writes files of these names.
     prepared: RefCell<Vec<Prepared>>,
+    locked: RefCell<Option<Locked>>,
 }
 
 /// A file as it was read while planning, and what is to be changed in it.
@@ -39,7 +41,7 @@ impl Change {
     /// A change in `etc` under `locked`; None only where nothing will be done
     /// (a dry run may not touch /etc, and its lock files stand there).
     pub fn new(etc: Rc<Etc>, locked: Option<Locked>) -> Rc<Change> {
-        Rc::new(Change { etc, locked: RefCell::new(locked), prepared: RefCell::default() })
+        Rc::new(Change { etc, prepared: RefCell::default(), locked: RefCell::new(locked) })
     }
 }
 
