@@ -180,7 +180,7 @@ fn many_ids(proc: &Rc<Proc>, found: &mut Found) {
     let mut maps = Vec::new();
     for (kind, program) in [(IdKind::Uid, "newuidmap"), (IdKind::Gid, "newgidmap")] {
         let what = format!("subordinate {}s", kind.word());
-        match Grants::of(&me.user).read(kind) {
+        match Grants::of(&me.user).and_then(|grants| grants.read(kind)) {
             Ok(ranges) if ranges.is_empty() => {
                 found.no(&format!("{what}: {} has no line for {}", kind.grant_file(), me.user), "");
             }

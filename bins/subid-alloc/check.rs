@@ -382,7 +382,7 @@ fn name_service(etc: &Etc, here: bool, findings: &mut Findings) -> Result<()> {
         }
         if here && *source != "files" {
             let root = user::by_uid(0);
-            if let Some(Err(failure)) = root.map(|user| Grants::of(&user).read(Kind::Uid)) {
+            if let Some(Err(failure)) = root.map(|user| Grants::of(&user)?.read(Kind::Uid)) {
                 let text = failure.to_string();
                 // Whether root himself has any does not matter here.
                 if text.contains("cannot be loaded") || text.contains("not installed") || text.contains("answered") {

@@ -199,7 +199,7 @@ fn list(args: &Args) -> Result<Outcome> {
             for kind in kinds(args) {
                 // Here nsswitch.conf may name another source than the files.
                 let ranges =
-                    if elsewhere { survey::granted(user, kind, &etc)? } else { Grants::of(user).read(kind)? };
+                    if elsewhere { survey::granted(user, kind, &etc)? } else { Grants::of(user)?.read(kind)? };
                 ranges.into_iter().for_each(|range| line(&mut text, kind, &user.name, range));
             }
         }

@@ -163,7 +163,7 @@ pub fn maps(preset: Preset, me: &Me) -> Result<Both<Vec<Extent>>> {
 /// There are no subordinate ids, or they cannot be found out.
 pub fn granted(me: &Me) -> Result<Both<Vec<Range>>> {
     let mut granted = Both::<Vec<Range>>::default();
-    let grants = Grants::of(&me.user);
+    let grants = Grants::of(&me.user)?;
     for kind in Kind::BOTH {
         *granted.of_mut(kind) = grants.read(kind)?;
         if granted.of(kind).is_empty() {

@@ -9,6 +9,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
@@ -332,9 +333,13 @@ pub fn provider(nsswitch: &str) -> Option<&str> {
     (name != "files").then_some(name)
 }
 
-/// The provider of this machine; None for the files.
-pub fn configured() -> Option<String> {
-    provider(&fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default()).map(str::to_owned)
+/// The provider of this machine; None for the files, as without nsswitch.conf.
+fn configured() -> Result<Option<String>> {
+    match fs::read("/etc/nsswitch.conf") {
+        Ok(text) => Ok(provider(&String::from_utf8_lossy(&text)).map(str::to_owned)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Failure::os("read /etc/nsswitch.conf", Errno::from_raw(e.raw_os_error().unwrap_or(0)))),
+    }
 }
 
 /// Where it is written what a user has been granted: found once, for both kinds.
@@ -347,11 +352,15 @@ pub enum Grants<'a> {
 
 impl Grants<'_> {
     /// For `user`.
-    pub fn of(user: &User) -> Grants<'_> {
-        match configured() {
+    ///
+    /// # Errors
+    /// nsswitch.conf cannot be read: whoever may, as newuidmap(1), might be told
+    /// another source.
+    pub fn of(user: &User) -> Result<Grants<'_>> {
+        Ok(match configured()? {
             Some(name) => Grants::Provider(name, user),
             None => Grants::Files(Owner::of(user, &fs::read("/etc/passwd").unwrap_or_default())),
-        }
+        })
     }
 
     /// What he has been granted of `kind`: from the file, or from the provider

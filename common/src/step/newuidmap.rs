@@ -221,13 +221,14 @@ pub fn not_granted(kind: Kind, map: &Map) -> Option<Because> {
     let own = proc.own();
     let (uid, me) = (own.uid[0], if kind == Kind::Uid { own.uid[0] } else { own.gid[0] });
     let user = user::by_uid(uid)?;
-    let mut covered = Grants::of(&user).read(kind).ok()?;
+    let grants = Grants::of(&user).ok()?;
+    let mut covered = grants.read(kind).ok()?;
     covered.push(Range { first: me, count: 1 });
     let wanted: Vec<Range> = map.extents().iter().map(|e| e.outside()).collect();
     let missing = without(&wanted, &covered);
     let first = missing.first()?;
     let are = subject("outside id", &missing);
-    if let Some(name) = subid::configured() {
+    if let Grants::Provider(name, _) = &grants {
         return Some(Because::new(format!("{are} not granted to {user} by {name} (/etc/nsswitch.conf)")));
     }
     let because = Because::new(format!("{are} not granted to {user} in {}", kind.grant_file()));
