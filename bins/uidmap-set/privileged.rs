@@ -133,7 +133,7 @@ pub(crate) fn become_system(program: &str, words: &[OsString], why: &str) -> Fai
     let all = std::iter::once(program.as_bytes()).chain(words.iter().map(|w| w.as_bytes()));
     let all: Vec<CString> = all.filter_map(|w| CString::new(w).ok()).collect();
     let errno = sys::become_program(&CString::new(path.as_str()).unwrap_or_default(), &all);
-    Failure::os(format!("exec {path}"), errno).because(Some(Because::new(why)))
+    Failure::os(format!("exec {path}, since {why}"), errno)
 }
 
 /// Proves that the system's `program` is another than this one.
