@@ -80,8 +80,7 @@ impl Owners {
             let (Ok(before), Ok(there), Ok(after)) = (source(), look(tree, &file.name), source()) else { continue };
             let same = |a: &FileStat, b: &FileStat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
             let steady = (before.st_uid, before.st_gid) == (after.st_uid, after.st_gid);
-            let unknown = [before.st_uid, before.st_gid].contains(&self.overflow.uid);
-            if !same(&before, &after) || !same(&before, &there) || !steady || unknown {
+            if !same(&before, &after) || !same(&before, &there) || !steady || unmapped(&before, &self.overflow) {
                 continue;
             }
             let disk = self.disk(&before);
@@ -104,6 +103,11 @@ impl Owners {
     }
 }
 
+/// Whether an id that is shown may stand for any without a map.
+fn unmapped(stat: &FileStat, overflow: &Both<u32>) -> bool {
+    stat.st_uid == overflow.uid || stat.st_gid == overflow.gid
+}
+
 fn look(dir: BorrowedFd<'_>, name: &OsString) -> std::result::Result<FileStat, Errno> {
     if name == "." { fstat(dir) } else { fstatat(dir, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) }
 }
@@ -124,4 +128,18 @@ fn names(place: &Place) -> Vec<OsString> {
 pub fn owner_of(place: &Place) -> Result<(u32, u32)> {
     let stat = fstat(place.fd()).map_err(|e| Failure::os(format!("stat {}", place.name()), e))?;
     Ok((stat.st_uid, stat.st_gid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_its_overflow_id() {
+        let mut stat = fstat(std::fs::File::open("/").unwrap()).unwrap();
+        for (uid, gid, wanted) in [(1, 2, false), (65534, 2, true), (1, 65533, true), (1, 65534, false)] {
+            (stat.st_uid, stat.st_gid) = (uid, gid);
+            assert_eq!(unmapped(&stat, &Both { uid: 65534, gid: 65533 }), wanted, "{uid}:{gid}");
+        }
+    }
 }
