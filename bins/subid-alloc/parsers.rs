@@ -6,8 +6,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use common::id::Range;
-use common::subid::{grant, is_blank, shadow_number, trimmed};
+use common::subid::{grant, granted, is_blank, shadow_number, trimmed};
 use common::word::quote;
 
 /// What is odd about a line, in a sentence; and how the line should read, if
@@ -89,7 +88,10 @@ fn numbers(start: &[u8], count: &[u8]) -> Vec<Oddity> {
     let (first, many) = (shadow_number(start), shadow_number(count));
     match (first, many) {
         (_, Some(0)) => found.push(oddity("a grant of no ids")),
-        (Some(first), Some(many)) if Range::new(first, many).is_none() => {
+        (Some(first), Some(many)) if first > 0 && first.checked_add(many) == Some(1 << 32) => {
+            found.push(oddity("it has id 4294967295, which no map can have"));
+        }
+        (Some(first), Some(many)) if granted(first, many).is_none() => {
             found.push(oddity("it goes beyond id 4294967294, which no map can have: shadow 4.20 skips the line"));
         }
         _ => {}
@@ -101,7 +103,7 @@ fn numbers(start: &[u8], count: &[u8]) -> Vec<Oddity> {
 fn plain(owner: &[u8], start: &[u8], count: &[u8]) -> Option<String> {
     let owner = std::str::from_utf8(trimmed(owner)).ok().filter(|owner| !owner.is_empty())?;
     let owner = Some(owner).filter(|owner| !owner.starts_with(['+', '-', '#']))?;
-    let range = Range::new(shadow_number(trimmed(start))?, shadow_number(trimmed(count))?)?;
+    let range = granted(shadow_number(trimmed(start))?, shadow_number(trimmed(count))?)?;
     Some(format!("{owner}:{}:{}", range.first, range.count))
 }
 
@@ -133,7 +135,10 @@ mod tests {
             ("# x", "a comment"),
             ("+alice:1:2", "only behind it"),
             ("alice:1:0", "no ids"),
-            ("alice:4294967295:1", "beyond id 4294967294"),
+            ("alice:4294967295:1", "it has id 4294967295"),
+            ("alice:4294967000:296", "it has id 4294967295"),
+            ("alice:4294967000:297", "beyond id 4294967294"),
+            ("alice:0:4294967296", "beyond id 4294967294"),
             ("alice:-1:5", "shadow skips the line"),
             ("alice:1", "no program"),
             (&"x".repeat(2000), "1023"),
@@ -149,5 +154,8 @@ mod tests {
         assert_eq!(plain("alice:0100:1 "), None);
         assert_eq!(plain("alice:1:0"), None);
         assert_eq!(plain(" +alice:1:1"), None);
+        assert_eq!(plain("alice:4294967000:296").as_deref(), Some("alice:4294967000:295"));
+        assert_eq!(plain("alice:4294967295:1"), None);
+        assert_eq!(plain("alice:4294967000:297"), None);
     }
 }

@@ -166,14 +166,14 @@ pub fn shadow_number(field: &[u8]) -> Option<u64> {
 /// What a line grants, as shadow 4.20 reads it.
 pub fn grant(line: &[u8]) -> Option<Grant<'_>> {
     if let Some((owner, start, count, _)) = plain(line) {
-        return Some(Grant { owner, range: Range::new(start, count)? });
+        return Some(Grant { owner, range: granted(start, count)? });
     }
     let fields: [&[u8]; 3] = three_fields(line)?;
     let owner = fields[0];
     if owner.is_empty() || matches!(owner[0], b'+' | b'-') || line.len() > MAX_LINE {
         return None;
     }
-    Some(Grant { owner, range: Range::new(shadow_number(fields[1])?, shadow_number(fields[2])?)? })
+    Some(Grant { owner, range: granted(shadow_number(fields[1])?, shadow_number(fields[2])?)? })
 }
 
 fn three_fields(line: &[u8]) -> Option<[&[u8]; 3]> {
@@ -186,6 +186,13 @@ fn three_fields(line: &[u8]) -> Option<[&[u8]; 3]> {
 /// leaves 32 bits.
 pub(crate) fn clipped(start: u64, count: u64) -> Option<Range> {
     Range::new(start, count.min(u64::from(u32::MAX).saturating_sub(start)))
+}
+
+/// The ids that shadow 4.20 takes from `count` of them from `start` on, as far as
+/// a map can have them: it takes 4294967295, too, which none can.
+pub fn granted(start: u64, count: u64) -> Option<Range> {
+    let range = clipped(start, count)?;
+    (count <= u64::from(u32::MAX) && count - u64::from(range.count) <= 1).then_some(range)
 }
 
 /// Every range that some parser may read in a line: numbers in base 0 and in
@@ -485,6 +492,13 @@ pub(crate) mod tests {
             ("Alice:5:6", None),
             ("+alice:5:6", None),
             ("alice:4294967295:1", None),
+            ("alice:4294967000:295", Some(r(4_294_967_000, 295))),
+            ("alice:4294967000:296", Some(r(4_294_967_000, 295))),
+            ("alice:4294967000:0x128", Some(r(4_294_967_000, 295))),
+            ("alice:4294967000:297", None),
+            ("alice:1:4294967295", Some(r(1, 4_294_967_294))),
+            ("alice:0:4294967296", None),
+            ("alice:1:18446744073709551615", None),
             ("alice:4294967296:1", None),
             ("# alice:5:6", None),
             ("alice::6", None),

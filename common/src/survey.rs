@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::fail::Errno;
 use crate::id::{Range, without};
-use crate::subid::{Owner, clipped, grant, lines, pieces, plain, readings};
+use crate::subid::{Owner, clipped, grant, granted, lines, pieces, plain, readings};
 
 /// How many ids there are in a block: those with the same upper sixteen bits,
 /// the unit of systemd's container ranges.
@@ -154,7 +154,7 @@ fn sort_out(piece: &[u8], owner: &Owner, own: &mut Vec<Range>, taken: &mut Taken
         // Nearly all lines are plain, and are read once.
         let length = if let Some((word, start, count, length)) = plain(rest) {
             if let Some(range) = clipped(start, count) {
-                if u64::from(range.count) == count && owner.is(word) {
+                if owner.is(word) && granted(start, count).is_some() {
                     own.push(range);
                 } else {
                     taken.add(range);
@@ -258,6 +258,14 @@ mod tests {
         assert_eq!(survey, Survey { own: vec![r(16, 3), r(7, 1), r(9, 1)], size: text.len() as u64, open_end: true });
         assert_eq!(taken.leaves(&[r(0, 20)]), [r(0, 1), r(3, 4), r(8, 1), r(10, 6), r(19, 1)]);
         assert_eq!(surveyed("", 1).0, Survey::default());
+    }
+
+    #[test]
+    fn own_lines_are_read_as_everywhere() {
+        for line in ["alice:4294967000:295", "alice:4294967000:296", "alice:4294967000:297", "alice:0:4294967296"] {
+            let wanted: Vec<Range> = grant(line.as_bytes()).map(|grant| grant.range).into_iter().collect();
+            assert_eq!(surveyed(line, 1).0.own, wanted, "{line}");
+        }
     }
 
     /// What a child would do: try every place.
