@@ -196,7 +196,7 @@ pub fn proxy(child: &Child, manner: &Manner<'_>, master: &OwnedFd, all: bool, pr
     let mut own = Own::find();
     own.tell_size(master);
     own.make_raw();
-    let output = sys::lend((1..=2).find(|n| is_terminal(*n)).unwrap_or(1));
+    let output = sys::lend((1..=2).find(|n| all || is_terminal(*n)).unwrap_or(1));
     let mut typed = Flow { ended: !all && !is_terminal(0), ..Flow::default() };
     let mut written = Flow::default();
     loop {
