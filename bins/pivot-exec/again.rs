@@ -6,6 +6,7 @@
 //! the namespaces, and the map.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use common::fail::Again;
@@ -47,6 +48,10 @@ fn beside(tool: &str) -> Option<String> {
     std::env::args_os().next().map(|word| quote(Path::new(&word).with_file_name(tool)))
 }
 
+/// What would be refused next without a namespace of the same owner, and which.
+const NEED: [(&[u8], &str); 5] =
+    [(b"--proc", "p"), (b"--sys", "n"), (b"--mqueue", "i"), (b"--hostname", "u"), (b"--systemd", "mpiuC")];
+
 /// These words after a ns-new that makes what this process is in, and the
 /// namespace of `letter`.
 fn below(letter: Option<char>, words: &[OsString], proc: &Proc) -> Option<String> {
@@ -55,7 +60,11 @@ fn below(letter: Option<char>, words: &[OsString], proc: &Proc) -> Option<String
     let ours = |kind: &Kind| *kind == Kind::User || proc.ns("self", *kind).is_ok_and(|ns| belongs(&ns, &user));
     let made = Kind::ALL.into_iter().filter(|kind| !initial && ours(kind));
     let mut all: String = made.map(Kind::letter).collect();
-    all.extend(letter.filter(|letter| !all.contains(*letter)));
+    let has = |option: &[u8]| words.iter().any(|word| word.as_bytes().split(|b| *b == b'=').next() == Some(option));
+    let next = NEED.iter().filter(|(option, _)| letter == Some(Kind::User.letter()) && has(option));
+    for letter in letter.into_iter().chain(next.flat_map(|(_, letters)| letters.chars())) {
+        all.extend(Some(letter).filter(|letter| !all.contains(*letter)));
+    }
     if all.is_empty() {
         return Some(format!("{}{}", sudo(), quote_all(words)));
     }
