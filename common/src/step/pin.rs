@@ -19,7 +19,7 @@ use crate::fail::{Because, Errno, Failure, Result};
 use crate::ns::Kind;
 use crate::proc::Proc;
 use crate::sys;
-use crate::word::quote;
+use crate::word::{quote, sudo};
 
 /// An effect on pins.
 pub enum Effect {
@@ -44,18 +44,22 @@ impl From<Effect> for Step {
 /// Proves, while planning, that something can be pinned to `file`.
 ///
 /// # Errors
-/// ENOENT, EBUSY, with what to do about them; EISDIR.
+/// ENOENT, EBUSY, with what to do about them; EISDIR; ELOOP: it is a symbolic link.
 pub fn check(file: &OsString) -> Result<()> {
     let said = |errno| Failure::os(format!("open {}", quote(file)), errno);
-    match std::fs::metadata(file) {
+    match std::fs::symlink_metadata(file) {
+        Ok(is) if is.is_symlink() => {
+            // Whoever may change it would choose what root covers.
+            let because =
+                Because::new("it is a symbolic link, and what is pinned is not followed either when it is let go");
+            Err(said(Errno::ELOOP).because(Some(because)))
+        }
         Ok(is) if is.is_dir() => {
             let because = Because::new("a namespace is pinned to a file, and this is a directory");
             Err(said(Errno::EISDIR).because(Some(because)))
         }
         Ok(_) if look(file).and_then(|fd| is_pin(&fd)) == Ok(true) => {
-            let because =
-                Because::new("a namespace is pinned to it already").remedy(format!("ns-new --unpin {}", quote(file)));
-            Err(said(Errno::EBUSY).because(Some(because)))
+            Err(said(Errno::EBUSY).because(Some(pinned(file))))
         }
         Ok(_) => Ok(()),
         Err(e) => {
@@ -69,6 +73,10 @@ pub fn check(file: &OsString) -> Result<()> {
             Err(said(errno).because(because))
         }
     }
+}
+
+fn pinned(file: &OsString) -> Because {
+    Because::new("a namespace is pinned to it already").remedy(format!("{}ns-new --unpin {}", sudo(), quote(file)))
 }
 
 impl Effect {
@@ -95,6 +103,10 @@ impl Effect {
     fn perform(&self, hands: &mut Hands) -> Done {
         match self {
             Effect::Pin(kind, file) => {
+                // By the same command, for another kind.
+                if is_pin(&look(file)?)? {
+                    return Err(Failure::os(self.act(), Errno::EBUSY).because(Some(pinned(file))).into());
+                }
                 let proc = Proc::open()?;
                 let child = hands.child.as_ref().ok_or(Errno::ECHILD)?;
                 let namespace = proc.ns(&child.who(&proc)?, *kind)?;
@@ -154,7 +166,7 @@ fn be_newer(parents: u64) -> Done {
 }
 
 fn look(file: &OsString) -> std::result::Result<OwnedFd, Errno> {
-    open(file.as_os_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+    open(file.as_os_str(), OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 /// Where a mount passes on what is mounted on it, the file becomes a mount of
