@@ -27,6 +27,12 @@ pub fn has_terminal() -> bool {
     (0..=2).any(is_terminal)
 }
 
+/// Whether this is our terminal and another group is in front of it: then it is that
+/// one's to read from and to change.
+fn is_behind(number: c_int) -> bool {
+    tcgetpgrp(sys::lend(number)).is_ok_and(|front| front != getpgrp())
+}
+
 fn is_terminal(number: c_int) -> bool {
     isatty(sys::lend(number)).unwrap_or(false)
 }
@@ -88,10 +94,9 @@ impl Own {
         Own { number: number.unwrap_or(0), before: None }
     }
 
-    /// In the background it is another's to change.
-    fn make_raw(&mut self) {
+    fn make_raw(&mut self, master: &OwnedFd) {
         let fd = sys::lend(self.number);
-        if self.before.is_some() || tcgetpgrp(fd) != Ok(getpgrp()) {
+        if self.before.is_some() {
             return;
         }
         if let Ok(before) = tcgetattr(fd) {
@@ -99,6 +104,7 @@ impl Own {
             cfmakeraw(&mut raw);
             let _ = tcsetattr(fd, SetArg::TCSADRAIN, &raw);
             self.before = Some(before);
+            self.tell_size(master);
         }
     }
 
@@ -183,6 +189,10 @@ impl Flow {
     }
 }
 
+/// How often, in milliseconds, to look whether we are in front again: a shell need not
+/// send SIGCONT to a job that runs.
+const AGAIN: u16 = 200;
+
 /// Minds the program `child` until it ends, as `mind::program::tend` does, and
 /// passes on what is typed and what it writes: with `all` even if standard input
 /// is no terminal, else that is the program's own.
@@ -195,11 +205,15 @@ pub fn proxy(child: &Child, manner: &Manner<'_>, master: &OwnedFd, all: bool, pr
     fcntl(master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let mut own = Own::find();
     own.tell_size(master);
-    own.make_raw();
     let output = sys::lend((1..=2).find(|n| all || is_terminal(*n)).unwrap_or(1));
     let mut typed = Flow { ended: !all && !is_terminal(0), ..Flow::default() };
     let mut written = Flow::default();
     loop {
+        let behind = is_behind(own.number);
+        if !behind {
+            own.make_raw(master);
+        }
+        let types = typed.has_room() && !is_behind(0);
         let wants = |yes: bool, what: PollFlags| if yes { what } else { PollFlags::empty() };
         let both = wants(written.has_room(), PollFlags::POLLIN) | wants(!typed.bytes.is_empty(), PollFlags::POLLOUT);
         let mut fds = minder.awaited();
@@ -207,14 +221,14 @@ pub fn proxy(child: &Child, manner: &Manner<'_>, master: &OwnedFd, all: bool, pr
         // Who is not asked is left out: a hang-up would come all the same.
         let ours = [
             (if both.is_empty() { nobody } else { master.as_fd() }, both),
-            (if typed.has_room() { sys::lend(0) } else { nobody }, PollFlags::POLLIN),
+            (if types { sys::lend(0) } else { nobody }, PollFlags::POLLIN),
             (if written.bytes.is_empty() { nobody } else { output }, PollFlags::POLLOUT),
         ];
         let first = fds.len();
         fds.extend(ours);
-        let ready = wait_for(&fds, None)?;
+        let ready = wait_for(&fds, behind.then_some(AGAIN))?;
         let is_ready = |n: usize| ready.get(first + n) == Some(&true);
-        if typed.has_room() && is_ready(1) {
+        if types && is_ready(1) {
             take_keys(&mut typed, &mut minder, manner.first, master, proc);
         }
         if !typed.bytes.is_empty() {
@@ -253,6 +267,8 @@ fn leader(master: &OwnedFd, proc: &Proc) -> Option<(Pid, String)> {
 fn take_keys(typed: &mut Flow, minder: &mut Minder<'_>, first: bool, master: &OwnedFd, proc: &Proc) {
     let before = typed.bytes.len();
     typed.fill(sys::lend(0));
+    // From behind a read fails (EIO, as SIGTTIN is blocked).
+    typed.ended &= !is_behind(0);
     if typed.ended {
         typed.bytes.push(END_OF_FILE);
         // In the middle of a line the first ends only that: termios(3), VEOF.
@@ -301,8 +317,6 @@ fn pass_on(number: c_int, minder: &mut Minder<'_>, master: &OwnedFd, own: &mut O
     if is(Signal::SIGWINCH) {
         own.tell_size(master);
     } else if is(Signal::SIGCONT) {
-        own.tell_size(master);
-        own.make_raw();
         group(Signal::SIGCONT);
     } else if is(Signal::SIGTSTP) {
         group(Signal::SIGSTOP);
