@@ -15,7 +15,7 @@ use nix::sys::termios::{
 };
 use nix::unistd::{Gid, Pid, Uid, fchown, getpgrp, isatty, read, tcgetpgrp, write};
 
-use crate::mind::program::{Ended, Manner, Minder, News, stop_with_it};
+use crate::mind::program::{Ended, Manner, Minder, News, is_job, stop_with_it};
 use crate::mind::{Child, told_to_end, wait_for};
 use crate::proc::Proc;
 use crate::sys;
@@ -276,13 +276,17 @@ fn take_keys(typed: &mut Flow, minder: &mut Minder<'_>, first: bool, master: &Ow
             typed.bytes.push(END_OF_FILE);
         }
     }
-    let [key] = typed.bytes.get(before..).unwrap_or_default() else { return };
-    let Some((signal, leader)) = dropped(*key, first, master, proc) else { return };
-    typed.bytes.truncate(before);
-    if signal == Signal::SIGTSTP {
-        let _ = kill(Pid::from_raw(-leader.as_raw()), Signal::SIGSTOP);
-    } else {
-        minder.hand(signal as c_int, true);
+    let Some(modes) = modes(master, LocalFlags::ISIG) else { return };
+    for key in typed.bytes.split_off(before) {
+        match dropped(key, &modes, first, master, proc) {
+            Some((Signal::SIGTSTP, leader)) if is_job() => {
+                let _ = kill(Pid::from_raw(-leader.as_raw()), Signal::SIGSTOP);
+            }
+            // Nobody could continue it from here either.
+            Some((Signal::SIGTSTP, _)) => {}
+            Some((signal, _)) => minder.hand(signal as c_int, true),
+            None => typed.bytes.push(key),
+        }
     }
 }
 
@@ -297,9 +301,8 @@ fn modes(master: &OwnedFd, one: LocalFlags) -> Option<Termios> {
 /// The signal that a key means, and whom, where the kernel will drop it: the stop
 /// of the first program of a session, since nobody in the session could continue
 /// it (but we can); and what the first process of a pid namespace does not handle.
-fn dropped(key: u8, first: bool, master: &OwnedFd, proc: &Proc) -> Option<(Signal, Pid)> {
+fn dropped(key: u8, modes: &Termios, first: bool, master: &OwnedFd, proc: &Proc) -> Option<(Signal, Pid)> {
     use SpecialCharacterIndices::{VINTR, VQUIT, VSUSP};
-    let modes = modes(master, LocalFlags::ISIG)?;
     let keys = [(VSUSP, Signal::SIGTSTP), (VINTR, Signal::SIGINT), (VQUIT, Signal::SIGQUIT)];
     let keys = &keys[..if first { 3 } else { 1 }];
     let (_, signal) = keys.iter().find(|(which, _)| modes.control_chars.get(*which as usize) == Some(&key))?;

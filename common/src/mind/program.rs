@@ -215,10 +215,12 @@ fn is_news(number: c_int, code: i32) -> bool {
 /// # Errors
 /// None in practice.
 pub(crate) fn stop_with_it() -> Result<()> {
-    if open("/dev/tty", OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty()).is_err() {
-        return Ok(());
-    }
-    kill(Pid::from_raw(0), Signal::SIGSTOP)
+    if is_job() { kill(Pid::from_raw(0), Signal::SIGSTOP) } else { Ok(()) }
+}
+
+/// Whether there is a terminal whose shell could continue us.
+pub(crate) fn is_job() -> bool {
+    open("/dev/tty", OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty()).is_ok()
 }
 
 /// Is the init of a pid namespace: reaps what is left to it, hands every signal
