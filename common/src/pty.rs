@@ -132,6 +132,8 @@ struct Flow {
     /// The last byte that has come.
     last: Option<u8>,
     ended: bool,
+    /// Why no more can be written: what comes is thrown away.
+    failed: Option<Errno>,
 }
 
 impl Flow {
@@ -181,9 +183,9 @@ impl Flow {
         match write(to, self.bytes.get(..piece).unwrap_or_default()) {
             Ok(n) => drop(self.bytes.drain(..n)),
             Err(Errno::EINTR | Errno::EAGAIN) => {}
-            Err(_) => {
+            Err(e) => {
                 self.bytes.clear();
-                self.ended = true;
+                self.failed = Some(e);
             }
         }
     }
@@ -238,7 +240,12 @@ pub fn proxy(child: &Child, manner: &Manner<'_>, master: &OwnedFd, all: bool, pr
             written.fill(master.as_fd());
         }
         if !written.bytes.is_empty() && is_ready(2) {
+            let before = written.failed;
             written.drain(output);
+            // As if the terminal had gone.
+            if before.is_none() && written.failed.is_some() {
+                minder.hand(Signal::SIGHUP as c_int, false);
+            }
         }
         while let Some(news) = minder.turn()? {
             match news {
@@ -249,7 +256,11 @@ pub fn proxy(child: &Child, manner: &Manner<'_>, master: &OwnedFd, all: bool, pr
                 }
                 News::Ended(ended) => {
                     let told = written.empty(master.as_fd(), output, proc)?;
-                    return Ok(told.map_or(ended, Ended::Signal));
+                    return match written.failed {
+                        Some(Errno::EPIPE) => Ok(Ended::Signal(Signal::SIGPIPE as c_int)),
+                        Some(e) => Err(e),
+                        None => Ok(told.map_or(ended, Ended::Signal)),
+                    };
                 }
             }
         }
