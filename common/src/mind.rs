@@ -338,7 +338,10 @@ pub fn key() -> Option<c_int> {
 /// # Errors
 /// Those of kill(2).
 pub fn signal(child: &Child, number: c_int) -> Result<()> {
-    sys::pidfd_signal(child.fd.as_fd(), number).or_else(|_| sys::signal_child(child.pid, number))
+    match sys::pidfd_signal(child.fd.as_fd(), number) {
+        Err(e) if e != Errno::ESRCH => sys::signal_child(child.pid, number),
+        other => other,
+    }
 }
 
 /// Ends a child and waits until nothing of it is left: with a pid namespace
