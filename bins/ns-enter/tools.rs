@@ -36,18 +36,17 @@ pub(crate) enum Brought {
 /// Wrong usage; a directory cannot be opened.
 pub(crate) fn read(args: &Args, proc: &Proc, target: &Target, kinds: &[Kind]) -> Result<Option<Brought>> {
     let words = args.values("tools");
-    let ours = |option: &str, kind: Kind| {
-        let same =
-            !kinds.contains(&kind) && target::files::namespace_of(proc, target, kind).ok()? == proc.ns_id("self", kind);
-        same.then(|| Failure::usage(format!("{option}: the target's {} namespace is ours", kind.link())))
+    let elsewhere = |option: &str, kind: Kind| {
+        let theirs = || target::files::namespace_of(proc, target, kind).ok();
+        let ours = !kinds.contains(&kind) && theirs() == Some(proc.ns_id("self", kind));
+        let refused = || Failure::usage(format!("{option}: the target's {} namespace is ours", kind.link()));
+        if ours { Err(refused()) } else { Ok(()) }
     };
     if args.flag("etc") {
         if !words.is_empty() {
             return Err(CLI.usage("--etc or --tools: the one is in our mounts, the other in the target's"));
         }
-        if let Some(failure) = ours("--etc", Kind::Net) {
-            return Err(failure);
-        }
+        elsewhere("--etc", Kind::Net)?;
         if kinds.contains(&Kind::Mnt) || !kinds.contains(&Kind::Net) {
             return Err(CLI.usage("--etc is for a network namespace without its mounts: -n"));
         }
@@ -56,9 +55,7 @@ pub(crate) fn read(args: &Args, proc: &Proc, target: &Target, kinds: &[Kind]) ->
     if words.is_empty() {
         return Ok(None);
     }
-    if let Some(failure) = ours("--tools", Kind::Mnt) {
-        return Err(failure);
-    }
+    elsewhere("--tools", Kind::Mnt)?;
     if !kinds.contains(&Kind::Mnt) {
         return Err(CLI.usage("--tools is for a target with other mounts than ours: -m"));
     }
