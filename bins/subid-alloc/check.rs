@@ -102,8 +102,12 @@ impl File {
 
     /// The command that takes `range` from the owner number `whose`.
     fn free(&self, whose: usize, range: Range) -> Option<String> {
-        let owner = quote(&self.owners[whose].name);
-        Some(format!("sudo subid-alloc --free {owner} {}:{}{}", range.first, range.count, self.root))
+        Some(format!("{} {}:{}", self.free_all(&self.owners[whose].name), range.first, range.count))
+    }
+
+    /// The command that takes from `owner` all that this file grants.
+    fn free_all(&self, owner: &str) -> String {
+        format!("sudo subid-alloc --free --{}s{} {}", self.kind.word(), self.root, quote(owner))
     }
 
     /// Looks at everything; `proc` is there if it is about this machine.
@@ -194,7 +198,7 @@ impl File {
         let mut found = Vec::new();
         for owner in &self.owners {
             let (name, line) = (owner.name.as_str(), owner.line);
-            let free = format!("sudo subid-alloc --free {}{}", quote(name), self.root);
+            let free = self.free_all(name);
             if names.contains_key(name) || elsewhere.iter().any(|user| user.name == name) {
                 continue;
             }

@@ -12,6 +12,7 @@ use common::preset::{self, Me, Preset, granted, guard_root, maps};
 use common::proc::Proc;
 use common::record::{Record, Stream};
 use common::step::end;
+use common::subid::POOL;
 use common::target::stream::read_stream;
 use common::target::{self, Target};
 use common::tool::{Outcome, pass_on};
@@ -133,8 +134,9 @@ fn take(me: &Me, count: u32) -> Result<Lease> {
     let most = most(Kind::Uid).min(most(Kind::Gid));
     let name = &me.user.name;
     let because = if most < count {
-        Because::new(format!("the largest range of {} has {most} ids", me.user))
-            .remedy(format!("sudo subid-alloc {name} --count {count}"))
+        let because = Because::new(format!("the largest range of {} has {most} ids", me.user));
+        // More than all that may be granted is nobody's to grant.
+        if count <= POOL.count { because.remedy(format!("sudo subid-alloc {name} --count {count}")) } else { because }
     } else {
         Because::new(format!("other cuts of {} hold too many: none of the ranges has {count} left in a row", me.user))
     };
