@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 
 use common::cli::Args;
-use common::etc::{Etc, lock_pid, stale};
+use common::etc::Etc;
+use common::etc::lock::{lock_pid, stale};
 use common::fail::{Failure, Result};
 use common::helper;
 use common::id::{Kind, Range, subject};

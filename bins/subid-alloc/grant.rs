@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use common::cli::Args;
-use common::etc::{Etc, Locked};
+use common::etc::Etc;
+use common::etc::lock::Locked;
 use common::fail::{Because, Errno, Failure, Result};
 use common::helper;
 use common::id::{Kind, Range, without};

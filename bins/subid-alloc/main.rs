@@ -24,7 +24,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use common::cli::{Args, Cli, HOST_ROOT, Operands, Stage, flag, opt, valued};
-use common::etc::{Etc, Locked, PATIENCE};
+use common::etc::Etc;
+use common::etc::lock::{Locked, PATIENCE};
 use common::fail::{Failure, Result};
 use common::id::{Kind, Range};
 use common::proc::Proc;

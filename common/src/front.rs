@@ -19,7 +19,7 @@ use nix::libc::c_int;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgrp, getpid, getsid, isatty, setpgid, tcgetpgrp, tcsetpgrp};
 
-use crate::mind::{self, Child};
+use crate::mind::child::{self, Child};
 use crate::proc::Proc;
 use crate::sys;
 
@@ -75,7 +75,7 @@ impl Front {
     /// comes here, too.
     pub fn join(&self, child: &Child) {
         if self.group != getpid() && self.keeper.borrow().is_none() {
-            let Ok(keeper) = mind::stay_behind() else { return };
+            let Ok(keeper) = child::stay_behind() else { return };
             self.keeper.replace(Some(keeper));
         }
         let _ = setpgid(Pid::from_raw(0), Pid::from_raw(child.pid));
@@ -84,7 +84,7 @@ impl Front {
     /// Goes back for good, and our group is in front again.
     pub fn leave(&self) {
         let _ = self.back();
-        self.keeper.take().iter().for_each(mind::end);
+        self.keeper.take().iter().for_each(child::end);
     }
 
     fn back(&self) -> Result<(), Errno> {

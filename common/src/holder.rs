@@ -26,7 +26,8 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{chdir, getpid, setsid};
 
 use crate::lease::Lease;
-use crate::mind::{self, Child};
+use crate::mind;
+use crate::mind::child::{self, Child};
 use crate::sys;
 
 type Result<T> = std::result::Result<T, Errno>;
@@ -117,7 +118,7 @@ pub fn linger(mask: &SigSet, child: &Child, life: &Life, note: &dyn Fn() -> Stri
             said = word(byte).or(said);
         }
     }
-    mind::end(child);
+    child::end(child);
     let signal = match said {
         Some(ENDED) => None,
         Some(signal) if signal != KILLED => Some(signal.into()),

@@ -13,7 +13,7 @@ use nix::sys::stat::fstat;
 
 use crate::fail::Errno;
 use crate::id::number;
-use crate::mind;
+use crate::mind::child;
 use crate::ns::Kind;
 use crate::proc::{Proc, numbers, read_all};
 use crate::sys;
@@ -63,12 +63,12 @@ pub fn at_all(proc: &Proc) -> Result<Vec<Found>, Errno> {
             // What was missed is missed by us, then.
             proc.missed().map_or(Ok(all), Err)
         };
-        mind::ask_child(half).ok()
+        child::ask_child(half).ok()
     };
     let mut all: Vec<Found> = ours.iter().map(|pid| at(*pid)).collect();
     let told = helper.and_then(|(child, pipe)| {
         let bytes = read_all(pipe, usize::MAX).unwrap_or_default();
-        let whole = mind::reap(&child) == Some(0);
+        let whole = child::reap(&child) == Some(0);
         decode(&bytes).filter(|found| whole && found.len() == theirs.len())
     });
     // A child that did not do its half leaves it to us.

@@ -20,7 +20,8 @@ use nix::sys::stat::Mode;
 use crate::cgroup::Cgroup;
 use crate::fail::{Errno, Exit, Failure, Result};
 use crate::feature;
-use crate::mind::{self, Child};
+use crate::mind;
+use crate::mind::child::{self, Child};
 use crate::ns::{Kind, flag_names, flags};
 use crate::proc::Proc;
 use crate::step::ns::refused;
@@ -72,7 +73,7 @@ impl Plan {
             &Seen { proc, who: "self", child: child.as_deref(), places: &own_places() },
         );
         if let Some(child) = hands.child.take() {
-            mind::end(&child);
+            child::end(&child);
         }
         hands.undo.drain(..).rev().for_each(|undo| undo());
         hands.died.map_or(Err(failure), |signal| Ok(mind::die_of(signal, &hands.mask)))
@@ -85,7 +86,7 @@ impl Plan {
         let mut hands = Hands::new(mask);
         let outcome = self.perform(&mut hands, proc);
         if let Some(child) = hands.child.take() {
-            mind::end(&child);
+            child::end(&child);
         }
         let _ = mask.thread_set_mask();
         outcome.err()
@@ -100,7 +101,7 @@ pub fn glance<T>(plan: &Plan, proc: &Proc, look: impl Fn(&str) -> Option<T>) -> 
     let done = plan.perform(&mut hands, proc);
     let child = hands.child.take();
     let found = child.as_ref().filter(|_| done.is_ok()).and_then(|c| look(&c.who(proc).ok()?));
-    child.iter().for_each(mind::end);
+    child.iter().for_each(child::end);
     let _ = mask.thread_set_mask();
     found
 }
@@ -254,7 +255,7 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, to
     loop {
         if let Some(signal) = mind::told_to_end(ours.as_fd(), PollFlags::POLLIN, proc)? {
             // It may be in a call that nothing ends: not to be waited for.
-            hands.child.take().iter().for_each(|child| mind::signal(child, SIGKILL).unwrap_or_default());
+            hands.child.take().iter().for_each(|child| child::signal(child, SIGKILL).unwrap_or_default());
             hands.died = Some(signal);
             return Err(Failure::told_elsewhere().into());
         }
@@ -285,7 +286,7 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, to
                 return Err(Errno::EMFILE.into());
             };
             if let Some(old) = hands.child.replace(Child { pid: number, fd }) {
-                let _ = mind::reap(&old);
+                let _ = child::reap(&old);
             }
             continue;
         }
@@ -303,7 +304,7 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, to
         let failure = failure(steps, usize::try_from(number).unwrap_or(usize::MAX), refusal, &seen);
         drop(ours);
         if let Some(child) = hands.child.take() {
-            let _ = mind::reap(&child);
+            let _ = child::reap(&child);
         }
         return Err(failure.into());
     }

@@ -34,7 +34,7 @@ use nix::sys::signal::SigSet;
 
 use crate::fail::{Again, Because, Errno, Exit, Failure};
 use crate::feature;
-use crate::mind::Child;
+use crate::mind::child::Child;
 use crate::ns::Kind;
 use crate::path::used_up;
 use crate::proc::{CAP_SYS_ADMIN, Proc};

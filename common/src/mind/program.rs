@@ -12,7 +12,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, getpid, getsid};
 
-use super::{Child, heard, minded, ready_within, send, signal, wait_for};
+use super::child::{Child, signal};
+use super::{heard, minded, ready_within, send, wait_for};
 use crate::front::Front;
 use crate::proc::Proc;
 use crate::ready::Ready;

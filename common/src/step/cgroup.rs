@@ -16,7 +16,8 @@ use nix::unistd::{Gid, Pid, Uid, UnlinkatFlags, fchownat, unlinkat};
 use super::{Done, Facts, Hands, Step, USERNS};
 use crate::cgroup::{Cgroup, DIRECTORY, NAME};
 use crate::fail::{Because, Errno, Failure};
-use crate::mind::{self, Child};
+use crate::mind;
+use crate::mind::child::{self, Child};
 use crate::ns::Kind;
 use crate::proc::Proc;
 use crate::sys;
@@ -171,7 +172,7 @@ fn remove(cgroup: &Cgroup, userns: Option<BorrowedFd<'_>>) -> std::result::Resul
                 sys::exit_now(u8::from(gone.is_err()));
             }
             sys::Fork::Parent(pid, fd) => {
-                mind::reap(&Child { pid, fd });
+                child::reap(&Child { pid, fd });
                 patiently(dir, all)
             }
         },

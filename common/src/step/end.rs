@@ -10,8 +10,9 @@ use crate::fail::{Because, Errno, Exit, Failure};
 use crate::front::Front;
 use crate::holder::{self, Life};
 use crate::lease::Lease;
+use crate::mind;
+use crate::mind::child::{self, Child};
 use crate::mind::program::{self, Ended, Manner};
-use crate::mind::{self, Child};
 use crate::proc::Proc;
 use crate::ready::Ready;
 use crate::record::{Address, Record, Stream};
@@ -226,7 +227,7 @@ impl Effect {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 // What the child was given would be kept in use by us.
                 hands.made.clear();
-                match mind::reap(&child) {
+                match child::reap(&child) {
                     Some(0) => Ok(()),
                     Some(_) | None => Err(Failure::refused("the child did not come to its end").into()),
                 }

@@ -5,7 +5,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::{Done, Refusal, Step};
-use crate::etc::{self, Edit, Etc, Locked, Original, Prepared, temporary};
+use crate::etc::lock::Locked;
+use crate::etc::{self, Edit, Etc, Original, Prepared, temporary};
 use crate::fail::{Because, Errno, Failure};
 use crate::word::quote;
 

@@ -13,7 +13,8 @@ use super::newuidmap;
 use super::{Done, Facts, Hands, Refusal, Step};
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::id::{Extent, Kind, Map, Range, subject};
-use crate::mind::{self, Waited};
+use crate::mind;
+use crate::mind::child::{self, Waited};
 use crate::ns;
 use crate::proc::{self, CAP_DAC_OVERRIDE, CAP_SETFCAP, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Proc};
 use crate::record::Address;
@@ -282,7 +283,7 @@ fn await_maps(reader: Option<RawFd>, hands: &mut Hands) -> Done {
     let who = child.who(&proc)?;
     let written = |kind| proc.map(&who, kind).is_some_and(|map| !map.is_empty());
     let act = "wait for the maps of the child";
-    let failure = match mind::wait_until(child, reader, || Kind::BOTH.into_iter().all(written))? {
+    let failure = match child::wait_until(child, reader, || Kind::BOTH.into_iter().all(written))? {
         Waited::Done => return Ok(()),
         Waited::Gone => Failure::refused(format!("{act}: it has ended")),
         Waited::Unread => Failure::refused(act)

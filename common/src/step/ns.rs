@@ -13,7 +13,8 @@ use super::{Done, Facts, Hands, Step, USERNS};
 use crate::fail::{Again, Because, Errno, Failure};
 use crate::holder;
 use crate::id;
-use crate::mind::{self, Child};
+use crate::mind;
+use crate::mind::child::{self, Child};
 use crate::ns::{self, Kind, flag_names, flags};
 use crate::proc::{CAP_SYS_ADMIN, CAP_SYS_CHROOT, Proc};
 use crate::sys;
@@ -180,7 +181,7 @@ impl Effect {
                 let proc = Proc::open()?;
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 let made = child.who(&proc).and_then(|who| proc.ns(&who, Kind::User));
-                mind::end(&child);
+                child::end(&child);
                 hands.put(USERNS, made?);
                 Ok(())
             }

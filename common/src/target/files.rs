@@ -10,7 +10,7 @@ use nix::sys::stat::{Mode, fstat};
 
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::id;
-use crate::mind;
+use crate::mind::child;
 use crate::ns;
 use crate::path::used_up;
 use crate::proc::{CAP_NET_ADMIN, Proc, in_brackets, read_all};
@@ -178,7 +178,7 @@ const PATIENCE: u16 = 3000;
 /// serves it does not answer.
 pub fn file_in(root: &OwnedFd, path: &str) -> std::result::Result<Vec<u8>, Errno> {
     let path = std::ffi::CString::new(path).map_err(|_| Errno::EINVAL)?;
-    mind::answer_within(PATIENCE, || {
+    child::answer_within(PATIENCE, || {
         // A fifo in its place would keep us waiting; a device might do anything.
         let kind = fstat(sys::open_in_root(root.as_fd(), &path, libc::O_PATH, 0)?)?.st_mode & libc::S_IFMT;
         if kind != libc::S_IFREG {
@@ -195,7 +195,7 @@ pub fn file_in(root: &OwnedFd, path: &str) -> std::result::Result<Vec<u8>, Errno
 pub fn is_in(root: &OwnedFd, path: &str) -> std::result::Result<bool, Errno> {
     let path = std::ffi::CString::new(path).unwrap_or_default();
     let found =
-        mind::answer_within(PATIENCE, || sys::open_in_root(root.as_fd(), &path, libc::O_PATH, 0).map(|_| Vec::new()));
+        child::answer_within(PATIENCE, || sys::open_in_root(root.as_fd(), &path, libc::O_PATH, 0).map(|_| Vec::new()));
     if found == Err(Errno::ETIMEDOUT) {
         Err(Errno::ETIMEDOUT)
     } else {
