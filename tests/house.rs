@@ -89,7 +89,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "word",
         ],
     ),
-    ("step/terminal", &["step", "step/end", "front", "proc", "pty", "sys"]),
+    ("step/terminal", &["step", "step/end", "step/own", "fail", "front", "proc", "pty", "sys", "target/given"]),
     ("step/program", &["step", "step/exec", "step/ns", "fail", "id", "ns", "path", "proc", "sys", "word"]),
     ("step/bring", &["step", "step/fs", "step/inside", "step/tree", "fail", "path", "sys", "word"]),
     ("step/like", &["step", "step/program", "fail", "proc", "sys", "target", "word"]),

@@ -27,7 +27,7 @@ use common::preset::Me;
 use common::proc::Proc;
 use common::pty;
 use common::step::end::Care;
-use common::step::terminal::Terminal;
+use common::step::terminal::{Input, Terminal};
 use common::step::{Step, end, ns, own, program, terminal};
 use common::target::{self, Operand, Target};
 use common::tool::{Outcome, run_advised};
@@ -132,7 +132,8 @@ fn program(args: &Args, shell: OsString) -> Vec<OsString> {
 fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut files: Vec<File>) -> Result<Outcome> {
     files.extend(files::of_socket(args, proc, target)?);
     let stream = found.word == "-";
-    let own_terminal = own_terminal(args, stream, found.is_container)?;
+    let input = Input::read(args.value("stdin"), stream)?;
+    let own_terminal = own_terminal(args, input, found.is_container)?;
     let somebody = args.value("as").map(|who| named(proc, target, &who)).transpose()?;
     let kinds = elsewhere(found.asked, proc, target)?;
     let (kinds, mut left_out) = possible(kinds, args, proc, target)?;
@@ -147,7 +148,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
     if found.holds {
         inside.push(ns::Effect::Entrust(target.clone()));
     }
-    stdin(args, stream, &mut inside)?;
+    input.take().into_iter().for_each(|take| inside.push(take));
     inside.steps.append(&mut like.first.steps);
     inside.push(own::Effect::Undumpable);
     inside.steps.extend(crossing(brought.as_ref())?.steps);
@@ -189,7 +190,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
     if args.flag("user-parent") && somebody.is_none() {
         inside.push(own::Effect::RaiseAmbient);
     }
-    let terminal = terminal(args, own_terminal, stream, kinds.contains(&Kind::Pid))?;
+    let terminal = terminal(own_terminal, input, kinds.contains(&Kind::Pid));
     let open = own_terminal.map(|_| open_terminal(proc, target, &kinds, uid)).transpose()?;
     terminal.take().into_iter().for_each(|take| inside.push(take));
     brought.iter().for_each(|brought| brought.path(&mut inside));
@@ -222,21 +223,19 @@ fn named(proc: &Proc, target: &Target, who: &OsStr) -> Result<Somebody> {
 /// Whether the program gets a terminal of its own, and if so, whether in place of
 /// all three standard descriptors or only of those that are a terminal. Who is
 /// found by the name of a container has not been asked whether he is trusted.
-fn own_terminal(args: &Args, stream: bool, is_container: bool) -> Result<Option<bool>> {
+fn own_terminal(args: &Args, input: Input, is_container: bool) -> Result<Option<bool>> {
     if !args.flag("pty") {
         return Ok((is_container && pty::has_terminal()).then_some(false));
     }
-    if stream || args.value("stdin").is_some() {
+    if input != Input::Callers {
         return Err(CLI.usage("--pty takes standard input, which `-` and --stdin use for something else"));
     }
     Ok(Some(true))
 }
 
 /// The terminal that it is on then, in another pid namespace or not.
-fn terminal(args: &Args, own: Option<bool>, stream: bool, pid: bool) -> Result<Terminal> {
-    let stdin = args.value("stdin").map(|word| target::given::descriptor(&word)).transpose()?;
-    let stdin = stdin.or((!stream).then_some(0));
-    Ok(own.map_or_else(|| Terminal::of_caller(stdin, pid), Terminal::Own))
+fn terminal(own: Option<bool>, input: Input, pid: bool) -> Terminal {
+    own.map_or_else(|| Terminal::of_caller(input, pid), Terminal::Own)
 }
 
 /// The step that opens it, where the program can find it by name, and for him
@@ -456,16 +455,6 @@ fn become_mapped(proc: &Proc, target: &Target, inside: &mut Plan) -> Option<u32>
     Some(uid)
 }
 
-/// With `-` standard input is the stream, which is not for the program.
-fn stdin(args: &Args, stream: bool, inside: &mut Plan) -> Result<()> {
-    match args.value("stdin") {
-        Some(word) => inside.push(own::Effect::Stdin(Some(target::given::descriptor(&word)?))),
-        None if stream => inside.push(own::Effect::Stdin(None)),
-        None => {}
-    }
-    Ok(())
-}
-
 /// The descriptors that the program has, and this process need not have then.
 fn kept(args: &Args) -> Result<Vec<i32>> {
     let mut kept: Vec<i32> =
@@ -498,13 +487,14 @@ fn enter_files(files: &[File], args: &Args, proc: &Rc<Proc>) -> Result<Outcome> 
         return Err(CLI.usage(&format!("--like={thing} needs a process for a target")));
     }
     let mut inside = Plan::default();
-    stdin(args, false, &mut inside)?;
+    let input = Input::read(args.value("stdin"), false)?;
+    input.take().into_iter().for_each(|take| inside.push(take));
     inside.push(own::Effect::Undumpable);
     inside.steps.extend(files::enter(files, None, Plan::default(), proc).steps);
     nsenter::directories(args, &mut inside)?;
     inside.steps.extend(nsenter::ids(args)?.unwrap_or_default().0.steps);
-    let own = own_terminal(args, false, false)?;
-    let terminal = terminal(args, own, false, files.iter().any(|file| file.kind == Kind::Pid))?;
+    let own = own_terminal(args, input, false)?;
+    let terminal = terminal(own, input, files.iter().any(|file| file.kind == Kind::Pid));
     let open = own.map(|_| terminal::Effect::Open(None, None));
     terminal.take().into_iter().for_each(|take| inside.push(take));
     finish(args, program(args, shell()), Plan::default(), &mut inside)?;

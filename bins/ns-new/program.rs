@@ -19,7 +19,7 @@ use common::proc::{CAP_CHOWN, Proc};
 use common::step;
 use common::step::end::Care;
 use common::step::newuidmap::{self, Ways};
-use common::step::terminal::Terminal;
+use common::step::terminal::{Input, Terminal};
 use common::step::{end, map, mount, ns, own, pin, terminal};
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use common::target;
@@ -52,8 +52,9 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     let made = cgroup.clone().filter(|_| args.flag("new-cgroup"));
     let pins = pins(args, &kinds)?;
     let waits = matches!(maps, Maps::Outside(..) | Maps::Awaited(..)) || !pins.is_empty();
+    let input = Input::read(args.value("stdin"), args.values("map").iter().any(|word| word == "-"))?;
     let mut inside = Plan::default();
-    stdin(args, &mut inside)?;
+    input.take().into_iter().for_each(|take| inside.push(take));
     if let Some(owner) = &owner {
         become_owner(&owner.own, std::mem::take(&mut kinds), &mut inside);
     }
@@ -74,7 +75,7 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     }
     let as_owner = owner.map(|owner| owner.own);
     let root = root_inside(&maps, as_owner.as_ref(), proc);
-    let terminal = terminal(args, first)?;
+    let terminal = terminal(args, input, first)?;
     credentials(args, &maps, as_owner.unwrap_or_else(|| Me::nameless().own), &mut inside);
     setup::inside(args, &setup::kinds(args), &mut inside)?;
     directories(args, proc, &mut inside)?;
@@ -313,24 +314,12 @@ fn credentials(args: &Args, maps: &Maps, me: Both<u32>, inside: &mut Plan) {
     }
 }
 
-/// With `--map -` standard input is the stream, which is not for the program.
-fn stdin(args: &Args, inside: &mut Plan) -> Result<()> {
-    match args.value("stdin") {
-        Some(word) => inside.push(own::Effect::Stdin(Some(target::given::descriptor(&word)?))),
-        None if args.values("map").iter().any(|word| word == "-") => inside.push(own::Effect::Stdin(None)),
-        None => {}
-    }
-    Ok(())
-}
-
 /// The terminal that the program is on, in a new pid namespace or not.
-fn terminal(args: &Args, pid: bool) -> Result<Terminal> {
-    let stdin = args.value("stdin").map(|word| target::given::descriptor(&word)).transpose()?;
-    let stream = args.values("map").iter().any(|word| word == "-");
+fn terminal(args: &Args, input: Input, pid: bool) -> Result<Terminal> {
     if !args.flag("pty") {
-        return Ok(Terminal::of_caller(stdin.or((!stream).then_some(0)), pid));
+        return Ok(Terminal::of_caller(input, pid));
     }
-    if stream || stdin.is_some() {
+    if input != Input::Callers {
         return Err(CLI.usage("--pty takes standard input, which `--map -` and --stdin use for something else"));
     }
     Ok(Terminal::Own(true))

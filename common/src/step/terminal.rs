@@ -1,15 +1,18 @@
 //! A pseudo-terminal: opened outside, given to the program, minded outside.
 //! pty(7).
 
+use std::ffi::OsString;
 use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
 
 use super::end::{self, Care};
-use super::{Done, Hands, Step};
+use super::{Done, Hands, Step, own};
+use crate::fail::Result;
 use crate::front::Front;
 use crate::proc::Proc;
 use crate::pty;
 use crate::sys;
+use crate::target::given;
 
 /// An effect on a pseudo-terminal.
 pub enum Effect {
@@ -28,6 +31,40 @@ pub enum Effect {
     Proxy(Care, bool),
 }
 
+/// What a program has for standard input.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// The caller's.
+    Callers,
+    /// This descriptor of the caller's.
+    Given(RawFd),
+    /// The terminal, or nothing: the caller's is a stream of records.
+    Terminal,
+}
+
+impl Input {
+    /// By the value of `--stdin`, and whether the caller's is a stream.
+    ///
+    /// # Errors
+    /// Wrong usage: it is no descriptor that is open.
+    pub fn read(word: Option<OsString>, stream: bool) -> Result<Input> {
+        match word {
+            Some(word) => given::descriptor(&word).map(Input::Given),
+            None if stream => Ok(Input::Terminal),
+            None => Ok(Input::Callers),
+        }
+    }
+
+    /// The step that takes it.
+    pub fn take(self) -> Option<own::Effect> {
+        match self {
+            Input::Callers => None,
+            Input::Given(number) => Some(own::Effect::Stdin(Some(number))),
+            Input::Terminal => Some(own::Effect::Stdin(None)),
+        }
+    }
+}
+
 /// The terminal that a program is on.
 pub enum Terminal {
     /// The caller's, or none.
@@ -40,9 +77,13 @@ pub enum Terminal {
 }
 
 impl Terminal {
-    /// The caller's, for a program that reads from descriptor `stdin` (None: from
-    /// the terminal, wherever that is found), in another pid namespace or not.
-    pub fn of_caller(stdin: Option<RawFd>, pid: bool) -> Terminal {
+    /// The caller's, for a program in another pid namespace or not.
+    pub fn of_caller(input: Input, pid: bool) -> Terminal {
+        let stdin = match input {
+            Input::Callers => Some(0),
+            Input::Given(number) => Some(number),
+            Input::Terminal => None,
+        };
         let front = if pid { Front::find(stdin) } else { None };
         front.map_or(Terminal::Callers, |front| Terminal::Front(Rc::new(front)))
     }
