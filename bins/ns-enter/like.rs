@@ -20,7 +20,8 @@ use common::step::{Step, own};
 use common::target::{self, Target};
 use common::word::quote;
 
-use super::{CLI, id_inside, nsenter, probe};
+use super::kinds::probe;
+use super::{CLI, id_inside, nsenter};
 
 /// What can be taken over, as the option names it.
 const THINGS: [&str; 14] = [

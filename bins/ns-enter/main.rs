@@ -6,6 +6,7 @@
 
 mod beside;
 mod files;
+mod kinds;
 mod like;
 mod nsenter;
 mod tools;
@@ -19,7 +20,7 @@ use std::rc::Rc;
 use common::cgroup::Cgroup;
 use common::cli::{Args, Cli, KEEP_FD, KINDS, Operands, STDIN, Stage, flag, opt, valued};
 use common::container;
-use common::fail::{Again, Errno, Failure, Result};
+use common::fail::{Again, Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;
 use common::plan::{Plan, clone_into};
@@ -28,13 +29,14 @@ use common::proc::Proc;
 use common::pty;
 use common::step::end::Care;
 use common::step::terminal::{Input, Terminal};
-use common::step::{Step, end, ns, own, program, terminal};
+use common::step::{end, ns, own, program, terminal};
 use common::target::{self, Operand, Target};
 use common::tool::{Outcome, run_advised};
 use common::user::shell;
 use common::word;
 
 use files::File;
+use kinds::{asked, elsewhere, join, possible};
 use tools::Brought;
 use user::Somebody;
 
@@ -206,7 +208,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
     let holder = found.holds.then(|| target.clone());
     let mut plan = around(inside, kept(args)?, like.cgroup, (open, terminal), holder, left_out, proc);
     if partial {
-        plan.push(partial_step());
+        plan.push(end::Effect::Leave(3));
     }
     Ok(Outcome::Plan(plan))
 }
@@ -280,97 +282,6 @@ fn around(
     plan
 }
 
-/// Success that is not whole is 3.
-fn partial_step() -> Step {
-    let why = "something was left out";
-    Step::new(
-        || "leave with status 3 in place of 0".into(),
-        why,
-        |hands| {
-            hands.status = if hands.status == 0 { 3 } else { hands.status };
-            Ok(())
-        },
-    )
-}
-
-/// With --try, those kinds that can be entered, and why each of the others
-/// cannot: found by a throw-away child for each.
-///
-/// # Errors
-/// We are out of something, which says nothing about the target.
-fn possible(kinds: Vec<Kind>, args: &Args, proc: &Rc<Proc>, target: &Rc<Target>) -> Result<(Vec<Kind>, Vec<Failure>)> {
-    const OUT_OF: [Errno; 5] = [Errno::ENOMEM, Errno::EMFILE, Errno::ENFILE, Errno::EAGAIN, Errno::EIO];
-    if !args.flag("try") {
-        return Ok((kinds, Vec::new()));
-    }
-    let is_out =
-        |failure: &Failure| !failure.has_because() && failure.errno().is_some_and(|errno| OUT_OF.contains(&errno));
-    let refused = |kinds: &[Kind]| {
-        let mut inside = Plan::default();
-        inside.push(own::Effect::Undumpable);
-        match join(args, proc, target, kinds, None) {
-            Ok(join) => inside.steps.extend(join.steps),
-            Err(failure) => return Some(failure),
-        }
-        probe(None, inside, proc)
-    };
-    let (mut possible, mut left_out) = (Vec::new(), Vec::new());
-    // The user namespace comes first: the others may need it.
-    let mut user = Vec::new();
-    for kind in kinds {
-        let with: Vec<Kind> = user.iter().copied().chain([kind]).collect();
-        match refused(&with) {
-            Some(failure) if is_out(&failure) => return Err(failure),
-            Some(failure) => left_out.push(failure),
-            None => {
-                possible.push(kind);
-                user.extend((kind == Kind::User).then_some(kind));
-            }
-        }
-    }
-    Ok((possible, left_out))
-}
-
-/// The failure of a plan in a throw-away child.
-fn probe(cgroup: Option<Rc<Cgroup>>, inside: Plan, proc: &Rc<Proc>) -> Option<Failure> {
-    let mut plan = Plan::default();
-    plan.push(clone_into(cgroup, Vec::new(), "", inside, proc));
-    plan.probe(proc)
-}
-
-/// The steps that enter `kinds`.
-fn join(args: &Args, proc: &Proc, target: &Rc<Target>, kinds: &[Kind], brought: Option<&Brought>) -> Result<Plan> {
-    let mut inside = Plan::default();
-    if args.flag("user-parent") {
-        let parent = target::files::user_parent(proc, target)?;
-        if !target::files::is_ours(proc, &parent, Kind::User) {
-            let name = format!("{} parent of user", target.address);
-            inside.push(ns::Effect::JoinFile(Rc::new(parent), Kind::User, name));
-        }
-    }
-    let early = brought.map(|brought| brought.copy(proc, target, kinds, &mut inside)).transpose()?.unwrap_or(false);
-    // A holder is not in its pid namespace itself: then that is entered by file.
-    let apart = if kinds.contains(&Kind::Pid) { target::files::pid_namespace_apart(target)? } else { None };
-    let at_once = kinds.iter().copied().filter(|k| match k {
-        Kind::Pid => apart.is_none(),
-        Kind::User => !early,
-        Kind::Mnt | Kind::Uts | Kind::Ipc | Kind::Cgroup | Kind::Net | Kind::Time => true,
-    });
-    let at_once: Vec<Kind> = at_once.collect();
-    if !at_once.is_empty() {
-        inside.push(ns::Effect::Join(target.clone(), at_once));
-    }
-    if let Some(file) = apart {
-        let file = Rc::new(file);
-        let name = format!("{} pid_for_children", target.address);
-        inside.push(ns::Effect::JoinFile(file.clone(), Kind::Pid, name));
-        inside.push(files::into_pid(file));
-    } else if kinds.contains(&Kind::Pid) {
-        inside.push(ns::Effect::IntoPid);
-    }
-    Ok(inside)
-}
-
 /// The steps by which the program becomes somebody of the target's.
 fn turn_into(somebody: &Somebody, proc: &Proc, target: &Target, kinds: &[Kind], inside: &mut Plan) -> Option<u32> {
     let who = if kinds.contains(&Kind::User) { target.who() } else { "self".to_owned() };
@@ -408,32 +319,6 @@ fn enter_promised(program: Vec<OsString>) -> Plan {
     plan.push(ns::promised());
     plan.push(end::Effect::Exec(program));
     plan
-}
-
-/// The kinds asked for, or all, and where we are ourselves.
-fn asked(args: &Args, proc: &Proc) -> Result<Vec<(Kind, Option<u64>)>> {
-    let asked: Vec<Kind> = Kind::ALL.into_iter().filter(|k| args.flag(k.option())).collect();
-    let socket = args.flag("net-socket");
-    let asked = if asked.is_empty() && !socket || args.flag("all") { Kind::ALL.to_vec() } else { asked };
-    let instead = |kind: &Kind| {
-        let parent = *kind == Kind::User && args.flag("user-parent");
-        parent || *kind == Kind::Net && socket || args.value(kind.option()).is_some()
-    };
-    asked.into_iter().filter(|kind| !instead(kind)).map(|kind| Ok((kind, proc.own_ns(kind)?))).collect()
-}
-
-/// The kinds in which a target is elsewhere. Our own user namespace would be
-/// refused (EINVAL), and one that we do not own and do not need would fail the
-/// whole call.
-fn elsewhere(asked: Vec<(Kind, Option<u64>)>, proc: &Proc, target: &Target) -> Result<Vec<Kind>> {
-    let mut kinds = Vec::new();
-    for (kind, ours) in asked {
-        let theirs = target::files::namespace_of(proc, target, kind)?;
-        if theirs.is_some() && theirs != ours {
-            kinds.push(kind);
-        }
-    }
-    Ok(kinds)
 }
 
 /// The id inside that one has there: one's own, if that is mapped, else 0, if

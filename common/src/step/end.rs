@@ -59,7 +59,7 @@ pub enum Effect {
     Wait,
     /// Wait until the child has done its part.
     Reap,
-    /// Leave with this exit status.
+    /// Leave with this exit status where it would be 0.
     Leave(u8),
     /// Mind the child until it ends.
     Tend(Care),
@@ -126,7 +126,7 @@ impl Effect {
             Effect::First => "reap".into(),
             Effect::Wait => "wait to be ended".into(),
             Effect::Reap => "wait for the child".into(),
-            Effect::Leave(status) => format!("leave with status {status}"),
+            Effect::Leave(status) => format!("leave with status {status} in place of 0"),
             Effect::Tend(_) => "wait for the program".into(),
             Effect::Exec(words) => format!("exec {}", quote_all(words)),
         }
@@ -147,7 +147,8 @@ impl Effect {
             Effect::First => "a pid namespace ends with its first process, to which all orphans in it fall",
             Effect::Wait => "a namespace is gone with its last process",
             Effect::Tend(_) => "signals go in, the exit status comes out",
-            Effect::Answer(_) | Effect::Note(_) | Effect::Reap | Effect::Leave(_) | Effect::Exec(_) => "",
+            Effect::Leave(_) => "something was left out",
+            Effect::Answer(_) | Effect::Note(_) | Effect::Reap | Effect::Exec(_) => "",
         }
     }
 
@@ -233,7 +234,9 @@ impl Effect {
                 }
             }
             Effect::Leave(status) => {
-                hands.status = *status;
+                if hands.status == 0 {
+                    hands.status = *status;
+                }
                 Ok(())
             }
             Effect::Tend(care) => care.tend(hands, program::tend),
