@@ -10,7 +10,7 @@ use std::rc::Rc;
 use common::cli::{Args, Cli};
 use common::container;
 use common::fail::{Exit, Failure, Result};
-use common::holder;
+use common::holder::door;
 use common::plan::{Plan, clone};
 use common::proc::Proc;
 use common::record::Stream;
@@ -56,7 +56,7 @@ pub(crate) fn decide(cli: &Cli, args: &Args, proc: &Rc<Proc>, operand: Option<&O
 fn plan(cli: &Cli, args: &Args, proc: &Rc<Proc>, target: Rc<Target>, stream: Option<Stream>) -> Result<Plan> {
     let (words, says) = filled(&args.program, Some(&target.who()));
     let helper = Rc::new(Helper { words, says, target: target.clone(), stage: stream.is_some(), tool: cli.name });
-    let holder = (holder::is_holder(target.fd.as_fd()) == Ok(true)).then_some(target);
+    let holder = (door::is_holder(target.fd.as_fd()) == Ok(true)).then_some(target);
     let mut plan = Plan::default();
     plan.push(Effect::Adopt);
     if says {

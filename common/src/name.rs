@@ -11,7 +11,8 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
 use crate::fail::{Errno, Failure, Result};
-use crate::holder::{DOOR, is_holder};
+use crate::holder::DOOR;
+use crate::holder::door::is_holder;
 use crate::proc::{Proc, read_all};
 use crate::record::Address;
 use crate::target::{Operand, Target};

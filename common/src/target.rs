@@ -22,7 +22,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
 
 use crate::fail::{Because, Errno, Failure, Result};
-use crate::holder;
+use crate::holder::door;
 use crate::id::number;
 use crate::path::used_up;
 use crate::proc::{PROC_SUPER_MAGIC, Proc, status_in};
@@ -259,8 +259,8 @@ fn another(proc: &Proc, at: Address) -> Option<Because> {
 /// # Errors
 /// ESRCH: the holder has gone; ENOTSOCK: the process is no holder; EPERM.
 pub fn attach(target: &Target) -> std::result::Result<(), Errno> {
-    let done = holder::attach(target.fd.as_fd());
+    let done = door::attach(target.fd.as_fd());
     let barred = matches!(done, Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS));
     let is_ns_new = || Proc::open().is_ok_and(|proc| proc.name(&target.who()) == "ns-new");
-    if barred && is_ns_new() { holder::knock(target.fd.as_fd()) } else { done }
+    if barred && is_ns_new() { door::knock(target.fd.as_fd()) } else { done }
 }

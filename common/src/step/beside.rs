@@ -20,7 +20,7 @@ use nix::unistd::{getpid, pipe2, read, setsid};
 
 use super::{Done, Hands, Step};
 use crate::fail::{Because, Errno, Failure};
-use crate::holder;
+use crate::holder::door;
 use crate::id::number;
 use crate::mind;
 use crate::mind::child::{Child, GRACE};
@@ -121,7 +121,7 @@ impl Effect {
             // Whoever cannot say it does what can be done here.
             Effect::HoldBack(target) => {
                 let report = hands.report.as_ref().ok_or(Errno::ECHILD)?;
-                let _ = holder::hold_back(target.fd.as_fd(), report.as_fd());
+                let _ = door::hold_back(target.fd.as_fd(), report.as_fd());
                 Ok(())
             }
             Effect::Pipe => {
@@ -165,7 +165,7 @@ impl Effect {
                 Ok(())
             }
             Effect::Entrust(target) => {
-                let _ = holder::leave_to(target.fd.as_fd(), &children());
+                let _ = door::leave_to(target.fd.as_fd(), &children());
                 Ok(())
             }
             Effect::Stay(helper) => {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::{Done, Facts, Hands, NOTIFY, Step, exec};
 use crate::fail::{Because, Errno, Exit, Failure};
 use crate::front::Front;
-use crate::holder::{self, Life};
+use crate::holder::{self, Life, door};
 use crate::lease::Lease;
 use crate::mind;
 use crate::mind::child::{self, Child};
@@ -298,7 +298,7 @@ impl Care {
             Ended::Signal(signal) => hands.died = Some(signal),
         }
         if let Some(holder) = manner.holder {
-            holder::tell_end(holder, hands.died);
+            door::tell_end(holder, hands.died);
             mind::leave();
         }
         Ok(())

@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use nix::sys::stat::makedev;
 
-use super::{Facts, Refusal, tree};
+use super::tree::why;
+use super::{Facts, Refusal};
 use crate::fail::{Again, Because, Errno};
 use crate::id::{Kind as IdKind, number};
 use crate::ns::{INITIAL_USER, Kind};
@@ -204,13 +205,13 @@ fn against(whole: &Mount, attributes: u64, mounts: &[Mount]) -> Option<(bool, St
     let has = |options: &str, word: &str| options.split(',').any(|o| o == word);
     let at = quote(&whole.point);
     let read_only = has(&whole.super_options, "ro")
-        || has(&whole.options, "ro") && tree::is_kept(&whole.point, sys::MOUNT_ATTR_RDONLY);
+        || has(&whole.options, "ro") && why::is_kept(&whole.point, sys::MOUNT_ATTR_RDONLY);
     if read_only && attributes & sys::MOUNT_ATTR_RDONLY == 0 {
         return Some((true, format!("read-only at {at}, and a new one would not be")));
     }
     let times = |noatime: bool| if noatime { "noatime" } else { "relatime" };
     let (old, new) = (times(has(&whole.options, "noatime")), times(attributes & sys::MOUNT_ATTR_NOATIME != 0));
-    if old != new && tree::is_kept(&whole.point, sys::MOUNT_ATTR_NOATIME) {
+    if old != new && why::is_kept(&whole.point, sys::MOUNT_ATTR_NOATIME) {
         return Some((true, format!("{old} at {at}, and a new one would be {new}")));
     }
     let cover = cover(whole, mounts)?;
@@ -222,7 +223,7 @@ fn against(whole: &Mount, attributes: u64, mounts: &[Mount]) -> Option<(bool, St
 fn cover<'a>(whole: &Mount, mounts: &'a [Mount]) -> Option<&'a Mount> {
     let hides = |m: &&Mount| {
         let below = m.point.strip_prefix(&whole.point).map(|p| p.trim_start_matches('/'));
-        m.parent == whole.id && below.is_some_and(|p| !MOUNT_POINTS.contains(&p)) && tree::is_locked_on(m, mounts)
+        m.parent == whole.id && below.is_some_and(|p| !MOUNT_POINTS.contains(&p)) && why::is_locked_on(m, mounts)
     };
     mounts.iter().find(hides)
 }

@@ -13,7 +13,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{chdir, chroot, fchdir, getcwd, geteuid, pivot_root};
 
 use super::fs::{self, c, new_mount};
-use super::tree;
+use super::tree::{self, why};
 use super::{Done, Facts, Hands, Step, TREE};
 use crate::fail::{Because, Errno};
 use crate::path::{Place, not_opened};
@@ -163,7 +163,7 @@ impl Effect {
                 facts.may_not_mount().or_else(|| forbidden(facts))
             }
             Effect::BindRoot(place) if errno == Errno::ENOENT => removed(place),
-            Effect::BindRoot(place) if errno == Errno::EINVAL => tree::copy_refused(place, true, facts),
+            Effect::BindRoot(place) if errno == Errno::EINVAL => why::copy_refused(place, true, facts),
             Effect::BindRoot(place) if errno == Errno::ENOSPC => full(Some(place), facts),
             Effect::Pivot if errno == Errno::EINVAL => outside(facts),
             Effect::Slave

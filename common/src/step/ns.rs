@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use super::{Done, Facts, Hands, Step, USERNS};
 use crate::fail::{Again, Because, Errno, Failure};
-use crate::holder;
+use crate::holder::door;
 use crate::id;
 use crate::mind;
 use crate::mind::child::{self, Child};
@@ -170,13 +170,13 @@ impl Effect {
             },
             Effect::Entrust(target) => {
                 let parent = hands.report.as_ref().ok_or(Errno::ECHILD)?;
-                match holder::entrust(target.fd.as_fd(), parent.as_fd()) {
+                match door::entrust(target.fd.as_fd(), parent.as_fd()) {
                     Err(e @ Errno::ESRCH) => Err(e.into()),
                     // Whoever cannot say it has still the pipe to hold on to.
                     Ok(()) | Err(_) => Ok(()),
                 }
             }
-            Effect::Release(target) => Ok(holder::release(target.fd.as_fd())?),
+            Effect::Release(target) => Ok(door::release(target.fd.as_fd())?),
             Effect::TakeUser => {
                 let proc = Proc::open()?;
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;

@@ -12,7 +12,8 @@ use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat, mkdirat};
 
 use super::fs::new_mount;
 use super::mount::{ROOT, forbidden, removed};
-use super::{Refusal, Step, tree};
+use super::tree::{self, why};
+use super::{Refusal, Step};
 use crate::fail::{Because, Errno, Failure};
 use crate::path::{self, Place};
 use crate::proc::Proc;
@@ -211,7 +212,7 @@ fn not_beside(upper: &Place, work: &Place) -> Option<String> {
 /// What is wrong with a lower directory by itself.
 fn no_layer(place: &Place) -> Option<String> {
     let name = place.name();
-    if tree::is_locked(place.fd()) {
+    if why::is_locked(place.fd()) {
         return Some(format!("mounts below {name} are locked to it, and a layer is taken without them"));
     }
     // A directory twice is ELOOP, once each of the two has been found good.
