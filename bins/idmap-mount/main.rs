@@ -18,7 +18,7 @@ use common::cli::{Args, Cli, Operands, Stage, flag, valued};
 use common::container;
 use common::fail::{Failure, Result};
 use common::id::{Both, Kind, Map};
-use common::idmap::Idmap;
+use common::idmap::{self, Idmap};
 use common::mounted;
 use common::owners::Owners;
 use common::path::Place;
@@ -80,17 +80,21 @@ fn decide(args: &Args) -> Result<Outcome> {
     // Before anything of ours can have the number.
     let handed = handed(args)?;
     let proc = Rc::new(Proc::open()?);
-    match (args.flag("show"), args.flag("umount")) {
-        (true, false) => return show::show(args, &proc),
-        (false, true) => return show::umount(args, &proc),
-        (true, true) => return Err(CLI.usage("--show or --umount")),
-        (false, false) => {}
+    let all: Vec<OsString> = args.operands.iter().chain(&args.program).cloned().collect();
+    for (deed, also) in [("show", "into"), ("umount", "recursive")] {
+        let others = CLI.options.iter().copied().flatten().filter(|o| o.long != deed && o.long != also);
+        if let Some(other) = others.into_iter().find(|o| args.flag(deed) && args.flag(o.long)) {
+            return Err(CLI.usage(&format!("--{deed} and --{} do not go together", other.long)));
+        }
+    }
+    if args.flag("show") {
+        return show::show(args, &all, &proc);
+    }
+    if args.flag("umount") {
+        return show::umount(args, &all, &proc);
     }
     let attaches = handed.is_none() && !args.flag("no-attach");
-    let mut operands = args.operands.clone();
-    if handed.is_none() {
-        operands.extend(args.program.iter().cloned());
-    }
+    let mut operands = if handed.is_some() { args.operands.clone() } else { all };
     let places = if attaches { 2 } else { 1 };
     if operands.len() < places {
         return Err(CLI.usage(if attaches { "SOURCE and DEST are needed" } else { "SOURCE is needed" }));
@@ -101,12 +105,20 @@ fn decide(args: &Args) -> Result<Outcome> {
     let source = Place::at(&operands[0])?;
     let wanted = Wanted::read(args, &maps, &source, stream.as_ref(), &proc)?;
     wanted.guard(args)?;
-    let job = Job::new(args, source, &wanted, proc)?;
-    match (handed, operands.get(1)) {
-        (Some((reserved, n)), _) => Ok(Outcome::Plan(job.hand(args, wanted, reserved, n))),
-        (None, None) => Ok(Outcome::Plan(job.tree(wanted))),
-        (None, Some(dest)) => job.attach(args, wanted, dest, stream).map(Outcome::Plan),
+    let job = Job::new(args, source, &wanted, proc.clone())?;
+    let pid = stream.as_ref().and_then(Stream::pid);
+    let mut plan = match (handed, operands.get(1)) {
+        (Some((reserved, n)), _) => job.hand(args, wanted, reserved, n),
+        (None, None) => job.tree(wanted),
+        (None, Some(dest)) => job.attach(args, wanted, dest, stream.as_ref())?,
+    };
+    // No process is there to be looked at.
+    plan.dry = pid.is_some_and(|(address, _)| address.is_none());
+    if let Some(stream) = stream.filter(|_| args.value("fd-exec").is_none()) {
+        let holder = pid.filter(|(_, holds)| *holds).and_then(|(address, _)| Target::open(&proc, address?).ok());
+        pass_on(&CLI, stream, holder.map(Rc::new), &mut plan);
     }
+    Ok(Outcome::Plan(plan))
 }
 
 /// Options that go together only.
@@ -134,14 +146,14 @@ fn handed(args: &Args) -> Result<Option<(Rc<OwnedFd>, i32)>> {
     Ok(Some((tree::reserve(n)?, n)))
 }
 
-/// The process that an operand means, and whether it is a holder of the stream;
-/// None in a dry pipeline.
-fn addressed(operand: &Operand, stream: Option<&Stream>, proc: &Proc) -> Result<(Option<Address>, bool)> {
+/// The process that an operand means; None in a dry pipeline.
+fn addressed(operand: &Operand, stream: Option<&Stream>, proc: &Proc) -> Result<Option<Address>> {
     match operand {
-        Operand::Process(address) => Ok((Some(*address), false)),
-        Operand::Name(name) => Ok((Some(container::find(proc, name)?.0.address), false)),
+        Operand::Process(address) => Ok(Some(*address)),
+        Operand::Name(name) => Ok(Some(container::find(proc, name)?.0.address)),
         Operand::Stream => stream
             .and_then(Stream::pid)
+            .map(|(address, _)| address)
             .ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage")),
         Operand::File(_) | Operand::Descriptor(_) => Err(CLI.usage("TARGET is a process: PID, PID:INODE, a name or -")),
     }
@@ -197,6 +209,9 @@ impl Job {
     /// that tell of it at the end.
     fn look(&self, asked: &Idmap, target: Option<&table::Target>) -> (Plan, Plan) {
         let (mut plan, mut told) = (Plan::default(), self.notes.clone());
+        if self.recursive && !self.shown {
+            told.extend(idmap::unbindable(&asked.source, &self.proc));
+        }
         if let Some(owners) = &self.owners {
             let mut step = Step::from(tree::Effect::Check(owners.clone()));
             if self.shown {
@@ -238,13 +253,13 @@ impl Job {
         plan
     }
 
-    fn attach(self, args: &Args, wanted: Wanted, dest: &OsString, stream: Option<Stream>) -> Result<Plan> {
+    fn attach(self, args: &Args, wanted: Wanted, dest: &OsString, stream: Option<&Stream>) -> Result<Plan> {
         let Some(word) = args.value("into") else {
-            return self.attach_here(args, wanted, dest, stream);
+            return self.attach_here(args, wanted, dest);
         };
-        let (address, holds) = addressed(&Operand::parse(&word)?, stream.as_ref(), &self.proc)?;
+        let address = addressed(&Operand::parse(&word)?, stream, &self.proc)?;
         let asked = self.asked(wanted);
-        let Some(address) = address else { return Ok(self.promised(asked, dest, stream)) };
+        let Some(address) = address else { return Ok(self.promised(asked, dest)) };
         let target = Rc::new(Target::open(&self.proc, address)?);
         let place = into::place(&target, dest, &self.proc)?;
         self.same_kind(&place)?;
@@ -254,11 +269,10 @@ impl Job {
         let (look, told) = self.look(&asked, eyes.as_ref());
         let mut plan = into::steps(&way, &target, asked, at(args, place), &self.proc, look);
         plan.steps.extend(told.steps);
-        stay(stream, holds.then_some(target), &mut plan);
         Ok(plan)
     }
 
-    fn attach_here(self, args: &Args, wanted: Wanted, dest: &OsString, stream: Option<Stream>) -> Result<Plan> {
+    fn attach_here(self, args: &Args, wanted: Wanted, dest: &OsString) -> Result<Plan> {
         let place = Place::at(dest)?;
         self.same_kind(&place)?;
         let like = args.value("like").map(|word| word.to_string_lossy().into_owned());
@@ -270,22 +284,17 @@ impl Job {
         plan.steps.extend(look.steps);
         plan.push(tree::Effect::Attach(TREE, at(args, place)));
         plan.steps.extend(told.steps);
-        let holder = stream.as_ref().and_then(Stream::pid).filter(|(_, holds)| *holds);
-        let holder = holder.and_then(|(address, _)| Target::open(&self.proc, address?).ok()).map(Rc::new);
-        plan.dry = stream.as_ref().and_then(Stream::pid).is_some_and(|(address, _)| address.is_none());
-        stay(stream, holder, &mut plan);
         Ok(plan)
     }
 
-    /// What a dry pipeline shows: no process is there to be looked at.
-    fn promised(self, asked: Idmap, dest: &OsString, stream: Option<Stream>) -> Plan {
+    /// What a dry pipeline shows.
+    fn promised(self, asked: Idmap, dest: &OsString) -> Plan {
         let (look, _) = self.look(&asked, None);
-        let mut plan = Plan { dry: true, ..Plan::default() };
+        let mut plan = Plan::default();
         asked.steps(&self.proc, &mut plan);
         plan.steps.extend(look.steps);
         plan.push(ns::promised());
         plan.push(tree::Effect::Attach(TREE, At::Below("ROOT", dest.clone())));
-        stay(stream, None, &mut plan);
         plan
     }
 
@@ -311,11 +320,4 @@ fn present(source: &Place) -> Result<Option<Both<Map>>> {
 
 fn at(args: &Args, place: Place) -> At {
     if args.flag("beneath") { At::Beneath(place) } else { At::Place(place) }
-}
-
-/// Passes a stream on, if there is one.
-fn stay(stream: Option<Stream>, holder: Option<Rc<Target>>, plan: &mut Plan) {
-    if let Some(stream) = stream {
-        pass_on(&CLI, stream, holder, plan);
-    }
 }

@@ -1,5 +1,6 @@
 //! What is idmapped already, with the maps; and how it is taken away.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 
 use common::cli::Args;
@@ -16,9 +17,9 @@ use common::word::quote;
 
 use super::{CLI, addressed};
 
-pub(crate) fn show(args: &Args, proc: &Proc) -> Result<Outcome> {
+pub(crate) fn show(args: &Args, operands: &[OsString], proc: &Proc) -> Result<Outcome> {
     let mut text = String::new();
-    match args.operands.as_slice() {
+    match operands {
         [] => {
             let found = mounts(args, proc)?;
             found.iter().filter(|m| m.is_idmapped()).for_each(|m| draw(m, &mut text));
@@ -49,7 +50,7 @@ fn mounts(args: &Args, proc: &Proc) -> Result<Vec<Mounted>> {
     if operand == Operand::Stream {
         return Err(CLI.usage("--show: TARGET is a process or a name"));
     }
-    let (address, _) = addressed(&operand, None, proc)?;
+    let address = addressed(&operand, None, proc)?;
     let address = address.ok_or_else(|| CLI.usage("--show: TARGET is a process or a name"))?;
     let target = Target::open(proc, address)?;
     let namespace = target::files::mount_namespace_id(proc, &target)?;
@@ -99,8 +100,8 @@ fn columns(word: &str, extents: &[Extent], text: &mut String) {
 }
 
 /// The plan that takes an idmapped mount away, deepest first with those below.
-pub(crate) fn umount(args: &Args, proc: &Proc) -> Result<Outcome> {
-    let [path] = args.operands.as_slice() else { return Err(CLI.usage("--umount: which PATH?")) };
+pub(crate) fn umount(args: &Args, operands: &[OsString], proc: &Proc) -> Result<Outcome> {
+    let [path] = operands else { return Err(CLI.usage("--umount: which PATH?")) };
     let place = Place::at(path)?;
     let Some(mount) = mount_at(&place, proc)? else {
         return Err(Failure::refused(format!("nothing is mounted at {}", quote(path))));

@@ -180,8 +180,10 @@ fn like(word: &std::ffi::OsStr, stream: Option<&Stream>, proc: &Rc<Proc>) -> Res
         let known = maps_of(&fd, &name, proc).and_then(|maps| Some(Both { uid: maps.uid?, gid: maps.gid? }));
         return Ok(Wanted { maps: Some(Maps::Of(fd, name)), known });
     }
-    let Some(address) = addressed(&operand, stream, proc)?.0 else {
-        return Err(Failure::refused("a dry run has made no process whose map could be taken: give the MAP"));
+    let Some(address) = addressed(&operand, stream, proc)? else {
+        // Of a dry run: nobody will use it.
+        let fd = proc.ns("self", NsKind::User).map_err(|e| Failure::os("open /proc/self/ns/user", e))?;
+        return Ok(Wanted { maps: Some(Maps::Of(Rc::new(fd), "/proc/?/ns/user".to_owned())), known: None });
     };
     let target = Target::open(proc, address)?;
     let fd = target::files::user_namespace(proc, &target)?;

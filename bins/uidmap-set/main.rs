@@ -86,9 +86,14 @@ fn decide(args: &Args, standing: Standing) -> Result<Outcome> {
     let (target, hold) = target(operand, &stream, &proc)?;
     let mut plan = Plan { dry: target.is_none(), ..Plan::default() };
     match (standing, &target) {
-        (Standing::Serving(caller), Some(target)) if !args.dry() => {
+        (Standing::Serving(caller), Some(target)) => {
             let maps = [(Kind::Uid, maps.uid), (Kind::Gid, maps.gid)];
-            privileged::write(caller, target, &maps, setgroups)?;
+            if args.dry() {
+                let setgroups = privileged::judge(caller, target, &maps, setgroups)?;
+                steps(&proc, Some(target), &maps, &[], setgroups, &mut plan)?;
+            } else {
+                privileged::write(caller, target, &maps, setgroups)?;
+            }
         }
         (standing, target) => write(&proc, target.as_ref(), maps, setgroups, &standing, &mut plan)?,
     }
@@ -120,7 +125,7 @@ fn target(operand: Operand, stream: &Stream, proc: &Proc) -> Result<(Option<Rc<T
 
 // ---- how they are written ----
 
-/// Whoever serves comes here only in a dry run.
+/// Whoever serves comes here only in a dry run without a target.
 fn write(
     proc: &Proc,
     target: Option<&Rc<Target>>,

@@ -161,6 +161,22 @@ pub(crate) fn write(caller: Caller, target: &Target, maps: &[(Kind, Map)], setgr
     written.map_err(|refused| refused.explain(target))
 }
 
+/// What `write` would write to setgroups, if anything. The file's capabilities are
+/// gone afterwards.
+///
+/// # Errors
+/// It is not allowed.
+pub(crate) fn judge(
+    caller: Caller,
+    target: &Target,
+    maps: &[(Kind, Map)],
+    setgroups: Option<bool>,
+) -> Result<Option<bool>> {
+    let judged = authorise(&caller, target, maps, setgroups);
+    drop(caller);
+    judged.map_err(|refused| refused.explain(target))
+}
+
 /// A refusal that is explained only without capabilities.
 enum Refused {
     Failure(Failure),

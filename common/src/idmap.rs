@@ -13,7 +13,7 @@ mod judge;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-pub use judge::{Sub, has_submounts, submounts};
+pub use judge::{Sub, has_submounts, submounts, unbindable};
 
 use crate::fail::Errno;
 use crate::id::{Both, Kind as IdKind, Map};

@@ -274,6 +274,19 @@ pub struct Sub {
     pub plain: Option<String>,
 }
 
+/// What is mounted below `source` and is in no copy of it, in words.
+pub fn unbindable(source: &Place, proc: &Proc) -> Vec<String> {
+    let below = concerned(source, true, proc).into_iter().skip(1);
+    let left = below.filter(|(mount, _)| is_unbindable(mount));
+    left.map(|(mount, _)| format!("left out: {}, {UNBINDABLE}", quote(&mount.point))).collect()
+}
+
+const UNBINDABLE: &str = "it is unbindable";
+
+fn is_unbindable(mount: &Mount) -> bool {
+    mount.propagation.split(' ').any(|p| p == "unbindable")
+}
+
 /// Whether anything is mounted below `source`.
 pub fn has_submounts(source: &Place, proc: &Proc) -> bool {
     concerned(source, true, proc).len() > 1
@@ -289,8 +302,8 @@ pub fn submounts(asked: &Idmap, proc: &Rc<Proc>) -> (Vec<Sub>, Vec<(String, &'st
             left.push((mount.point, "its path cannot be opened"));
             continue;
         };
-        if mount.propagation.split(' ').any(|p| p == "unbindable") {
-            left.push((mount.point, "it is unbindable"));
+        if is_unbindable(&mount) {
+            left.push((mount.point, UNBINDABLE));
             continue;
         }
         let under_left = left.iter().any(|(point, _): &(String, _)| at.starts_with(point));

@@ -111,7 +111,7 @@ pub fn ways(target: Option<&Rc<Target>>, maps: &mut Both<Map>, setgroups: Option
     // permissions that deny something to a group (CVE-2014-8989).
     let alone = single.gid && !can(Kind::Gid);
     if alone && setgroups == Some(true) {
-        let because = Because::new("setgroups is allowed there: without CAP_SETGID it has to be denied first");
+        let because = Because::new("without CAP_SETGID a gid map can be written only where setgroups is denied");
         return Err(Failure::refused("write gid_map").because(Some(because)));
     }
     Ok(Ways { by_helper, setgroups: setgroups.or(alone.then_some(false)) })
