@@ -66,6 +66,7 @@ pub(crate) fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Out
     let mut inner = Plan::default();
     setup::clocks(args, &mut outer, &mut inner)?;
     setup::inside(args, &outer, &mut inner)?;
+    setup::shared(args).into_iter().for_each(|share| inner.push(share));
     if args.piped() {
         inner.push(own::Effect::DieWithParent);
     }

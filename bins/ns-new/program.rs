@@ -79,6 +79,7 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     credentials(args, &maps, as_owner.unwrap_or_else(|| Me::nameless().own), &mut inside);
     setup::inside(args, &setup::kinds(args), &mut inside)?;
     directories(args, proc, &mut inside)?;
+    setup::shared(args).into_iter().for_each(|share| inside.push(share));
     unshare::ids(args, &mut inside)?;
     let mut plan = Plan::default();
     if let Some(made) = &made {

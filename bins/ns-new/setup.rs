@@ -54,11 +54,16 @@ pub(crate) fn clocks(args: &Args, kinds: &mut Vec<Kind>, plan: &mut Plan) -> Res
 pub(crate) fn inside(args: &Args, kinds: &[Kind], plan: &mut Plan) -> Result<()> {
     let propagation = args.value("propagation").unwrap_or_else(|| "slave".into());
     match propagation.to_str() {
+        // The bind that makes it a mount would be seen outside.
+        Some("unchanged") if args.flag("root") => {
+            return Err(CLI.usage("--root and --propagation unchanged do not go together"));
+        }
         Some("unchanged") => {}
         Some("slave") if !kinds.contains(&Kind::Mnt) => {}
-        Some("slave") => plan.push(mount::Effect::Slave),
+        // Shared at the end: pivot_root(2) takes no shared mounts, and what is made
+        // inside is for those alone who come to be peers there.
+        Some("slave" | "shared") => plan.push(mount::Effect::Slave),
         Some("private") => plan.push(mount::Effect::Propagate("private")),
-        Some("shared") => plan.push(mount::Effect::Propagate("shared")),
         Some(_) | None => return Err(CLI.usage("--propagation: slave, private, shared or unchanged")),
     }
     if let Some(name) = args.value("hostname") {
@@ -68,4 +73,9 @@ pub(crate) fn inside(args: &Args, kinds: &[Kind], plan: &mut Plan) -> Result<()>
         plan.push(ns::Effect::Loopback);
     }
     Ok(())
+}
+
+/// The step that comes after the root has got its place.
+pub(crate) fn shared(args: &Args) -> Option<mount::Effect> {
+    args.value("propagation").filter(|how| how == "shared").map(|_| mount::Effect::Propagate("shared"))
 }
