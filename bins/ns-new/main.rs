@@ -111,6 +111,9 @@ fn main() -> ExitCode {
 
 fn decide(args: &Args) -> Result<Outcome> {
     let proc = Rc::new(Proc::open()?);
+    if args.flag("release") && args.flag("unpin") {
+        return Err(CLI.usage("--release or --unpin"));
+    }
     if let Some(word) = args.value("release") {
         return hold::release(&word, &proc);
     }
@@ -133,6 +136,9 @@ fn decide(args: &Args) -> Result<Outcome> {
     }
     if args.value("with").is_some() && !args.flag("detach") {
         return Err(CLI.usage("--with goes with --detach"));
+    }
+    if args.flag("name") && !holds {
+        return Err(CLI.usage("--name is a holder's: - or --detach"));
     }
     if !holds {
         return program::run(args, kinds, &proc);

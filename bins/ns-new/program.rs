@@ -198,13 +198,19 @@ impl Minding {
             return Err(CLI.usage("--init is the first process of a pid namespace: -p"));
         }
         let (follow, stop) = (signal("kill-child")?, signal("stop-signal")?);
-        let ready = args.value("ready").map(|word| target::given::descriptor(&word)).transpose()?;
-        if ready.is_some_and(|number| number < 3) {
-            return Err(CLI.usage("--ready: a descriptor that is not the program's, from 3 on"));
-        }
+        let ready = not_the_programs(args, "ready")?;
         let forks = ["init", "fork", "kill-child", "stop-signal", "ready"].iter().any(|option| args.flag(option));
         Ok(Minding { forks, init, follow, stop, ready })
     }
+}
+
+/// The descriptor that an option names, which is closed to the program.
+fn not_the_programs(args: &Args, option: &str) -> Result<Option<i32>> {
+    let number = args.value(option).map(|word| target::given::descriptor(&word)).transpose()?;
+    if number.is_some_and(|number| number < 3) {
+        return Err(CLI.usage(&format!("--{option}: a descriptor that is not the program's, from 3 on")));
+    }
+    Ok(number)
 }
 
 /// The namespaces that are to be kept alive by files, before the program runs.
@@ -223,8 +229,7 @@ fn maps(args: &Args, kinds: &[Kind], owner: Option<&Me>, proc: &Proc) -> Result<
         Some(Some("deny")) => Some(false),
         Some(_) => return Err(CLI.usage("--setgroups: allow or deny")),
     };
-    let record = args.value("record-fd");
-    if record.is_some() && !args.flag("wait-map") {
+    if args.flag("record-fd") && !args.flag("wait-map") {
         return Err(CLI.usage("--record-fd goes with --wait-map"));
     }
     if !kinds.contains(&Kind::User) && (!words.is_empty() || setgroups.is_some() || args.flag("wait-map")) {
@@ -234,7 +239,7 @@ fn maps(args: &Args, kinds: &[Kind], owner: Option<&Me>, proc: &Proc) -> Result<
         if !words.is_empty() || setgroups.is_some() {
             return Err(CLI.usage("with --wait-map somebody else writes the maps and setgroups"));
         }
-        let number = record.as_ref().map(|word| target::given::descriptor(word)).transpose()?;
+        let number = not_the_programs(args, "record-fd")?;
         return Ok(Maps::Awaited(number.unwrap_or(2), number.is_some()));
     }
     if words.is_empty() {

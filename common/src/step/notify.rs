@@ -43,7 +43,7 @@ impl Effect {
 
     fn detail(&self) -> String {
         match self {
-            Effect::Listen => format!("in {}", crate::word::quote(std::env::temp_dir())),
+            Effect::Listen => format!("in {}", crate::word::quote(directory())),
             Effect::Forget => String::new(),
         }
     }
@@ -74,7 +74,9 @@ fn listen(hands: &mut Hands) -> Done {
     sys::pidfd_open(getpid().as_raw())?;
     // A signal may not part us from what we have made.
     mind::block_signals()?;
-    let dir = std::env::temp_dir();
+    let dir = directory();
+    // It goes to others, who are in another directory (sd_notify(3)).
+    let dir = std::path::absolute(&dir).map_err(|_| Errno::ENOENT)?;
     clear(&dir);
     let socket = datagram()?;
     setsockopt(&socket, sockopt::PassCred, &true)?;
@@ -88,6 +90,11 @@ fn listen(hands: &mut Hands) -> Done {
     sys::set_variable(c"NOTIFY_SOCKET", Some(&value))?;
     hands.put(NOTIFY, socket);
     Ok(())
+}
+
+fn directory() -> PathBuf {
+    let named = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
+    named.map_or_else(|| "/tmp".into(), PathBuf::from)
 }
 
 fn datagram() -> Result<OwnedFd, Errno> {
