@@ -44,7 +44,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("target/why", &["fail", "id", "ns", "proc", "sys", "user"]),
     ("target", &["target/why", "fail", "holder/door", "id", "path", "proc", "record", "sys", "word"]),
     ("target/stream", &["target", "fail", "mind", "proc", "record", "sys"]),
-    ("target/given", &["target", "fail", "id", "sys", "word"]),
+    ("target/given", &["target", "fail", "id", "path", "sys", "word"]),
     ("target/files", &["target", "target/why", "fail", "id", "mind/child", "ns", "path", "proc", "record", "sys"]),
     ("feature", &["fail", "ns", "proc", "sys", "target"]),
     ("name", &["fail", "holder", "holder/door", "proc", "record", "target", "word"]),

@@ -14,7 +14,7 @@
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use common::fail::Result;
+use common::fail::{Failure, Result};
 use common::id::{Both, Extent, Kind as IdKind, Map, Range};
 use common::idmap;
 use common::ns::Kind;
@@ -54,7 +54,8 @@ pub(crate) fn levels(proc: &Rc<Proc>, target: &Target) -> Result<Vec<Level>> {
             let members = proc.pids().into_iter().map(|pid| pid.to_string());
             let mut members = members.filter(|who| proc.ns_id(who, Kind::User) == Some(above.inode));
             // Each may end meanwhile.
-            members.find_map(|who| read_maps(proc, &who).ok()).unwrap_or_else(|| maps_behind(proc, above.file))
+            let found = members.find_map(|who| maps_of(proc, &who)).or_else(|| maps_behind(proc, above.file));
+            found.ok_or_else(|| Failure::refused(format!("the maps of user:[{}] are not ours to see", above.inode)))?
         };
         levels.push(Level { inode: above.inode, owner: above.owner, maps });
     }
@@ -70,17 +71,16 @@ pub(crate) fn read_maps(proc: &Proc, who: &str) -> Result<Both<Vec<Extent>>> {
 }
 
 /// The maps of the user namespace that process `who` is in.
-pub(crate) fn maps_of(proc: &Proc, who: &str) -> Both<Vec<Extent>> {
-    let map = |kind| proc.map(who, kind).unwrap_or_default();
-    Both { uid: map(IdKind::Uid), gid: map(IdKind::Gid) }
+pub(crate) fn maps_of(proc: &Proc, who: &str) -> Option<Both<Vec<Extent>>> {
+    Some(Both { uid: proc.map(who, IdKind::Uid)?, gid: proc.map(who, IdKind::Gid)? })
 }
 
 /// The maps of a user namespace that nobody is in: a child of ours enters it,
 /// if it may, to be looked at.
-pub(crate) fn maps_behind(proc: &Rc<Proc>, file: OwnedFd) -> Both<Vec<Extent>> {
-    let maps = idmap::maps_of(&Rc::new(file), "it", proc);
+pub(crate) fn maps_behind(proc: &Rc<Proc>, file: OwnedFd) -> Option<Both<Vec<Extent>>> {
+    let maps = idmap::maps_of(&Rc::new(file), "it", proc)?;
     let extents = |map: Option<Map>| map.map_or_else(Vec::new, |map| map.extents().to_vec());
-    maps.map_or_else(Both::default, |maps| Both { uid: extents(maps.uid), gid: extents(maps.gid) })
+    Some(Both { uid: extents(maps.uid), gid: extents(maps.gid) })
 }
 
 /// One id of the first level, in every level; None where it is not mapped.

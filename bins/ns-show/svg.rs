@@ -11,7 +11,7 @@ use common::word::quote;
 
 use crate::draw::Row;
 use crate::process::{Process, rows};
-use crate::tree::{Names, Overview};
+use crate::tree::{NOT_OURS, Names, Overview};
 
 /// Of a character of the font, in pixels.
 const CHAR: usize = 7;
@@ -189,7 +189,10 @@ fn branch(all: &Overview, names: &Names, this: &Space, x: usize, canvas: &mut Ca
         canvas.line(x + 24, "note", &format!("{name:<19} {}", all.kept(space, names, 2).join("; ")));
     }
     if inode != INITIAL_USER {
-        maps(all.maps(inode).cloned().unwrap_or_default(), all.is_ours(inode), x + 12, canvas);
+        match all.maps(inode) {
+            Some(both) => maps(both, all.is_ours(inode), x + 12, canvas),
+            None => canvas.line(x + 12, "note", NOT_OURS),
+        }
     }
     canvas.y += 8;
     let (height, bottom) = (canvas.y - top - 2, canvas.y + 8);
@@ -212,7 +215,7 @@ fn branch(all: &Overview, names: &Names, this: &Space, x: usize, canvas: &mut Ca
     }
 }
 
-fn maps(maps: Both<Vec<Extent>>, ours: bool, x: usize, canvas: &mut Canvas) {
+fn maps(maps: &Both<Vec<Extent>>, ours: bool, x: usize, canvas: &mut Canvas) {
     let same = maps.uid == maps.gid;
     for kind in IdKind::BOTH {
         let word = if same { "uid and gid" } else { kind.word() };

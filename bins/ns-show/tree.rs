@@ -68,7 +68,7 @@ impl Names {
 /// All namespaces, with the maps of the user namespaces among them.
 pub(crate) struct Overview {
     pub(crate) scan: Scan,
-    /// By inode: inside, and here.
+    /// By inode, of those that are for us to see: inside, and here.
     maps: Vec<(u64, Both<Vec<Extent>>)>,
     ours: Vec<u64>,
     /// The option of /proc that hides processes.
@@ -80,22 +80,21 @@ impl Overview {
     pub(crate) fn now(proc: &Rc<Proc>, own: Option<OwnedFd>) -> Result<Overview> {
         let scan = Scan::now(proc, own).map_err(|e| Failure::os("list /proc", e))?;
         let ours = Kind::ALL.into_iter().map(|kind| proc.own_ns(kind)).collect::<Result<Vec<_>>>()?;
-        let ours = ours.into_iter().flatten().collect();
+        let ours: Vec<u64> = ours.into_iter().flatten().collect();
         let mut maps = Vec::new();
         for space in scan.spaces.iter().filter(|s| s.kind == Kind::User) {
-            let by = space.processes.first().map(i32::to_string);
-            let by = by.or_else(|| space.threads.first().map(|(pid, tid)| format!("{pid}/task/{tid}")));
-            let file = || space.file.as_ref().and_then(|file| file.try_clone().ok());
-            let map = match by {
-                Some(who) => maps_of(proc, &who),
-                None => file().map_or_else(Both::default, |file| maps_behind(proc, file)),
-            };
-            maps.push((space.inode, map));
+            let us = ours.contains(&space.inode).then(|| "self".to_owned());
+            let processes = space.processes.iter().map(i32::to_string);
+            let threads = space.threads.iter().map(|(pid, tid)| format!("{pid}/task/{tid}"));
+            // Each of the others may end meanwhile.
+            let found = us.into_iter().chain(processes).chain(threads).find_map(|who| maps_of(proc, &who));
+            let behind = || maps_behind(proc, space.file.as_ref()?.try_clone().ok()?);
+            maps.extend(found.or_else(behind).map(|map| (space.inode, map)));
         }
         Ok(Overview { scan, maps, ours, hides: proc.hides() })
     }
 
-    /// The maps of a user namespace.
+    /// The maps of a user namespace, if they are for us to see.
     pub(crate) fn maps(&self, inode: u64) -> Option<&Both<Vec<Extent>>> {
         self.maps.iter().find(|(of, _)| *of == inode).map(|(_, maps)| maps)
     }
@@ -214,8 +213,12 @@ pub(crate) fn one(all: &Overview, names: &Names, space: &Space, width: Option<us
     if let Some(id) = space.id {
         let _ = writeln!(text, "  id {id}");
     }
+    text.push_str(&unseen(all));
     text
 }
+
+/// In place of maps that may not be read.
+pub(crate) const NOT_OURS: &str = "its maps are not ours to see";
 
 /// What we were not allowed to see.
 pub(crate) fn unseen(all: &Overview) -> String {
@@ -246,9 +249,11 @@ fn branch(all: &Overview, names: &Names, this: &Space, depth: usize, width: Opti
     let _ = writeln!(text, "{indent}{}", all.head(this, names));
     let _ = writeln!(text, "{indent}  {}", all.kept(this, names, 4).join("; "));
     if inode != INITIAL_USER {
-        let maps = all.maps(inode).cloned().unwrap_or_default();
         let there = if all.is_ours(inode) { "outside" } else { "here" };
-        text.push_str(&maps_text(&maps, there, &format!("{indent}  "), width));
+        match all.maps(inode) {
+            Some(maps) => text.push_str(&maps_text(maps, there, &format!("{indent}  "), width)),
+            None => drop(writeln!(text, "{indent}  {NOT_OURS}")),
+        }
     }
     let owned = all.owned(Some(inode));
     let others: Vec<&Space> = owned.iter().filter(|s| s.kind != Kind::User).copied().collect();

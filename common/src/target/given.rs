@@ -10,6 +10,7 @@ use nix::sys::stat::{Mode, fstat};
 
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::id::number;
+use crate::path::not_opened;
 use crate::sys;
 use crate::target::Operand;
 use crate::word::quote;
@@ -21,15 +22,17 @@ use crate::word::quote;
 pub fn namespace_file(operand: &Operand) -> Result<Option<(OwnedFd, u64)>> {
     let (fd, said) = match operand {
         Operand::File(path) => {
-            let said = format!("open {}", quote(path));
             // A fifo in its place would keep us waiting.
             let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-            (open(path.as_path(), flags, Mode::empty()), said)
+            let opened = open(path.as_path(), flags, Mode::empty());
+            (opened.map_err(|e| not_opened(path.as_os_str(), e))?, format!("open {}", quote(path)))
         }
-        Operand::Descriptor(n) => (sys::inherited(*n), format!("use descriptor {n}")),
+        Operand::Descriptor(n) => {
+            let said = format!("use descriptor {n}");
+            (sys::inherited(*n).map_err(|e| Failure::os(said.as_str(), e))?, said)
+        }
         Operand::Stream | Operand::Process(_) | Operand::Name(_) => return Ok(None),
     };
-    let fd = fd.map_err(|e| Failure::os(said.as_str(), e))?;
     match sys::ns_kind(fd.as_fd()) {
         Ok(flag) => Ok(Some((fd, flag))),
         Err(e) => Err(Failure::os(format!("{said} as a namespace"), e).because(no_namespace(&fd, e))),
