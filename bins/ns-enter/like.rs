@@ -67,8 +67,9 @@ struct Look<'a> {
     /// The status of the two.
     theirs: Status,
     ours: Status,
-    /// Whether the user namespace is entered.
+    /// Whether the user namespace is entered, or its parent with the ids kept.
     user: bool,
+    parent: bool,
     /// What enters all.
     enter: &'a dyn Fn() -> Result<Plan>,
     left_out: Vec<Failure>,
@@ -103,8 +104,8 @@ pub(crate) fn read(
     let not_read = |e| Failure::os(format!("read /proc/{}/status", target.pid), e).because(target.ended());
     let theirs = status_in(&target.dir).map_err(not_read)?;
     let ours = proc.own();
-    let user = kinds.contains(&Kind::User);
-    let mut look = Look { wanted, strict, target, proc, theirs, ours, user, enter, left_out: Vec::new() };
+    let (user, parent) = (kinds.contains(&Kind::User), args.flag("user-parent"));
+    let mut look = Look { wanted, strict, target, proc, theirs, ours, user, parent, enter, left_out: Vec::new() };
     let mut like = Like { cgroup: look.cgroup()?, ..Like::default() };
     look.oom(&mut like.first)?;
     look.label(&mut like.first)?;
@@ -363,9 +364,14 @@ impl Look<'_> {
         }
         let mut plan = Plan::default();
         let (uid, gid) = (self.id(IdKind::Uid)?, self.id(IdKind::Gid)?);
-        let root = uid.is_none_or(|(uid, _)| uid == 0);
+        let root = uid.is_some_and(|(uid, _)| uid == 0);
         let sets = if self.wants("caps") { Some(self.capabilities(root, &mut plan)?) } else { None };
-        self.groups(&mut plan)?;
+        let is_other = |id: Option<(u32, bool)>| id.is_some_and(|(_, changes)| changes);
+        if self.wants("groups") {
+            self.groups(&mut plan)?;
+        } else if (is_other(gid) || self.user && is_other(uid)) && self.may_drop_groups() {
+            plan.push(Own::Groups(Vec::new()));
+        }
         if let Some((gid, true)) = gid {
             plan.push(Own::Gid(gid));
         }
@@ -374,10 +380,18 @@ impl Look<'_> {
         }
         match sets {
             Some(sets) => plan.push(Effect::Capabilities(sets)),
-            None if self.user && !root && !self.wants("uid") => plan.push(own::Effect::RaiseAmbient),
+            None if self.wants("uid") && !root => plan.push(own::Effect::ClearAmbient),
+            None if self.parent || self.user && !root => plan.push(own::Effect::RaiseAmbient),
             None => {}
         }
         Ok(Some((plan, uid.map(|(uid, _)| uid))))
+    }
+
+    /// Whether setgroups(2) is allowed, which it is nowhere without a gid map.
+    fn may_drop_groups(&self) -> bool {
+        let who = if self.user { self.target.who() } else { "self".to_owned() };
+        let is_mapped = self.proc.map(&who, IdKind::Gid).is_some_and(|map| !map.is_empty());
+        is_mapped && self.proc.setgroups(&who) == Some(true)
     }
 
     fn groups(&mut self, plan: &mut Plan) -> Result<()> {
@@ -387,7 +401,7 @@ impl Look<'_> {
             ids
         };
         let theirs = sorted(&self.theirs);
-        if !self.wants("groups") || theirs == sorted(&self.ours) {
+        if theirs == sorted(&self.ours) {
             return Ok(());
         }
         let mut inside = Vec::new();

@@ -183,14 +183,12 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
             let (plan, its) = ids.unwrap_or_default();
             inside.steps.extend(plan.steps);
             // An exec by any other uid drops what is not ambient.
-            if its.is_none() && kinds.contains(&Kind::User) && uid != Some(0) {
+            let is_other = args.flag("user-parent") || kinds.contains(&Kind::User) && uid != Some(0);
+            if its.is_none() && is_other {
                 inside.push(own::Effect::RaiseAmbient);
             }
             uid = its.or(uid);
         }
-    }
-    if args.flag("user-parent") && somebody.is_none() {
-        inside.push(own::Effect::RaiseAmbient);
     }
     let terminal = terminal(own_terminal, input, kinds.contains(&Kind::Pid));
     let open = own_terminal.map(|_| open_terminal(proc, target, &kinds, uid)).transpose()?;

@@ -33,7 +33,8 @@ pub enum Effect {
     Groups(Vec<u32>),
     /// All of real, effective and saved gid.
     Gid(u32),
-    /// The same of the uid; with `true` what is permitted stays until the exec.
+    /// The same of the uid; with `true` what is permitted stays until the exec,
+    /// else no capability outlasts that, unless the uid is 0.
     Uid(u32, bool),
     /// Just these capabilities, a bit for each, permitted and ambient: the
     /// program has them whatever its uid.
@@ -158,11 +159,12 @@ impl Effect {
         match self {
             Effect::Environment(kept) if !kept.is_empty() => format!("but {}", quote_all(kept)),
             Effect::Uid(_, true) => "with PR_SET_KEEPCAPS".into(),
+            Effect::Uid(1.., false) => "without ambient capabilities".into(),
             Effect::Filter(bytes) => format!("{} instructions", bytes.len() / FILTER),
             Effect::Bound(_)
             | Effect::Groups(_)
             | Effect::Gid(_)
-            | Effect::Uid(..)
+            | Effect::Uid(0, false)
             | Effect::Ambient(_)
             | Effect::NoNewPrivileges
             | Effect::Limit(..)
@@ -181,7 +183,9 @@ impl Effect {
             Effect::Bound(_) => "an exec by uid 0 gives all that is in the bounding set, and nothing else",
             Effect::Groups(_) => "before the uid, since it needs CAP_SETGID",
             Effect::Gid(_) => "before the uid, for the same",
-            Effect::Uid(..) => "to go from uid 0 to another takes away all capabilities",
+            Effect::Uid(..) => {
+                "to go from uid 0 to another takes away all capabilities, from any other none of those that are ambient"
+            }
             Effect::Ambient(_) => "an exec by a uid other than 0 drops every capability that is not ambient",
             Effect::NoNewPrivileges => {
                 "set-id bits and file capabilities have no effect from here on, also for children"
@@ -212,7 +216,8 @@ impl Effect {
             Effect::Gid(id) => Ok(sys::set_gid(*id)?),
             Effect::Uid(id, keep) => {
                 sys::keep_capabilities(*keep)?;
-                Ok(sys::set_uid(*id)?)
+                sys::set_uid(*id)?;
+                if *keep || *id == 0 { Ok(()) } else { Ok(sys::clear_ambient()?) }
             }
             Effect::Ambient(caps) => Ok(sys::only_ambient(*caps)?),
             Effect::NoNewPrivileges => Ok(nix::sys::prctl::set_no_new_privs()?),
