@@ -22,7 +22,7 @@ use super::fs::{c, new_mount};
 use super::inside::exactly;
 use super::{Done, Facts, Hands, Refusal, Step, tree};
 use crate::fail::{Because, Errno};
-use crate::path::Place;
+use crate::path::{self, Place};
 use crate::sys;
 use crate::word::quote;
 
@@ -43,8 +43,7 @@ pub enum Effect {
     Copy(Rc<Tools>),
     /// Attach the copies, and make the links.
     Attach(Rc<Tools>),
-    /// Cover files of these paths by others: their bytes. What is not there is
-    /// not covered.
+    /// Cover files of these paths by others: their bytes.
     Cover(Vec<Covered>),
 }
 
@@ -111,7 +110,10 @@ impl Effect {
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
             Effect::Copy(_) | Effect::Attach(_) | Effect::Cover(_) if errno == Errno::EPERM => facts.may_not_mount(),
-            Effect::Copy(_) | Effect::Attach(_) | Effect::Cover(_) => None,
+            Effect::Cover(files) => {
+                files.iter().find_map(|(path, _)| path::reason(path.as_ref(), errno, facts.proc))
+            }
+            Effect::Copy(_) | Effect::Attach(_) => None,
         }
     }
 }
@@ -261,12 +263,11 @@ fn cover(files: &[Covered]) -> Done {
     let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let here = open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let tmpfs = new_mount(c"tmpfs", &[("mode".into(), "755".into())], HARMLESS & !sys::MOUNT_ATTR_RDONLY)?;
+    // Before that covers the root: `..` in a link would lead into it.
+    let there = |(path, _): &Covered| sys::open_in_root(root.as_fd(), &c(path), libc::O_PATH, 0);
+    let all = files.iter().map(there).collect::<Result<Vec<_>, _>>()?;
     sys::move_mount(tmpfs.as_fd(), root.as_fd(), false)?;
-    for (number, (path, bytes)) in files.iter().enumerate() {
-        let there = match sys::open_in_root(root.as_fd(), &c(path), libc::O_PATH, 0) {
-            Err(Errno::ENOENT) => continue,
-            other => other?,
-        };
+    for (number, ((_, bytes), there)) in files.iter().zip(all).enumerate() {
         let name = c(number.to_string());
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
         let file = exactly(|| openat(&tmpfs, name.as_c_str(), flags, Mode::from_bits_truncate(0o444)))?;
