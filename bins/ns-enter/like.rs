@@ -50,6 +50,8 @@ pub(crate) struct Like {
     pub(crate) first: Plan,
     /// When everything has been.
     pub(crate) entered: Plan,
+    /// Whether its root directory is among that.
+    pub(crate) root: bool,
     /// In place of the usual credentials, and the uid that is had then.
     pub(crate) credentials: Option<(Plan, Option<u32>)>,
     /// Just before the program.
@@ -109,7 +111,7 @@ pub(crate) fn read(
     let mut like = Like { cgroup: look.cgroup()?, ..Like::default() };
     look.oom(&mut like.first)?;
     look.label(&mut like.first)?;
-    look.places(&mut like.entered, kinds)?;
+    like.root = look.places(&mut like.entered, kinds)?;
     look.limits(&mut like.entered)?;
     let mut filters = look.filters(args.dry())?;
     look.no_new_privileges(&mut like.last)?;
@@ -215,18 +217,19 @@ impl Look<'_> {
     }
 
     /// The root and the working directory, where the mounts are entered or these
-    /// are others than ours in them.
-    fn places(&mut self, plan: &mut Plan, kinds: &[Kind]) -> Result<()> {
+    /// are others than ours in them; and whether the root is had then.
+    fn places(&mut self, plan: &mut Plan, kinds: &[Kind]) -> Result<bool> {
+        let mut has_root = false;
         let elsewhere = kinds.contains(&Kind::Mnt) || !target::files::same_root(self.proc, self.target);
         if self.wants("root") && elsewhere {
             let root = Rc::new(target::files::root(self.proc, self.target)?);
-            self.add(plan, true, &|| Effect::Root(root.clone()).into())?;
+            has_root = self.add(plan, true, &|| Effect::Root(root.clone()).into())?;
         }
         if self.wants("cwd") {
             let directory = Rc::new(target::files::directory(self.proc, self.target)?);
             self.add(plan, true, &|| Effect::Directory(directory.clone()).into())?;
         }
-        Ok(())
+        Ok(has_root)
     }
 
     fn limits(&mut self, plan: &mut Plan) -> Result<()> {

@@ -100,7 +100,7 @@ fn decide(args: &Args) -> Result<Outcome> {
                 found.holds = holds;
                 open(address)?
             }
-            (None, _) => return Ok(Outcome::Plan(enter_promised(program(args, shell())))),
+            (None, _) => return Ok(Outcome::Plan(enter_promised(program(args, || Ok(shell()))?))),
         },
         Some(Operand::Name(name)) => {
             let (target, is_container) = container::find(&proc, name)?;
@@ -126,8 +126,18 @@ struct Found {
     is_container: bool,
 }
 
-fn program(args: &Args, shell: OsString) -> Vec<OsString> {
-    if args.program.is_empty() { vec![shell] } else { args.program.clone() }
+fn program(args: &Args, shell: impl FnOnce() -> Result<OsString>) -> Result<Vec<OsString>> {
+    if args.program.is_empty() { Ok(vec![shell()?]) } else { Ok(args.program.clone()) }
+}
+
+/// Whether the program's root is neither the caller's nor the target's: then
+/// nothing is known of its shells.
+fn has_other_root(args: &Args, files: &[File]) -> bool {
+    args.value("root").is_some() || files.iter().any(|file| file.kind == Kind::Mnt)
+}
+
+fn callers_shell(args: &Args, files: &[File]) -> OsString {
+    if has_other_root(args, files) { "/bin/sh".into() } else { shell() }
 }
 
 /// The plan for a process as a target.
@@ -140,7 +150,8 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
     let kinds = elsewhere(found.asked, proc, target)?;
     let (kinds, mut left_out) = possible(kinds, args, proc, target)?;
     let partial = !left_out.is_empty();
-    let is_home = target::files::same_root(proc, target) && !files.iter().any(|file| file.kind == Kind::Mnt);
+    let same_root = target::files::same_root(proc, target);
+    let is_home = same_root && !files.iter().any(|file| file.kind == Kind::Mnt);
     let brought = tools::read(args, proc, target, &kinds)?;
     let crossing =
         |brought| Ok(files::enter(&files, Some((target, &kinds)), join(args, proc, target, &kinds, brought)?, proc));
@@ -194,15 +205,17 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
     let open = own_terminal.map(|_| open_terminal(proc, target, &kinds, uid)).transpose()?;
     terminal.take().into_iter().for_each(|take| inside.push(take));
     brought.iter().for_each(|brought| brought.path(&mut inside));
-    let ours = somebody.is_none() && (is_home || brought.as_ref().is_some_and(Brought::has_shell));
-    let words = if !args.program.is_empty() {
-        args.program.clone()
-    } else if ours {
-        vec![shell()]
-    } else {
-        vec![user::shell_of(proc, target, uid.unwrap_or(0), &found.word)?]
+    let has_theirs = !same_root && (kinds.contains(&Kind::Mnt) || like.root);
+    let theirs = has_theirs && !brought.as_ref().is_some_and(Brought::has_shell);
+    let by_name = !has_other_root(args, &files) && (theirs || somebody.is_some());
+    let shell = || {
+        if by_name {
+            user::shell_of(proc, target, theirs, uid.unwrap_or(0), &found.word)
+        } else {
+            Ok(callers_shell(args, &files))
+        }
     };
-    finish(args, words, like.last, &mut inside)?;
+    finish(args, program(args, shell)?, like.last, &mut inside)?;
     let holder = found.holds.then(|| target.clone());
     let mut plan = around(inside, kept(args)?, like.cgroup, (open, terminal), holder, left_out, proc);
     if partial {
@@ -380,6 +393,6 @@ fn enter_files(files: &[File], args: &Args, proc: &Rc<Proc>) -> Result<Outcome> 
     let terminal = terminal(own, input, files.iter().any(|file| file.kind == Kind::Pid));
     let open = own.map(|_| terminal::Effect::Open(None, None));
     terminal.take().into_iter().for_each(|take| inside.push(take));
-    finish(args, program(args, shell()), Plan::default(), &mut inside)?;
+    finish(args, program(args, || Ok(callers_shell(args, files)))?, Plan::default(), &mut inside)?;
     Ok(Outcome::Plan(around(inside, kept(args)?, None, (open, terminal), None, Vec::new(), proc)))
 }

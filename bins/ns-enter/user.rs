@@ -43,17 +43,18 @@ pub(crate) fn named(proc: &Proc, target: &Target, word: &str) -> Result<Somebody
     Ok(Somebody { user, home: OsStr::from_bytes(home).into(), groups })
 }
 
-/// The shell of `uid` in the target, if its passwd file names one that is
-/// there; else /bin/sh.
+/// The shell of `uid` by the target's passwd file, if it is there in the root
+/// that the program has, `theirs` or ours; else /bin/sh.
 ///
 /// # Errors
 /// That is not there either; `word` is how the target was named.
-pub(crate) fn shell_of(proc: &Proc, target: &Target, uid: u32, word: &OsStr) -> Result<OsString> {
-    let root = target::files::root(proc, target)?;
-    let is_there = |path: &str| {
-        target::files::is_in(&root, path).map_err(|e| Failure::os(format!("look for {path} in the target"), e))
-    };
-    let passwd = match target::files::file_in(&root, "/etc/passwd") {
+pub(crate) fn shell_of(proc: &Proc, target: &Target, theirs: bool, uid: u32, word: &OsStr) -> Result<OsString> {
+    let their_root = target::files::root(proc, target)?;
+    let ours = if theirs { None } else { Some(proc.directory("self/root").map_err(|e| Failure::os("open /", e))?) };
+    let root = ours.as_ref().unwrap_or(&their_root);
+    let is_there =
+        |path: &str| target::files::is_in(root, path).map_err(|e| Failure::os(format!("look for {path}"), e));
+    let passwd = match target::files::file_in(&their_root, "/etc/passwd") {
         Err(Errno::ETIMEDOUT) => return Err(Failure::os("open the target's /etc/passwd", Errno::ETIMEDOUT)),
         other => other.unwrap_or_default(),
     };
@@ -67,6 +68,6 @@ pub(crate) fn shell_of(proc: &Proc, target: &Target, uid: u32, word: &OsStr) -> 
     }
     let because = Because::new("there is no such file in the root that the program would run in");
     let remedy = format!("ns-enter --tools auto {}", quote(word));
-    let because = if word == "-" { because } else { because.remedy(remedy) };
+    let because = if theirs && word != "-" { because.remedy(remedy) } else { because };
     Err(Failure::os(format!("exec {shell}"), Errno::ENOENT).because(Some(because)).exit(Exit::NotFound))
 }

@@ -387,5 +387,6 @@ fn program(args: &Args) -> Result<Vec<OsString>> {
     if !std::io::stdin().is_terminal() {
         return Err(CLI.usage("which program? (`-` makes a record for other tools)"));
     }
-    Ok(vec![user::shell()])
+    // Ours need not be there in another root.
+    Ok(vec![if args.value("root").is_some() { "/bin/sh".into() } else { user::shell() }])
 }

@@ -110,9 +110,7 @@ impl Effect {
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
             Effect::Copy(_) | Effect::Attach(_) | Effect::Cover(_) if errno == Errno::EPERM => facts.may_not_mount(),
-            Effect::Cover(files) => {
-                files.iter().find_map(|(path, _)| path::reason(path.as_ref(), errno, facts.proc))
-            }
+            Effect::Cover(files) => files.iter().find_map(|(path, _)| path::reason(path.as_ref(), errno, facts.proc)),
             Effect::Copy(_) | Effect::Attach(_) => None,
         }
     }
