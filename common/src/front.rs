@@ -48,7 +48,8 @@ impl Front {
             return None;
         }
         let group = getpgrp();
-        if tcgetpgrp(sys::lend(1)) != Ok(group) || getsid(None) == Ok(getpid()) {
+        // 0 for both where neither has a number in our pid namespace.
+        if group.as_raw() == 0 || tcgetpgrp(sys::lend(1)) != Ok(group) || getsid(None) == Ok(getpid()) {
             return None;
         }
         let terminal = sys::duplicate(sys::lend(1)).ok()?;
@@ -104,12 +105,19 @@ impl Front {
         }
     }
 
+    /// Whether our group is in front, and the program's was not told: a shell sends
+    /// no SIGCONT to a job that runs when it brings that to the front.
+    pub fn is_unheard(&self) -> bool {
+        !self.lent.get() && tcgetpgrp(&self.terminal) == Ok(self.group)
+    }
+
     /// `child` has stopped, by signal `number`; answers whether we are to stop, too.
-    /// Not where it is in front: a shell may have put our group there late; and
-    /// not where nobody could continue us: the kernel drops the key then.
+    /// Not where our group is in front: a shell may have put it there late, or not
+    /// have told; and not where nobody could continue us: the kernel drops the key
+    /// then.
     pub fn stops(&self, child: &Child, number: c_int, proc: &Proc) -> bool {
         let reads = [Signal::SIGTTIN, Signal::SIGTTOU].iter().any(|signal| *signal as c_int == number);
-        let early = reads && self.lent.get() && tcgetpgrp(&self.terminal) == Ok(self.group);
+        let early = reads && tcgetpgrp(&self.terminal) == Ok(self.group);
         if !early && self.back().is_ok() && !is_orphaned(proc) {
             return true;
         }

@@ -169,6 +169,10 @@ impl<'a> Minder<'a> {
             if is(&[Signal::SIGCONT]) {
                 return front.go_on(self.child);
             }
+            if code == SI_KERNEL && front.is_unheard() {
+                front.go_on(self.child);
+                return self.hand(number, false);
+            }
             if code == SI_KERNEL && is(&[Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP]) {
                 front.spread(number);
             }
