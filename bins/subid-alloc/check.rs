@@ -1,6 +1,6 @@
 //! What is wrong with the files, and with what reads them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use common::etc::Etc;
 use common::etc::lock::{lock_pid, stale};
 use common::fail::{Failure, Result};
 use common::helper;
-use common::id::{Kind, Range, subject};
+use common::id::{self, Kind, Range, subject};
 use common::proc::Proc;
 use common::subid::{self, Grants, RESERVED};
 use common::survey::lacking;
@@ -18,7 +18,7 @@ use common::user::{self, User};
 use common::word::quote;
 
 use crate::parsers::oddities;
-use crate::{CLI, etc, kinds, survey};
+use crate::{CLI, etc, kinds, sed, survey};
 
 /// What was found, ready to be printed.
 struct Findings(String);
@@ -82,6 +82,8 @@ struct File {
     root: String,
     grants: Vec<Numbered>,
     owners: Vec<Owner>,
+    /// Lines that are better deleted.
+    going: BTreeSet<u32>,
     /// Line (0: the whole file), what is wrong, what mends it.
     found: Vec<(u32, String, Option<String>)>,
 }
@@ -89,16 +91,12 @@ struct File {
 impl File {
     fn new(kind: Kind, path: String, root: Option<OsString>) -> File {
         let root = root.map_or_else(String::new, |dir| format!(" --root {}", quote(dir)));
-        File { kind, path, root, grants: Vec::new(), owners: Vec::new(), found: Vec::new() }
+        let (grants, owners, going, found) = (Vec::new(), Vec::new(), BTreeSet::new(), Vec::new());
+        File { kind, path, root, grants, owners, going, found }
     }
 
     fn add(&mut self, line: u32, text: impl Into<String>, command: Option<String>) {
         self.found.push((line, text.into(), command));
-    }
-
-    /// The command that edits line `line`.
-    fn sed(&self, line: u32, edit: &str) -> String {
-        format!("sudo sed -i {} {}", quote(format!("{line}{edit}")), self.path)
     }
 
     /// The command that takes `range` from the owner number `whose`.
@@ -118,7 +116,7 @@ impl File {
             Ok(Some(opened)) => opened,
             Ok(None) => {
                 let text = format!("missing: nobody has subordinate {}s", self.kind.word());
-                self.add(0, text, Some(format!("sudo touch {}", self.path)));
+                self.add(0, text, Some(format!("sudo touch {}", quote(&self.path))));
                 return Ok(());
             }
             Err(failure) => {
@@ -129,14 +127,21 @@ impl File {
         let mode = etc.stat(name).map_err(|e| Failure::os(format!("look at {}", self.path), e))?.st_mode;
         if mode & 0o022 != 0 {
             let text = "others than its owner can write it: a privileged uidmap-set refuses it";
-            self.add(0, text, Some(format!("sudo chmod go-w {}", self.path)));
+            self.add(0, text, Some(format!("sudo chmod go-w {}", quote(&self.path))));
         }
         self.read(&opened.file)?;
         self.owners(users, proc.is_some())?;
-        self.overlaps();
+        self.overlaps(users);
         self.real_ids(etc, users, proc.is_some())?;
         if let Some(proc) = proc {
             self.unmapped(proc)?;
+        }
+        let free = |command: &String| command.contains("--free");
+        for (line, _, command) in &mut self.found {
+            // With the line its grant goes, too.
+            if self.going.contains(line) && command.as_ref().is_some_and(free) {
+                *command = None;
+            }
         }
         Ok(())
     }
@@ -156,21 +161,24 @@ impl File {
         read.map_err(|e| Failure::os(format!("read {}", self.path), e))?;
         if !ended {
             let text = "the last line has no newline: shadow 4.20 rejects the whole file, for every user";
-            self.add(0, text, Some(format!("echo | sudo tee -a {}", self.path)));
+            self.add(0, text, Some(format!("echo | sudo tee -a {}", quote(&self.path))));
         }
         if nul {
-            let command = format!("sudo sed -i 's/\\x00//g' {}", self.path);
+            let command = format!("sudo sed -i 's/\\x00//g' {}", quote(&self.path));
             self.add(0, "a NUL byte: shadow rejects the whole file, for every user", Some(command));
         }
         Ok(())
     }
 
     fn line(&mut self, line: u32, text: &[u8], index: &mut BTreeMap<Vec<u8>, usize>) {
-        for odd in oddities(text) {
-            let command = match odd.plain {
-                Some(plain) => self.sed(line, &format!("s/.*/{}/", in_sed(&plain))),
-                None => self.sed(line, "d"),
-            };
+        // Without its NUL bytes, which are to go first, it may be as good as any.
+        let odd = if text.contains(&0) { Vec::new() } else { oddities(text) };
+        for odd in odd {
+            if odd.plain.is_none() {
+                self.going.insert(line);
+            }
+            let delete = || sed::delete(&self.path, text);
+            let command = odd.plain.map_or_else(delete, |plain| sed::replace(&self.path, text, &plain));
             self.add(line, odd.text, Some(command));
         }
         let Some(grant) = subid::grant(text) else { return };
@@ -204,7 +212,7 @@ impl File {
                 continue;
             }
             if let Some(user) = uids.get(name) {
-                let command = self.sed(line, &format!("s/^{name}:/{}:/", in_sed(&user.name)));
+                let command = sed::command(&self.path, &format!("s/^{name}:/{}:/", sed::replacement(&user.name)));
                 found.push((line, "the owner is a uid: crun and LXC look for names only".to_owned(), Some(command)));
             } else if let Some((_, user)) = names.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)) {
                 let text = format!("no user is called {}, but incus takes it for {}", quote(name), quote(&user.name));
@@ -219,7 +227,14 @@ impl File {
     }
 
     /// Ids that two lines grant.
-    fn overlaps(&mut self) {
+    fn overlaps(&mut self, users: &[User]) {
+        // What is taken from a name goes from the lines with his uid, too.
+        let uid = |whose: usize| {
+            let name = &self.owners[whose].name;
+            let uid = id::one(name.as_bytes());
+            uid.or_else(|| users.iter().find(|user| user.name == *name).map(|user| user.uid))
+        };
+        let same = |one, other| one == other || (uid(one).is_some() && uid(one) == uid(other));
         self.grants.sort_unstable();
         // The one of those before that reaches furthest.
         let mut furthest: Option<Numbered> = None;
@@ -229,7 +244,7 @@ impl File {
                 if let Some(common) = before.common(range) {
                     let are = subject(self.kind.word(), &[common]);
                     let text = format!("{are} in line {first} too, {}'s", quote(&self.owners[other].name));
-                    found.push((line, text, self.free(whose, common).filter(|_| whose != other)));
+                    found.push((line, text, self.free(whose, common).filter(|_| !same(whose, other))));
                 }
             }
             if furthest.is_none_or(|(before, ..)| before.end() < range.end()) {
@@ -297,18 +312,6 @@ impl File {
     }
 }
 
-/// A line as sed(1) is to put it in place of another.
-fn in_sed(line: &str) -> String {
-    let mut text = String::new();
-    for c in line.chars() {
-        if matches!(c, '\\' | '&' | '/') {
-            text.push('\\');
-        }
-        text.push(c);
-    }
-    text
-}
-
 /// Those of `names` that the name services know: asked some at a time.
 fn known_elsewhere(names: &[&str]) -> Result<Vec<User>> {
     let Some(program) = helper::find("getent").filter(|_| !names.is_empty()) else { return Ok(Vec::new()) };
@@ -328,7 +331,7 @@ fn known_elsewhere(names: &[&str]) -> Result<Vec<User>> {
 fn left_behind(etc: &Etc, kind: Kind, findings: &mut Findings) {
     let name = survey::name(kind);
     let lock = format!("{name}.lock");
-    let remove = |file: &str| Some(format!("sudo rm {}", etc.path(file)));
+    let remove = |file: &str| Some(format!("sudo rm {}", quote(etc.path(file))));
     let is_there = etc.stat(&lock).is_ok();
     if let Some(pid) = stale(etc, &lock) {
         findings.add(&etc.path(&lock), &format!("left by process {pid}, which is gone"), remove(&lock));
@@ -354,27 +357,30 @@ fn left_behind(etc: &Etc, kind: Kind, findings: &mut Findings) {
 /// The `subid:` lines of nsswitch.conf, which shadow reads by itself and in its
 /// own way.
 fn name_service(etc: &Etc, here: bool, findings: &mut Findings) -> Result<()> {
-    let text = String::from_utf8_lossy(&etc.text("nsswitch.conf")?).into_owned();
+    let text = etc.text("nsswitch.conf")?;
     let path = etc.path("nsswitch.conf");
     let mut first = None;
-    for (number, line) in (1..).zip(text.lines()) {
+    for (number, bytes) in (1..).zip(subid::lines(&text)) {
+        let line = String::from_utf8_lossy(bytes);
         let at = format!("{path}:{number}");
         let begins = |line: &str| line.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("subid:"));
-        let delete = Some(format!("sudo sed -i {number}d {path}"));
-        if !begins(line) {
+        if !begins(&line) {
             if begins(line.trim_start()) {
-                findings.add(&at, "a blank before subid: hides the line from shadow", delete);
+                let text = "a blank before subid: hides the line from shadow";
+                findings.add(&at, text, Some(sed::delete(&path, bytes)));
             }
             continue;
         }
         if let Some(used) = first {
-            findings.add(&at, &format!("a second subid: line, which shadow ignores: it reads line {used}"), delete);
+            let text = format!("a second subid: line, which shadow ignores: it reads line {used}");
+            // It may read as the first one does, or will.
+            findings.add(&at, &text, Some(sed::command(&path, "0,/^subid:/I!{/^subid:/Id}")));
             continue;
         }
         first = Some(number);
         let sources: Vec<&str> = line[6..].split_whitespace().take_while(|word| !word.starts_with('#')).collect();
         let Some((source, more)) = sources.split_first() else { continue };
-        let sed = |to: &str| Some(format!("sudo sed -i {} {path}", quote(format!("{number}s/.*/subid: {to}/"))));
+        let sed = |to: &str| Some(sed::replace(&path, bytes, &format!("subid: {to}")));
         if source.starts_with('[') {
             findings.add(
                 &at,

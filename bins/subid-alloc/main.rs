@@ -6,7 +6,8 @@
 //! * `free`: takes ranges away
 //! * `map`: records of the map that a preset makes, of all grants or of a cut
 //! * `fit`: which ids a tree or an archive needs
-//! * `check`: what is wrong with the files; `parsers`: who misreads a line
+//! * `check`: what is wrong with the files; `parsers`: who misreads a line;
+//!   `sed`: commands that mend one
 
 mod check;
 mod fit;
@@ -15,6 +16,7 @@ mod grant;
 mod map;
 mod nested;
 mod parsers;
+mod sed;
 mod survey;
 
 use std::fmt::Write as _;
