@@ -175,23 +175,18 @@ fn place(
         return Ok(range);
     }
     let mut known = Known::of(args, etc)?;
-    if let Some(range) = kept {
-        // One file has it and the other not: half of a grant.
-        let range = Range { count: request.count, ..range };
-        if taken_by(range, request, etc, owner, &known)?.is_none() {
-            return Ok(range);
-        }
-    }
-    if let Some(first) = request.start {
+    // Where one file has it already the other is to have the same: half of a grant.
+    if let Some(first) = kept.map(|range| range.first).or(request.start) {
         let range = Range { first, count: request.count };
         known.ask(args, range)?;
-        return match taken_by(range, request, etc, owner, &known)? {
-            None => Ok(range),
-            Some(why) => {
-                let act = format!("grant {range} to {}: it is not free", request.user);
-                Err(Failure::refused(act).because(Some(Because::new(why))))
-            }
-        };
+        let Some(why) = taken_by(range, request, etc, owner, &known)? else { return Ok(range) };
+        let mut because = Because::new(why);
+        let lacks = sources.iter().zip(&has).find(|(_, has)| has.is_none()).map(|((kind, _), _)| kind.word());
+        if let Some(lacks) = lacks.filter(|_| request.start.is_none()) {
+            because = because.remedy(format!("{} --{lacks}s", again(args, &["uids", "gids"])));
+        }
+        let act = format!("grant {range} to {}: it is not free", request.user);
+        return Err(Failure::refused(act).because(Some(because)));
     }
     RESERVED.into_iter().for_each(|range| taken.add(range));
     known.0.keys().for_each(|id| taken.add(Range { first: *id, count: 1 }));
