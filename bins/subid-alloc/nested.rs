@@ -50,11 +50,12 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
 
 /// The first id and how many, as far as they are told.
 fn window(args: &Args) -> Result<(Option<u32>, Option<u32>)> {
-    let number = |option| -> Result<Option<u32>> {
-        let wrong = || CLI.usage("ids go from 0 to 4294967294");
-        args.number(option)?.map(|n| u32::try_from(n).map_err(|_| wrong())).transpose()
+    let number = |option, least| -> Result<Option<u32>> {
+        let wrong = || CLI.usage("ids go from 0 to 4294967294, and N is at least 1");
+        let in_range = |n| u32::try_from(n).ok().filter(|n| *n >= least);
+        args.number(option)?.map(|n| in_range(n).ok_or_else(wrong)).transpose()
     };
-    Ok((number("start")?, number("count")?))
+    Ok((number("start", 0)?, number("count", 1)?))
 }
 
 /// `ID` or `FIRST-LAST`.
@@ -96,7 +97,8 @@ impl Room<'_> {
         };
         let Some(first) = start else {
             let inside = |range: &Range| lacking(*range, &mapped).is_empty();
-            let has = merged(self.own).into_iter().find(|r| r.count >= count && inside(r));
+            let own = without(&without(&merged(self.own), self.excluded), &[ROOT]);
+            let has = own.into_iter().find(|r| r.count >= count && inside(r));
             let place = has.or(free.iter().copied().find(|range| range.count >= count));
             let nothing =
                 || Failure::refused(format!("grant {count} {word}s: /proc/self/{file} has no such range free"));
