@@ -12,7 +12,7 @@ use common::tool::Outcome;
 use common::word::quote;
 
 use crate::survey;
-use crate::{CLI, etc, grant, kinds, line, lock, user_named};
+use crate::{CLI, etc, grant, guard_files, kinds, line, lock, user_named};
 
 pub(crate) fn free(args: &Args) -> Result<Outcome> {
     let etc = etc(args)?;
@@ -23,6 +23,7 @@ pub(crate) fn free(args: &Args) -> Result<Outcome> {
     if let Some(user) = user_named(args, &word, &etc)? {
         words.extend([user.name, user.uid.to_string()]);
     }
+    guard_files(&etc, || format!("free ids of {}", quote(&word)))?;
     let proc = Proc::open()?;
     let locked = lock(args, &etc, &proc)?;
     let notes = locked.iter().flat_map(|locked| locked.cleared.clone()).collect();

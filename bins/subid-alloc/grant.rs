@@ -19,7 +19,7 @@ use common::user::{self, User};
 use common::word::quote;
 
 use crate::survey::{self, Source};
-use crate::{CLI, again, etc, kinds, line, lock, owner};
+use crate::{CLI, again, etc, guard_files, kinds, line, lock, owner};
 
 /// What is asked for.
 struct Request {
@@ -35,13 +35,7 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
     let etc = etc(args)?;
     let user = owner(args, &etc)?.ok_or_else(|| CLI.usage("which OWNER?"))?;
     let request = request(args, &etc, user)?;
-    let nsswitch = String::from_utf8_lossy(&etc.text("nsswitch.conf")?).into_owned();
-    if let Some(name) = subid::provider(&nsswitch) {
-        let path = etc.path("nsswitch.conf");
-        let because =
-            Because::new(format!("{path} takes subordinate ids from {name}, and shadow does not look into the files"));
-        return Err(Failure::refused(format!("grant ids to {}", request.user)).because(Some(because)));
-    }
+    guard_files(&etc, || format!("grant ids to {}", request.user))?;
     let proc = Proc::open()?;
     let locked = lock(args, &etc, &proc)?;
     let owner = Owner::of(&request.user, &etc.text("passwd")?);

@@ -25,10 +25,10 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::cli::{Args, Cli, HOST_ROOT, Operands, Stage, flag, opt, valued};
+use common::cli::{Args, Cli, HOST_ROOT, Operands, Opt, Stage, flag, opt, valued};
 use common::etc::Etc;
 use common::etc::lock::{Locked, PATIENCE};
-use common::fail::{Failure, Result};
+use common::fail::{Because, Failure, Result};
 use common::id::{Kind, Range};
 use common::proc::Proc;
 use common::subid::{self, Grant, Grants};
@@ -76,17 +76,39 @@ const CLI: Cli = Cli {
     stage: Stage::Yes,
 };
 
-type Deed = fn(&Args) -> Result<Outcome>;
+/// One thing that can be done.
+struct Deed {
+    /// The option that asks for it.
+    option: &'static str,
+    /// How many operands it has at most.
+    operands: usize,
+    /// The options that go with it.
+    with: &'static [&'static str],
+    act: fn(&Args) -> Result<Outcome>,
+}
 
-/// Each thing that can be done, by its option; without one it is to grant.
-const DEEDS: [(&str, Deed); 7] = [
-    ("nested", nested::grant),
-    ("free", free::free),
-    ("list", list),
-    ("who", who),
-    ("check", check::check),
-    ("fit", fit::fit),
-    ("cut", map::cut),
+const fn deed(
+    option: &'static str,
+    operands: usize,
+    with: &'static [&'static str],
+    act: fn(&Args) -> Result<Outcome>,
+) -> Deed {
+    Deed { option, operands, with, act }
+}
+
+/// What is done without any of the others' options.
+const GRANT: Deed = deed("", 1, &["count", "start", "align", "uids", "gids", "root", "wait"], grant::grant);
+
+/// `map` is last: its option goes with others, too.
+const DEEDS: [Deed; 8] = [
+    deed("nested", 1, &["count", "start", "uids", "gids", "root", "wait", "exclude"], nested::grant),
+    deed("free", 2, &["uids", "gids", "root", "wait"], free::free),
+    deed("list", 1, &["uids", "gids", "root"], list),
+    deed("who", 0, &["uids", "gids", "root"], who),
+    deed("check", 0, &["uids", "gids", "root"], check::check),
+    deed("fit", 1, &["map"], fit::fit),
+    deed("cut", 1, &["map", "with", "host-root"], map::cut),
+    deed("map", 1, &["host-root"], map::map),
 ];
 
 fn main() -> ExitCode {
@@ -94,17 +116,20 @@ fn main() -> ExitCode {
 }
 
 fn decide(args: &Args) -> Result<Outcome> {
-    let most = if args.flag("free") { 2 } else { 1 };
-    if args.operands.len() > most {
+    let deed = DEEDS.iter().find(|deed| args.flag(deed.option)).unwrap_or(&GRANT);
+    if let Some(other) = given(args).find(|opt| opt.long != deed.option && !deed.with.contains(&opt.long)) {
+        let what = if deed.option.is_empty() { "a grant".to_owned() } else { format!("--{}", deed.option) };
+        return Err(CLI.usage(&format!("{what} and --{} do not go together", other.long)));
+    }
+    if args.operands.len() > deed.operands {
         return Err(CLI.usage("too many operands"));
     }
-    let asked: Vec<_> = DEEDS.iter().filter(|(option, _)| args.flag(option)).collect();
-    match asked.as_slice() {
-        [] if args.flag("map") => map::map(args),
-        [] => grant::grant(args),
-        [(_, deed)] => deed(args),
-        [(one, _), (other, _), ..] => Err(CLI.usage(&format!("--{one} or --{other}"))),
-    }
+    (deed.act)(args)
+}
+
+/// The options that were given, but those that all tools have.
+fn given(args: &Args) -> impl Iterator<Item = &'static Opt> {
+    CLI.options.iter().copied().flatten().filter(|opt| args.flag(opt.long))
 }
 
 // ---- what several rooms ask of the command line ----
@@ -121,6 +146,20 @@ fn kinds(args: &Args) -> Vec<Kind> {
 /// The directory of the files.
 fn etc(args: &Args) -> Result<Rc<Etc>> {
     Ok(Rc::new(Etc::open(args.value("root").map(PathBuf::from).as_deref())?))
+}
+
+/// The source that nsswitch.conf names in place of the files.
+fn provider(etc: &Etc) -> Result<Option<String>> {
+    let nsswitch = String::from_utf8_lossy(&etc.text("nsswitch.conf")?).into_owned();
+    Ok(subid::provider(&nsswitch).map(str::to_owned))
+}
+
+/// Refuses `act` where it is not the files that say who has which ids.
+fn guard_files(etc: &Etc, act: impl FnOnce() -> String) -> Result<()> {
+    let Some(name) = provider(etc)? else { return Ok(()) };
+    let path = etc.path("nsswitch.conf");
+    let why = format!("{path} takes subordinate ids from {name}, and shadow does not look into the files");
+    Err(Failure::refused(act()).because(Some(Because::new(why))))
 }
 
 /// The user that an operand names: in the tree of --root, by its passwd alone.
@@ -143,12 +182,11 @@ fn owner(args: &Args, etc: &Etc) -> Result<Option<User>> {
 
 /// The same command line again, as root, without the options `but`.
 fn again(args: &Args, but: &[&str]) -> String {
-    let deed = DEEDS.into_iter().map(|(option, _)| option).find(|option| args.flag(option));
+    let deed = DEEDS.iter().map(|deed| deed.option).find(|option| args.flag(option));
     let mut words = vec!["sudo subid-alloc".to_owned()];
     words.extend(deed.filter(|deed| !but.contains(deed)).map(|deed| format!("--{deed}")));
     words.extend(args.operands.iter().map(quote));
-    let others = CLI.options.iter().copied().flatten().filter(|opt| Some(opt.long) != deed);
-    for opt in others.filter(|opt| args.flag(opt.long) && !but.contains(&opt.long)) {
+    for opt in given(args).filter(|opt| Some(opt.long) != deed && !but.contains(&opt.long)) {
         if opt.value.is_empty() {
             words.push(format!("--{}", opt.long));
         }
@@ -193,12 +231,15 @@ fn list(args: &Args) -> Result<Outcome> {
     let etc = etc(args)?;
     let mut text = String::new();
     let owner = owner(args, &etc)?;
+    let elsewhere = args.value("root").is_some();
+    if owner.is_none() || elsewhere {
+        guard_files(&etc, || "list the grants".to_owned())?;
+    }
     match &owner {
         None => each_grant(args, &etc, |kind, grant| {
             line(&mut text, kind, &String::from_utf8_lossy(grant.owner), grant.range);
         })?,
         Some(user) => {
-            let elsewhere = args.value("root").is_some();
             for kind in kinds(args) {
                 // Here nsswitch.conf may name another source than the files.
                 let ranges =
@@ -214,11 +255,9 @@ fn list(args: &Args) -> Result<Outcome> {
 fn who(args: &Args) -> Result<Outcome> {
     let id = args.number("who")?.and_then(|id| u32::try_from(id).ok());
     let id = id.ok_or_else(|| CLI.usage("--who: an id from 0 to 4294967295"))?;
-    if !args.operands.is_empty() {
-        return Err(CLI.usage("--who ID is all"));
-    }
     let mut text = String::new();
     let etc = etc(args)?;
+    guard_files(&etc, || format!("find who has been granted {id}"))?;
     each_grant(args, &etc, |kind, grant| {
         if grant.range.has(id) {
             line(&mut text, kind, &String::from_utf8_lossy(grant.owner), grant.range);

@@ -15,7 +15,7 @@ use common::tool::Outcome;
 use common::word::quote;
 
 use crate::survey::Source;
-use crate::{CLI, again, etc, grant, kinds, line, lock, owner};
+use crate::{CLI, again, etc, grant, guard_files, kinds, line, lock, owner};
 
 /// Root of this user namespace: a sub-id of that number would be it.
 const ROOT: Range = Range { first: 0, count: 1 };
@@ -31,6 +31,7 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
             .remedy(again(args, &["nested", "exclude"]));
         return Err(Failure::usage("--nested").because(Some(because)));
     }
+    guard_files(&etc, || format!("grant ids to {user}"))?;
     let locked = lock(args, &etc, &proc)?;
     let owner = Owner::of(&user, &etc.text("passwd")?);
     let (mut added, mut said) = (Vec::new(), String::new());
