@@ -13,6 +13,7 @@ use common::proc::Proc;
 use common::record::{Record, Stream};
 use common::step::end;
 use common::subid::POOL;
+use common::survey::merged;
 use common::target::stream::read_stream;
 use common::target::{self, Target};
 use common::tool::{Outcome, pass_on};
@@ -126,7 +127,11 @@ pub(crate) fn cut(args: &Args) -> Result<Outcome> {
 /// A slice of what `me` has been granted. Taken while planning, as every lock
 /// is; a dry run lets go of it at once.
 fn take(me: &Me, count: u32) -> Result<Lease> {
-    let granted = granted(me)?;
+    let mut granted = granted(me)?;
+    for kind in Kind::BOTH {
+        // Lines that touch are one range to newuidmap(1).
+        *granted.of_mut(kind) = merged(granted.of(kind));
+    }
     if let Some(lease) = lease::take(me.own.uid, &granted, count)? {
         return Ok(lease);
     }
