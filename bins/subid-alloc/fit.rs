@@ -12,15 +12,14 @@ use std::path::{Path, PathBuf};
 
 use common::cli::Args;
 use common::fail::{Because, Errno, Failure, Result};
-use common::id::{Both, Kind, Range, subject, without};
-use common::preset::{Me, Preset, maps};
-use common::subid::POOL;
+use common::id::{Both, Extent, Kind, Range, subject, without};
+use common::preset::{Me, Preset, granting, maps};
 use common::survey::merged;
 use common::target;
 use common::tool::{Outcome, Progress};
 use common::word::quote;
 
-use crate::{etc, map, owner};
+use crate::{again, etc, map, owner};
 
 /// What was found.
 #[derive(Default)]
@@ -43,6 +42,11 @@ impl Needs {
     fn ranges(&self, kind: Kind) -> Vec<Range> {
         merged(&self.ids.of(kind).iter().filter_map(|id| Range::new((*id).into(), 1)).collect::<Vec<_>>())
     }
+
+    /// Those that `maps` do not have inside.
+    fn beyond(&self, kind: Kind, maps: &Both<Vec<Extent>>) -> Vec<Range> {
+        without(&self.ranges(kind), &maps.of(kind).iter().map(|extent| extent.inside()).collect::<Vec<_>>())
+    }
 }
 
 pub(crate) fn fit(args: &Args) -> Result<Outcome> {
@@ -50,18 +54,17 @@ pub(crate) fn fit(args: &Args) -> Result<Outcome> {
     let preset = map::preset(args, Preset::Auto)?;
     let me = owner(args, &*etc(args)?)?.map_or_else(Me::now, Me::other);
     let needs = match word.as_bytes().strip_prefix(b"fd:") {
-        Some(number) => in_archive(File::from(target::given::duplicate(OsStr::from_bytes(number))?), &word)?,
-        None => in_path(Path::new(&word))?,
+        Some(number) => in_archive(File::from(target::given::duplicate(OsStr::from_bytes(number))?), &word, None)?,
+        None => in_path(Path::new(&word), &again(args, &["fit"]))?,
     };
     // Without any sub-ids the single map is all that there is.
     let maps = maps(preset, &me).or_else(|_| maps(Preset::Root, &me))?;
     let mut text = String::new();
     let mut lacks = Vec::new();
     for kind in Kind::BOTH {
-        let (wanted, inside) = (needs.ranges(kind), maps.of(kind).iter().map(|e| e.inside()).collect::<Vec<_>>());
-        let missing = without(&wanted, &inside);
+        let missing = needs.beyond(kind, &maps);
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{} {}", kind.word(), list(&wanted));
+        let _ = writeln!(text, "{} {}", kind.word(), list(&needs.ranges(kind)));
         if !missing.is_empty() {
             lacks.push(format!("{} not inside", subject(kind.word(), &missing)));
         }
@@ -84,25 +87,29 @@ fn list(ranges: &[Range]) -> String {
 }
 
 /// What would make a map large enough: presets put the sub-ids inside from 0
-/// or 1 on, as many as there are.
+/// or 1 on, as many as there are; or have none.
 fn remedy(needs: &Needs, preset: Preset, me: &Me) -> String {
     const BLOCK: u64 = 65536;
     let highest = Kind::BOTH.into_iter().filter_map(|kind| needs.ids.of(kind).last()).max();
     let count = (u64::from(highest.copied().unwrap_or(0)) + 1).div_ceil(BLOCK) * BLOCK;
-    if preset == Preset::All || count > u64::from(POOL.count) {
+    if preset == Preset::All || preset.is_single() {
         return String::new();
     }
-    format!("  try: sudo subid-alloc {} --count {count}\n", me.user.name)
+    let fits = |room: &_| {
+        let maps = preset.maps(&me.own, room);
+        Kind::BOTH.iter().all(|kind| needs.beyond(*kind, &maps).is_empty())
+    };
+    granting(me, Some(count), fits).map_or_else(String::new, |command| format!("  try: {command}\n"))
 }
 
 // ---- a tree ----
 
-fn in_path(path: &Path) -> Result<Needs> {
+fn in_path(path: &Path, again: &str) -> Result<Needs> {
     let said = |e: std::io::Error| failure(&format!("read {}", quote(path)), &e);
     if fs::metadata(path).map_err(said)?.is_dir() {
         return in_tree(path);
     }
-    in_archive(File::open(path).map_err(said)?, path.as_os_str())
+    in_archive(File::open(path).map_err(said)?, path.as_os_str(), Some(again))
 }
 
 /// Everything below `root` that is on its file system.
@@ -127,6 +134,11 @@ fn in_tree(root: &Path) -> Result<Needs> {
                 Ok(stat) => stat,
                 // Gone meanwhile.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                // Names can be read, and what they stand for cannot.
+                Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+                    needs.closed += 1;
+                    break;
+                }
                 Err(e) => return Err(said(&entry.path(), &e)),
             };
             needs.add(stat.uid(), stat.gid(), &mut progress);
@@ -140,7 +152,8 @@ fn in_tree(root: &Path) -> Result<Needs> {
 
 // ---- an archive ----
 
-fn in_archive(mut file: File, name: &OsStr) -> Result<Needs> {
+/// `again` is the command that reads another one: a descriptor is good for this process alone.
+fn in_archive(mut file: File, name: &OsStr, again: Option<&str>) -> Result<Needs> {
     let act = format!("read {}", quote(name));
     let said = |e: &std::io::Error| failure(&act, e);
     let mut head = [0; 6];
@@ -148,8 +161,8 @@ fn in_archive(mut file: File, name: &OsStr) -> Result<Needs> {
     if file.rewind().is_ok() && file.read(&mut head).is_ok() {
         file.rewind().map_err(|e| said(&e))?;
         if let Some(program) = compressor(&head) {
-            let because = Because::new("it is compressed")
-                .remedy(format!("{program} -dc {} | subid-alloc --fit fd:0", quote(name)));
+            let command = again.map(|again| format!("{program} -dc {} | {again} --fit fd:0", quote(name)));
+            let because = Because::new("it is compressed").remedy_if(command);
             return Err(Failure::refused(format!("{act}: no tar archive")).because(Some(because)));
         }
     }

@@ -80,7 +80,7 @@ fn request(args: &Args, etc: &Etc, user: User) -> Result<Request> {
     let count = args.number("count")?.unwrap_or(count);
     if count == 0 && args.value("count").is_none() {
         let because = Because::new("SUB_UID_COUNT or SUB_GID_COUNT is 0 in login.defs: nobody gets any by default");
-        let with_count = format!("{} --count {BLOCK}", again(args, &[]));
+        let with_count = format!("sudo {} --count {BLOCK}", again(args, &[]));
         return Err(Failure::refused("grant 0 ids").because(Some(because.remedy(with_count))));
     }
     let wrong = || CLI.usage("ids go from 0 to 4294967294, and N is at least 1");
@@ -177,7 +177,7 @@ fn place(
         let mut because = Because::new(why);
         let lacks = sources.iter().zip(&has).find(|(_, has)| has.is_none()).map(|((kind, _), _)| kind.word());
         if let Some(lacks) = lacks.filter(|_| request.start.is_none()) {
-            because = because.remedy(format!("{} --{lacks}s", again(args, &["uids", "gids"])));
+            because = because.remedy(format!("sudo {} --{lacks}s", again(args, &["uids", "gids"])));
         }
         let act = format!("grant {range} to {}: it is not free", request.user);
         return Err(Failure::refused(act).because(Some(because)));

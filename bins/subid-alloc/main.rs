@@ -76,6 +76,8 @@ const CLI: Cli = Cli {
     stage: Stage::Yes,
 };
 
+type Act = fn(&Args) -> Result<Outcome>;
+
 /// One thing that can be done.
 struct Deed {
     /// The option that asks for it.
@@ -84,15 +86,10 @@ struct Deed {
     operands: usize,
     /// The options that go with it.
     with: &'static [&'static str],
-    act: fn(&Args) -> Result<Outcome>,
+    act: Act,
 }
 
-const fn deed(
-    option: &'static str,
-    operands: usize,
-    with: &'static [&'static str],
-    act: fn(&Args) -> Result<Outcome>,
-) -> Deed {
+const fn deed(option: &'static str, operands: usize, with: &'static [&'static str], act: Act) -> Deed {
     Deed { option, operands, with, act }
 }
 
@@ -180,10 +177,10 @@ fn owner(args: &Args, etc: &Etc) -> Result<Option<User>> {
     user_named(args, &word, etc)?.ok_or_else(unknown).map(Some)
 }
 
-/// The same command line again, as root, without the options `but`.
+/// The same command line again, without the options `but`.
 fn again(args: &Args, but: &[&str]) -> String {
     let deed = DEEDS.iter().map(|deed| deed.option).find(|option| args.flag(option));
-    let mut words = vec!["sudo subid-alloc".to_owned()];
+    let mut words = vec!["subid-alloc".to_owned()];
     words.extend(deed.filter(|deed| !but.contains(deed)).map(|deed| format!("--{deed}")));
     words.extend(args.operands.iter().map(quote));
     for opt in given(args).filter(|opt| Some(opt.long) != deed && !but.contains(&opt.long)) {
@@ -204,7 +201,8 @@ fn lock(args: &Args, etc: &Rc<Etc>, proc: &Proc) -> Result<Option<Locked>> {
         return Ok(None);
     }
     let names = Kind::BOTH.map(survey::name);
-    Locked::take(etc, &names, Duration::from_secs(patience.into()), proc, &again(args, &[])).map(Some)
+    Locked::take(etc, &names, Duration::from_secs(patience.into()), proc, &format!("sudo {}", again(args, &[])))
+        .map(Some)
 }
 
 /// A grant as it is printed: kind, owner, start, count.

@@ -8,11 +8,10 @@ use common::fail::{Because, Failure, Result};
 use common::id::{Both, Extent, Kind};
 use common::lease::{self, Lease};
 use common::plan::{Plan, clone};
-use common::preset::{self, Me, Preset, granted, guard_root, maps};
+use common::preset::{self, Me, Preset, granted, granting, guard_root, maps};
 use common::proc::Proc;
 use common::record::{Record, Stream};
 use common::step::end;
-use common::subid::POOL;
 use common::survey::merged;
 use common::target::stream::read_stream;
 use common::target::{self, Target};
@@ -137,11 +136,10 @@ fn take(me: &Me, count: u32) -> Result<Lease> {
     }
     let most = |kind| granted.of(kind).iter().map(|r| r.count).max().unwrap_or(0);
     let most = most(Kind::Uid).min(most(Kind::Gid));
-    let name = &me.user.name;
     let because = if most < count {
         let because = Because::new(format!("the largest range of {} has {most} ids", me.user));
-        // More than all that may be granted is nobody's to grant.
-        if count <= POOL.count { because.remedy(format!("sudo subid-alloc {name} --count {count}")) } else { because }
+        // Inside a container what is added may be apart from what there is.
+        because.remedy_if(granting(me, Some(count.into()), |_| false))
     } else {
         Because::new(format!("other cuts of {} hold too many: none of the ranges has {count} left in a row", me.user))
     };

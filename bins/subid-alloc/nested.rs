@@ -28,7 +28,7 @@ pub(crate) fn grant(args: &Args) -> Result<Outcome> {
     let proc = Proc::open()?;
     if proc.in_initial()? {
         let because = Because::new("this is the initial user namespace, where every id is mapped")
-            .remedy(again(args, &["nested", "exclude"]));
+            .remedy(format!("sudo {}", again(args, &["nested", "exclude"])));
         return Err(Failure::usage("--nested").because(Some(because)));
     }
     guard_files(&etc, || format!("grant ids to {user}"))?;

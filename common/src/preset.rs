@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use crate::fail::{Because, Failure, Result};
 use crate::id::{Both, Extent, Kind, Map, Range, parse_operand, without};
 use crate::proc::Proc;
-use crate::subid::Grants;
+use crate::subid::{Grants, POOL};
 use crate::user::{self, User};
 use crate::word::quote;
 
@@ -248,10 +248,35 @@ pub fn lawful_one(kind: Kind, extents: Vec<Extent>, proc: &Proc) -> Result<Map> 
 }
 
 fn none(me: &Me, kind: Kind) -> Failure {
-    let file = kind.grant_file();
-    let because = Because::new(format!("{file} has no line for {}", me.user))
-        .remedy(format!("sudo subid-alloc {}", me.user.name));
-    Failure::refused(format!("no subordinate {}s", kind.word())).because(Some(because))
+    let because = Because::new(format!("{} has no line for {}", kind.grant_file(), me.user));
+    let command = granting(me, None, |room| Kind::BOTH.iter().all(|kind| !room.of(*kind).is_empty()));
+    Failure::refused(format!("no subordinate {}s", kind.word())).because(Some(because.remedy_if(command)))
+}
+
+/// The command that has `me` granted subordinate ids, `count` of them if that is
+/// said. In a container, where those of the pool cannot be mapped, it is all that
+/// can, if they are `enough`. None: a grant would be of no use.
+pub fn granting(me: &Me, count: Option<u64>, enough: impl Fn(&Both<Vec<Range>>) -> bool) -> Option<String> {
+    let Ok(Grants::Files(_)) = Grants::of(&me.user) else { return None };
+    let proc = Proc::open().ok()?;
+    let mut room = Both::<Vec<Range>>::default();
+    for kind in Kind::BOTH {
+        *room.of_mut(kind) = proc.own_map(kind).ok()?.iter().map(|extent| extent.inside()).collect();
+    }
+    let name = quote(&me.user.name);
+    if Kind::BOTH.iter().all(|kind| without(&[POOL], room.of(*kind)).is_empty()) {
+        let many = count.map_or_else(String::new, |count| format!(" --count {count}"));
+        return count.is_none_or(|n| n <= POOL.count.into()).then(|| format!("sudo subid-alloc {name}{many}"));
+    }
+    // Root of this place is granted to nobody, and the own id is no subordinate one.
+    let uid = me.own.uid;
+    let kept = [0, uid].map(|first| Range { first, count: 1 });
+    for kind in Kind::BOTH {
+        *room.of_mut(kind) = without(room.of(kind), &kept);
+    }
+    let sudo = if user::own_ids().uid == 0 { "" } else { "sudo " };
+    let but = if uid == 0 { String::new() } else { format!(" --exclude {uid}") };
+    enough(&room).then(|| format!("{sudo}subid-alloc --nested {name}{but}"))
 }
 
 /// Refuses what would put uid 0 of the initial user namespace inside: it would
