@@ -135,7 +135,7 @@ impl File {
         if let Some(proc) = proc {
             self.unmapped(proc)?;
         }
-        let free = |command: &String| command.contains("--free");
+        let free = |command: &String| command.starts_with("sudo subid-alloc ");
         for (line, _, command) in &mut self.found {
             // With the line its grant goes, too.
             if self.going.contains(line) && command.as_ref().is_some_and(free) {
