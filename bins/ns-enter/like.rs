@@ -95,11 +95,15 @@ pub(crate) fn read(
         return Err(CLI.usage("--as and --like are two ways to become somebody"));
     }
     let (mut wanted, strict) = wanted(args)?;
+    let mut left_out = Vec::new();
     if args.value("tools").is_some() {
         // They are no part of the target's root, which would hide them.
         let places = |thing: &&str| ["root", "cwd"].contains(thing);
         if strict && wanted.iter().any(places) {
             return Err(CLI.usage("--like=root and --like=cwd would lead away from --tools"));
+        }
+        if !strict {
+            left_out.push(Failure::refused("its root and working directory would lead away from --tools"));
         }
         wanted.retain(|thing| !places(thing));
     }
@@ -107,12 +111,13 @@ pub(crate) fn read(
     let theirs = status_in(&target.dir).map_err(not_read)?;
     let ours = proc.own();
     let (user, parent) = (kinds.contains(&Kind::User), args.flag("user-parent"));
-    let mut look = Look { wanted, strict, target, proc, theirs, ours, user, parent, enter, left_out: Vec::new() };
+    let mut look = Look { wanted, strict, target, proc, theirs, ours, user, parent, enter, left_out };
     let mut like = Like { cgroup: look.cgroup()?, ..Like::default() };
     look.oom(&mut like.first)?;
     look.label(&mut like.first)?;
     like.root = look.places(&mut like.entered, kinds)?;
-    look.limits(&mut like.entered)?;
+    look.umask(&mut like.entered);
+    look.limits(&mut like.first, &mut like.entered)?;
     let mut filters = look.filters(args.dry())?;
     look.no_new_privileges(&mut like.last)?;
     // With no_new_privs anybody may load them; without it takes a capability.
@@ -232,19 +237,31 @@ impl Look<'_> {
         Ok(has_root)
     }
 
-    fn limits(&mut self, plan: &mut Plan) -> Result<()> {
+    fn umask(&self, plan: &mut Plan) {
         if let Some(mask) = self.theirs.umask.filter(|_| self.wants("umask") && self.theirs.umask != self.ours.umask) {
             plan.push(Own::Umask(mask));
         }
+    }
+
+    /// The limits. A hard one is raised before anything is entered: only in the
+    /// initial user namespace somebody may. Low ones come afterwards.
+    fn limits(&mut self, first: &mut Plan, plan: &mut Plan) -> Result<()> {
         if !self.wants("limits") {
             return Ok(());
         }
         let theirs =
             target::files::read(self.target, "limits").map_err(|e| Failure::os("read the limits of the target", e))?;
         let ours = limits_in(&self.proc.text("self/limits").unwrap_or_default());
-        for limit in limits_in(&String::from_utf8_lossy(&theirs)) {
-            let (name, soft, hard) = limit;
-            if !ours.contains(&limit) {
+        for (name, soft, hard) in limits_in(&String::from_utf8_lossy(&theirs)) {
+            let Some((_, our_soft, our_hard)) = ours.iter().find(|(known, ..)| *known == name) else { continue };
+            let mut has = (*our_soft, *our_hard);
+            if hard > has.1 {
+                has = (soft.max(has.0), hard);
+                if !self.add(first, false, &|| Own::Limit(name, has.0, has.1).into())? {
+                    continue;
+                }
+            }
+            if has != (soft, hard) {
                 self.add(plan, false, &|| Own::Limit(name, soft, hard).into())?;
             }
         }
