@@ -30,7 +30,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("mind/program", &["front", "proc", "ready", "sys"]),
     ("pty", &["mind", "mind/child", "mind/program", "proc", "sys"]),
     ("lease", &["fail", "id", "word"]),
-    ("look", &["fail", "id", "mind/child", "ns", "proc", "sys"]),
+    ("look", &["fail", "id", "mind", "mind/child", "ns", "proc", "sys"]),
     ("scan", &["fail", "look", "mounted", "ns", "proc", "sys"]),
     ("holder", &["lease", "mind", "mind/child", "sys"]),
     ("holder/door", &["mind", "sys"]),

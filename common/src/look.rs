@@ -6,13 +6,14 @@
 //! With many processes a child of ours does one half.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 
 use crate::fail::Errno;
 use crate::id::number;
+use crate::mind;
 use crate::mind::child;
 use crate::ns::Kind;
 use crate::proc::{Proc, numbers, read_all};
@@ -50,7 +51,11 @@ pub fn at_all(proc: &Proc) -> Result<Vec<Found>, Errno> {
     let me = own.first().and_then(|pid| i32::try_from(*pid).ok());
     // In the proc of an outer pid namespace no number means for a call what it
     // means there.
-    let at = |pid: i32| at(proc, pid, own.len() == 1);
+    let sockets = (own.len() == 1).then(mind::pair).and_then(|pair| proc.seen(pair));
+    let device = |fd: BorrowedFd<'_>| proc.seen(sys::device(fd, c""));
+    let nsfs = proc.seen(proc.ns("self", Kind::User)).and_then(|ns| device(ns.as_fd()));
+    let on = On { nsfs, sockfs: sockets.and_then(|(socket, _)| device(socket.as_fd())) };
+    let at = |pid: i32| at(proc, pid, &on);
     let listed = numbers(&proc.open_at(".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?)?;
     let pids: Vec<i32> = listed.into_iter().filter(|pid| Some(*pid) != me).collect();
     let half = if pids.len() < MANY { pids.len() } else { pids.len() / 2 };
@@ -76,9 +81,17 @@ pub fn at_all(proc: &Proc) -> Result<Vec<Found>, Errno> {
     Ok(all)
 }
 
-/// One process; with `sockets` also those that it has of other network
-/// namespaces.
-fn at(proc: &Proc, pid: i32, sockets: bool) -> Found {
+/// The devices of the file systems that namespaces and sockets are files of:
+/// a link in /proc/PID/fd does not tell, since what was opened where it is
+/// mounted is called by its path there.
+struct On {
+    nsfs: Option<u64>,
+    /// None: sockets are not looked at.
+    sockfs: Option<u64>,
+}
+
+/// One process.
+fn at(proc: &Proc, pid: i32, on: &On) -> Found {
     let mut found = Found { pid, ..Found::default() };
     let dir = proc.directory(&format!("{pid}/ns"));
     found.hidden = dir.as_ref().err() == Some(&Errno::EACCES);
@@ -91,7 +104,7 @@ fn at(proc: &Proc, pid: i32, sockets: bool) -> Found {
         }
     }
     threads(proc, &mut found);
-    let looked = descriptors(proc, &mut found, sockets);
+    let looked = descriptors(proc, &mut found, on);
     found.closed = looked == Err(Errno::EACCES);
     proc.seen(looked);
     found
@@ -139,7 +152,7 @@ fn threads(proc: &Proc, found: &mut Found) {
 ///
 /// # Errors
 /// EACCES: the process keeps them to itself.
-fn descriptors(proc: &Proc, found: &mut Found, with_sockets: bool) -> Result<(), Errno> {
+fn descriptors(proc: &Proc, found: &mut Found, on: &On) -> Result<(), Errno> {
     let path = format!("{}/fd", found.pid);
     // Their number since Linux 6.2, before always 0.
     let count = proc.stat(&path).map_or(0, |s| s.st_size);
@@ -147,13 +160,15 @@ fn descriptors(proc: &Proc, found: &mut Found, with_sockets: bool) -> Result<(),
         return Ok(());
     }
     let dir = proc.open_at(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
-    let (mut text, mut sockets) = ([0; 64], Vec::new());
+    let mut sockets = Vec::new();
     for fd in numbers(&dir)? {
         let Ok(name) = CString::new(fd.to_string()) else { continue };
-        let Some(n) = proc.seen(sys::read_link(dir.as_fd(), &name, &mut text)) else { continue };
-        if let Some((kind, inode)) = link(&text[..n]) {
-            found.descriptors.push([word(fd), position(kind), inode]);
-        } else if with_sockets && text[..n].starts_with(b"socket:[") {
+        let device = proc.seen(sys::device(dir.as_fd(), &name));
+        if device.is_some() && device == on.nsfs {
+            let file = proc.seen(proc.open_at(&format!("{path}/{fd}"), OFlag::O_RDONLY | OFlag::O_NONBLOCK));
+            let known = file.and_then(|file| known(proc, &file));
+            found.descriptors.extend(known.map(|(kind, inode)| [word(fd), position(kind), inode]));
+        } else if device.is_some() && device == on.sockfs {
             sockets.push(fd);
         }
     }
@@ -168,6 +183,12 @@ fn descriptors(proc: &Proc, found: &mut Found, with_sockets: bool) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// The kind and inode of an open namespace.
+pub fn known(proc: &Proc, ns: &OwnedFd) -> Option<(Kind, u64)> {
+    let kind = Kind::ALL.into_iter().find(|k| sys::ns_kind(ns.as_fd()) == Ok(k.flag()))?;
+    Some((kind, proc.seen(fstat(ns))?.st_ino))
 }
 
 /// The network namespace of the socket that is descriptor `fd` of a process.

@@ -215,8 +215,7 @@ impl Scan {
 
     /// Takes in a namespace file by whatever way it was come by.
     fn found_file(&mut self, proc: &Proc, ns: OwnedFd) -> Option<u64> {
-        let kind = Kind::ALL.into_iter().find(|k| sys::ns_kind(ns.as_fd()) == Ok(k.flag()))?;
-        let inode = proc.seen(fstat(&ns))?.st_ino;
+        let (kind, inode) = look::known(proc, &ns)?;
         let alone = self.get(inode).is_none_or(|s| s.processes.is_empty() && s.threads.is_empty() && s.file.is_none());
         if alone {
             self.space(inode, kind);

@@ -822,11 +822,16 @@ pub fn open_tree_attr(
 
 /// One word of struct statx: at byte `at`, asked for by bit `wanted` (statx(2)).
 fn statx(fd: BorrowedFd<'_>, wanted: c_uint, at: usize) -> Result<u64> {
+    statx_at(fd, c"", wanted, at)
+}
+
+/// The same of what `path` leads to from `dir`.
+fn statx_at(dir: BorrowedFd<'_>, path: &CStr, wanted: c_uint, at: usize) -> Result<u64> {
     let mut buffer = [0u8; 256];
     // The kernel knows what is asked for here: no file system has to answer.
-    let (fd, flags) = (fd.as_raw_fd(), libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC);
+    let (dir, flags) = (dir.as_raw_fd(), libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC);
     // SAFETY: the path ends in NUL; struct statx has 256 bytes.
-    answer(unsafe { libc::syscall(libc::SYS_statx, fd, c"".as_ptr(), flags, wanted, buffer.as_mut_ptr()) })?;
+    answer(unsafe { libc::syscall(libc::SYS_statx, dir, path.as_ptr(), flags, wanted, buffer.as_mut_ptr()) })?;
     let word = |at: usize| buffer.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
     // Its first field says what the kernel knew.
     if word(0) & u64::from(wanted) == u64::from(wanted) { Ok(word(at)) } else { Err(Errno::ENOSYS) }
@@ -843,6 +848,19 @@ pub fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64)> {
         // Filters for system calls that are older than it refuse it in this way.
         Err(Errno::ENOSYS) => nix::sys::stat::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)),
         Err(e) => Err(e),
+    }
+}
+
+/// The device of what `path` leads to from `dir`, as `identity` has it.
+///
+/// # Errors
+/// Those of statx(2) and fstatat(2).
+pub fn device(dir: BorrowedFd<'_>, path: &CStr) -> Result<u64> {
+    match statx_at(dir, path, 0, 0x88) {
+        Err(Errno::ENOSYS) => {
+            nix::sys::stat::fstatat(dir, path, nix::fcntl::AtFlags::AT_EMPTY_PATH).map(|stat| stat.st_dev)
+        }
+        device => device,
     }
 }
 
