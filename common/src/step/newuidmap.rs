@@ -232,8 +232,9 @@ pub fn not_granted(kind: Kind, map: &Map) -> Option<Because> {
         return Some(Because::new(format!("{are} not granted to {user} by {name} (/etc/nsswitch.conf)")));
     }
     let because = Because::new(format!("{are} not granted to {user} in {}", kind.grant_file()));
-    // Only what may be granted is advised.
-    if subid::not_free(*first, &user).is_some() {
+    // Only what may be granted is advised, and would be of use.
+    let here: Vec<Range> = proc.own_map(kind).ok()?.iter().map(|extent| extent.inside()).collect();
+    if !without(&[*first], &here).is_empty() || subid::not_free(*first, &user).is_some() {
         return Some(because);
     }
     Some(because.remedy(format!("sudo subid-alloc {} --start {} --count {}", user.name, first.first, first.count)))
