@@ -23,6 +23,7 @@ use common::step::{Step, TREE, end, inside, map, mount, ns, tree};
 use common::subid::Grants;
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use common::target::Target;
+use common::user;
 use common::word::quote;
 
 /// What was found: a heading, and under it whether and why not.
@@ -410,8 +411,9 @@ fn cgroups(proc: &Proc, found: &mut Found) {
             let failure = Failure::os(format!("mkdir {}", quote(&try_at)), errno(&e));
             let owner = fs::metadata(&dir).ok().map(|m| std::os::unix::fs::MetadataExt::uid(&m));
             let other = owner.filter(|uid| *uid != proc.own().uid[1] && errno(&e) == Errno::EACCES);
-            let because =
-                other.map(|uid| Because::new(format!("our cgroup belongs to uid {uid}: it has not been delegated")));
+            let because = other.map(|uid| {
+                Because::new(format!("our cgroup belongs to {}: it has not been delegated", user::told(uid, proc)))
+            });
             found.no(what, &failure.because(because).to_string());
         }
     }

@@ -34,7 +34,7 @@ impl Names {
         if let Some((_, name)) = self.users.borrow().iter().find(|(known, _)| *known == uid) {
             return name.clone();
         }
-        let name = user::by_uid(uid).map_or_else(|| format!("uid {uid}"), |u| u.to_string());
+        let name = user::told(uid, &self.proc);
         self.users.borrow_mut().push((uid, name.clone()));
         name
     }

@@ -6,6 +6,7 @@ use std::fmt;
 
 use crate::helper;
 use crate::id::{self, Both};
+use crate::proc::Proc;
 
 /// One user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +98,23 @@ fn find(key: &str, is_meant: impl Fn(&Entry<'_>) -> bool) -> Option<User> {
 /// The user with this uid.
 pub fn by_uid(uid: u32) -> Option<User> {
     find(&uid.to_string(), |entry| entry.uid == uid)
+}
+
+/// Who has `uid`, as the kernel tells it: of everybody who is not mapped in our
+/// user namespace it tells the overflow id (proc_sys_kernel(5)), which may be
+/// mapped as well.
+pub fn told(uid: u32, proc: &Proc) -> String {
+    let map = proc.map("self", id::Kind::Uid).unwrap_or_default();
+    let named = || by_uid(uid).map_or_else(|| format!("uid {uid}"), |user| user.to_string());
+    let all_are_mapped = map.iter().map(|extent| u64::from(extent.count)).sum::<u64>() == u64::from(u32::MAX);
+    let unmapped = "a user who is not mapped in this user namespace";
+    if all_are_mapped || proc.sysctl("kernel/overflowuid").unwrap_or(65534) != u64::from(uid) {
+        named()
+    } else if map.iter().any(|extent| extent.inside().has(uid)) {
+        format!("{} or {unmapped}", named())
+    } else {
+        unmapped.to_owned()
+    }
 }
 
 /// The user that `word` names: by name, or by uid in digits.

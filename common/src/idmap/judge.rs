@@ -23,6 +23,7 @@ use crate::step::mount;
 use crate::step::ns;
 use crate::step::tree;
 use crate::sys;
+use crate::user;
 use crate::word::{again, quote};
 
 /// Why `asked` was refused, as far as that can be found.
@@ -111,7 +112,7 @@ fn namespace(maps: &Maps, proc: &Rc<Proc>) -> Option<Because> {
         return said(format!("{name} is the initial user namespace, and its ids are those on disk"));
     }
     if errno == Errno::EPERM {
-        let uid = sys::ns_owner_uid(fd.as_fd()).map_or_else(|_| "another user".to_owned(), |uid| format!("uid {uid}"));
+        let uid = sys::ns_owner_uid(fd.as_fd()).map_or_else(|_| "another user".to_owned(), |uid| user::told(uid, proc));
         return said(format!("{name} belongs to {uid}, and we have no CAP_SYS_ADMIN in it"));
     }
     if Some(inode) == proc.ns_id("self", Kind::User) {

@@ -6,10 +6,10 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 
 use crate::fail::{Because, Errno};
-use crate::id;
 use crate::ns;
 use crate::proc::Proc;
 use crate::sys;
+use crate::user;
 
 /// Whether /proc hides process `who` from us (ENOENT, EPERM).
 pub(super) fn hidden(proc: &Proc, who: &str) -> Option<Because> {
@@ -29,13 +29,8 @@ pub fn untouchable(proc: &Proc, who: &str) -> Option<Because> {
     if theirs.state == 'Z' {
         return said(format!("{process} has ended and waits to be reaped"));
     }
-    let mapped = |id: u32| proc.map("self", id::Kind::Uid).is_some_and(|m| m.iter().any(|e| e.inside().has(id)));
     if theirs.uid[..3] != [own.uid[0]; 3] {
-        if !mapped(theirs.uid[0]) {
-            return said(format!("{process} belongs to a user who is not mapped in this user namespace"));
-        }
-        let name = crate::user::by_uid(theirs.uid[0]).map_or_else(|| theirs.uid[0].to_string(), |u| u.to_string());
-        return said(format!("{process} belongs to {name}"));
+        return said(format!("{process} belongs to {}", user::told(theirs.uid[0], proc)));
     }
     if let Some(gid) = theirs.gid[..3].iter().find(|gid| **gid != own.gid[0]) {
         return said(format!("{process} has gid {gid}, and we have {}", own.gid[0]));
