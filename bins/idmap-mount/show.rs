@@ -117,7 +117,7 @@ pub(crate) fn umount(args: &Args, operands: &[OsString], proc: &Proc) -> Result<
     }
     let mut plan = Plan::default();
     for mount in mounts {
-        plan.push(tree::Effect::Unmount(mount.point.into(), mount.id));
+        plan.push(tree::Effect::Unmount(mount.point, mount.id));
     }
     plan.push(tree::Effect::Unmount(place.real().into(), mount.id));
     Ok(Outcome::Plan(plan))

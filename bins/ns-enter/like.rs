@@ -7,6 +7,7 @@
 
 mod credentials;
 
+use std::path::Path;
 use std::rc::Rc;
 
 use common::cgroup::Cgroup;
@@ -195,7 +196,7 @@ impl Look<'_> {
         };
         let mounts = self.proc.mounts("self").into_iter().filter(|m| m.fstype == "cgroup2" && m.root == "/");
         let mut found =
-            mounts.filter_map(|m| Cgroup::at(format!("{}{path}", m.point.trim_end_matches('/')).as_ref()).ok());
+            mounts.filter_map(|m| Cgroup::at(Path::new(&m.point).join(path.trim_start_matches('/')).as_os_str()).ok());
         let Some(cgroup) = found.next().map(Rc::new) else {
             self.without(Failure::refused(format!("no cgroup2 file system here shows its cgroup {}", quote(path))))?;
             return Ok(None);

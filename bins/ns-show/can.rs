@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use common::fail::{Because, Errno, Failure};
@@ -397,13 +398,13 @@ fn cgroups(proc: &Proc, found: &mut Found) {
     };
     let ours = proc.cgroup("self").unwrap_or_else(|| "/".to_owned());
     let below = ours.strip_prefix(mount.root.trim_end_matches('/')).unwrap_or(&ours);
-    let dir = format!("{}{}", mount.point, below.trim_end_matches('/'));
-    let try_at = format!("{dir}/ns-show-{}", std::process::id());
+    let dir: PathBuf = Path::new(&mount.point).join(below.trim_matches('/')).components().collect();
+    let try_at = dir.join(format!("ns-show-{}", std::process::id()));
     match fs::create_dir(&try_at) {
         Ok(()) => {
             let _ = fs::remove_dir(&try_at);
             found.yes(&format!("{what} ({})", quote(&dir)));
-            let controllers = fs::read_to_string(format!("{dir}/cgroup.controllers")).unwrap_or_default();
+            let controllers = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
             let list = controllers.split_whitespace().collect::<Vec<_>>().join(", ");
             found.note(&format!("controllers: {}", if list.is_empty() { "none" } else { &list }));
         }

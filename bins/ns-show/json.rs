@@ -1,5 +1,6 @@
 //! The same answers for programs: JSON (RFC 8259), an object a line.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 
 use common::id::{Both, Extent, Kind as IdKind};
@@ -41,9 +42,10 @@ impl Json {
         self.text.push('"');
     }
 
-    fn word(&mut self, key: &str, value: &str) {
+    fn word(&mut self, key: &str, value: impl AsRef<OsStr>) {
         self.key(key);
-        self.quoted(value);
+        // JSON is UTF-8: U+FFFD stands for what is not.
+        self.quoted(&value.as_ref().to_string_lossy());
     }
 
     /// A number or `true`, as it stands; nothing where it is not known.
@@ -163,7 +165,7 @@ pub(crate) fn overview(all: &Overview, only: Option<u64>) -> Vec<u8> {
 pub(crate) fn process(it: &Process) -> Vec<u8> {
     let mut json = Json::default();
     json.open("", '{');
-    json.word("address", &it.target.address.to_string());
+    json.word("address", it.target.address.to_string());
     json.number("pid", u64::try_from(it.target.pid).ok());
     json.word("name", &it.name);
     json.numbers("uid", &it.numbers("Uid"));

@@ -1,8 +1,10 @@
 //! One process against ours: who it is, what it may, and each of its
 //! namespaces.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::rc::Rc;
 
 use common::fail::{Failure, Result};
@@ -31,7 +33,7 @@ pub(crate) struct In {
 pub(crate) struct Process {
     pub(crate) target: Rc<Target>,
     /// What it calls itself: any bytes.
-    pub(crate) name: String,
+    pub(crate) name: OsString,
     /// The whole of /proc/PID/status.
     status: String,
     pub(crate) spaces: Vec<In>,
@@ -40,9 +42,9 @@ pub(crate) struct Process {
     /// The maps of its user namespace, as /proc shows them.
     pub(crate) maps: Both<Vec<Extent>>,
     pub(crate) setgroups: String,
-    pub(crate) cgroup: String,
+    pub(crate) cgroup: OsString,
     /// Idmapped mounts: where, and the maps where the kernel tells them.
-    pub(crate) mounts: Vec<(String, Option<Both<Vec<Extent>>>)>,
+    pub(crate) mounts: Vec<(OsString, Option<Both<Vec<Extent>>>)>,
     pub(crate) label: Option<String>,
 }
 
@@ -74,6 +76,12 @@ fn said(set: u64, last: u64) -> String {
     }
 }
 
+/// The name of a process or thread, as it has chosen it: any bytes.
+pub(crate) fn name_in(mut comm: Vec<u8>) -> OsString {
+    comm.truncate(comm.strip_suffix(b"\n").unwrap_or(&comm).len());
+    OsString::from_vec(comm)
+}
+
 impl Process {
     /// Looks at a process. What cannot be seen of it is no answer: it would look
     /// like what is not there.
@@ -91,23 +99,26 @@ impl Process {
                 shared: proc.own_ns(kind)? == Some(inode),
             });
         }
-        let read = |name: &str| match target::files::read(&target, name) {
-            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-            Err(e) => Err(Failure::os(format!("read /proc/{}/{name}", target.pid), e).because(target.ended())),
+        let read = |name: &str| {
+            let failed = |e| Failure::os(format!("read /proc/{}/{name}", target.pid), e).because(target.ended());
+            target::files::read(&target, name).map_err(failed)
         };
+        let text = |name: &str| Ok(String::from_utf8_lossy(&read(name)?).into_owned());
         let cgroup = read("cgroup")?;
-        let unified = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
+        let mut lines = cgroup.split(|b| *b == b'\n');
+        let first = lines.clone().next().filter(|line| !line.is_empty());
+        let cgroup = lines.find_map(|line| line.strip_prefix(b"0::")).or(first).unwrap_or(b"?");
         // Most kernels have no security module that knows labels: EINVAL, ENOENT.
         let label = target::files::read(&target, "attr/current").unwrap_or_default();
         let label = String::from_utf8_lossy(&label).trim_matches(['\0', '\n']).to_owned();
         Ok(Process {
-            name: read("comm")?.trim_end_matches('\n').to_owned(),
-            status: read("status")?,
+            name: name_in(read("comm")?),
+            status: text("status")?,
             spaces,
             levels: levels(proc, &target)?,
             maps: read_maps(proc, &target.who())?,
-            setgroups: read("setgroups")?.trim().to_owned(),
-            cgroup: unified.or_else(|| cgroup.lines().next()).unwrap_or("?").to_owned(),
+            setgroups: text("setgroups")?.trim().to_owned(),
+            cgroup: OsStr::from_bytes(cgroup).to_owned(),
             mounts: idmapped(proc, &target.who()),
             label: Some(label).filter(|l| !l.is_empty()),
             target,
@@ -291,7 +302,7 @@ pub(crate) fn rows(levels: &[Level], kind: IdKind) -> Vec<Row> {
 }
 
 /// Mounts that shift owners: statmount(2) says how, mountinfo only which.
-fn idmapped(proc: &Proc, who: &str) -> Vec<(String, Option<Both<Vec<Extent>>>)> {
+fn idmapped(proc: &Proc, who: &str) -> Vec<(OsString, Option<Both<Vec<Extent>>>)> {
     let told = proc.ns(who, Kind::Mnt).and_then(|ns| mounted::of(ns.as_fd()));
     let all = told.unwrap_or_else(|_| proc.mounts(who).iter().map(Mounted::from_line).collect());
     all.into_iter().filter(Mounted::is_idmapped).map(|m| (m.point, m.maps)).collect()

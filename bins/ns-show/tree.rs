@@ -2,6 +2,7 @@
 //! it.
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -16,6 +17,7 @@ use common::word::quote;
 
 use crate::draw::{Row, intervals};
 use crate::level::{maps_behind, maps_of};
+use crate::process::name_in;
 
 /// Users and processes by name. Each user is asked for once: one who is in no
 /// file costs a process.
@@ -39,15 +41,9 @@ impl Names {
         name
     }
 
-    /// The name of a process or thread, as it has chosen it: any bytes.
-    pub(crate) fn raw(&self, who: &str) -> String {
-        let bytes = self.proc.seen(self.proc.read(&format!("{who}/comm"))).unwrap_or_default();
-        String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(&bytes)).into_owned()
-    }
-
-    /// The same, harmless on a terminal.
+    /// The name of a process or thread, harmless on a terminal.
     pub(crate) fn command(&self, who: &str) -> String {
-        quote(self.raw(who))
+        quote(name_in(self.proc.seen(self.proc.read(&format!("{who}/comm"))).unwrap_or_default()))
     }
 
     /// `4242 sh`
@@ -168,7 +164,7 @@ impl Overview {
         listed(space.threads.iter().map(thread).collect(), &mut kept);
         let descriptor = |(pid, fd): &(i32, i32)| format!("descriptor {fd} of {}", names.process(*pid));
         listed(space.descriptors.iter().map(descriptor).collect(), &mut kept);
-        let mount = |(inside, point): &(u64, String)| {
+        let mount = |(inside, point): &(u64, OsString)| {
             let there = if self.is_ours(*inside) { String::new() } else { format!(" in mnt:[{inside}]") };
             format!("mounted on {}{there}", quote(point))
         };

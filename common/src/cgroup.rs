@@ -237,7 +237,7 @@ pub fn full(proc: &Proc, who: &str) -> Option<Because> {
         };
         mounts.iter().filter(is_here).find_map(|m| {
             let below = path.strip_prefix(m.root.trim_end_matches('/'))?;
-            full_at(Path::new(&format!("{}{below}", m.point)))
+            full_at(&Path::new(&m.point).join(below.trim_start_matches('/')).components().collect::<PathBuf>())
         })
     })
 }

@@ -200,7 +200,7 @@ fn claim(proc: &Proc, layout: &Layout, set: &[&str], id: String) -> Option<Claim
 fn by_process(proc: &Proc) -> Vec<Claim> {
     let mounts = proc.mounts("self");
     let hierarchies: Vec<&str> =
-        mounts.iter().filter(|m| m.fstype == "cgroup2" && m.root == "/").map(|m| m.point.as_str()).collect();
+        mounts.iter().filter(|m| m.fstype == "cgroup2" && m.root == "/").filter_map(|m| m.point.to_str()).collect();
     let mut found: Vec<(usize, Claim)> = Vec::new();
     for pid in proc.pids() {
         let who = pid.to_string();

@@ -1,7 +1,9 @@
 //! What is mounted, with the maps: statmount(2), since Linux 6.8, which tells
 //! maps since 6.15. mountinfo has no more of them than the word `idmapped`.
 
+use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 
 use crate::fail::Errno;
 use crate::id::{Both, Extent, Kind, number};
@@ -17,7 +19,7 @@ pub struct Mounted {
     /// What part of the file system it shows.
     pub root: String,
     /// Where it is, seen from the root directory of this process.
-    pub point: String,
+    pub point: OsString,
     /// The type of the file system, with its subtype.
     pub fstype: String,
     /// MOUNT_ATTR_* bits.
@@ -110,10 +112,11 @@ pub fn parse(buffer: &[u8]) -> Mounted {
         let n = buffer.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
         usize::try_from(n).unwrap_or(usize::MAX)
     };
-    let text = |at: usize| -> String {
+    let word = |at: usize| {
         let from = buffer.get(STRINGS.saturating_add(at)..).unwrap_or_default();
-        String::from_utf8_lossy(from.split(|b| *b == 0).next().unwrap_or_default()).into_owned()
+        from.split(|b| *b == 0).next().unwrap_or_default()
     };
+    let text = |at: usize| String::from_utf8_lossy(word(at)).into_owned();
     let mask = long(8);
     let extents = |count: usize, at: usize| {
         let from = buffer.get(STRINGS.saturating_add(at)..).unwrap_or_default();
@@ -129,7 +132,7 @@ pub fn parse(buffer: &[u8]) -> Mounted {
     Mounted {
         id: long(40),
         root: text(short(104)),
-        point: text(short(108)),
+        point: OsStr::from_bytes(word(short(108))).to_owned(),
         // The subtype is whatever a user of FUSE said.
         fstype: quote(text(short(36)) + &subtype),
         attributes,
@@ -162,7 +165,8 @@ mod tests {
         put(164, &20u32.to_ne_bytes());
         buffer.extend_from_slice(b"ext4\0/m\x000 5 1\x001 7 2\x003 4 5\0");
         let at = parse(&buffer);
-        assert_eq!((at.id, at.root.as_str(), at.point.as_str(), at.fstype.as_str()), (77, "/m", "/m", "ext4"));
+        assert_eq!((at.id, at.root.as_str(), at.fstype.as_str()), (77, "/m", "ext4"));
+        assert_eq!(at.point, "/m");
         let maps = at.maps.unwrap();
         assert_eq!(maps.uid, [Extent::new(0, 5, 1).unwrap(), Extent::new(1, 7, 2).unwrap()]);
         assert_eq!(maps.gid, [Extent::new(3, 4, 5).unwrap()]);

@@ -3,7 +3,9 @@
 //! nothing, judges nothing.
 
 use std::cell::Cell;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::string::FromUtf8Error;
 
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
@@ -112,7 +114,7 @@ pub struct Mount {
     /// What part of the file system it shows.
     pub root: String,
     /// Where it is, seen from the reader's root.
-    pub point: String,
+    pub point: OsString,
     /// `rw,nosuid,...` of the mount.
     pub options: String,
     /// `shared:N` and the like.
@@ -328,8 +330,7 @@ impl Proc {
 
     /// The mounts that `who` sees.
     pub fn mounts(&self, who: &str) -> Vec<Mount> {
-        let text = self.text(&format!("{who}/mountinfo")).unwrap_or_default();
-        text.lines().filter_map(parse_mount).collect()
+        parse_mounts(&self.seen(self.read(&format!("{who}/mountinfo"))).unwrap_or_default())
     }
 
     /// Those that this process sees.
@@ -337,7 +338,8 @@ impl Proc {
     /// # Errors
     /// They cannot be read.
     pub fn own_mounts(&self) -> Result<Vec<Mount>> {
-        Ok(self.whole("self/mountinfo")?.lines().filter_map(parse_mount).collect())
+        let text = self.read("self/mountinfo").map_err(|e| Failure::os("read /proc/self/mountinfo", e))?;
+        Ok(parse_mounts(&text))
     }
 
     /// The mount that is /proc.
@@ -556,22 +558,27 @@ pub fn extents(text: &str) -> Vec<Extent> {
     text.lines().filter_map(line).collect()
 }
 
+fn parse_mounts(text: &[u8]) -> Vec<Mount> {
+    text.split(|b| *b == b'\n').filter_map(parse_mount).collect()
+}
+
 /// Reads a line of mountinfo: proc_pid_mountinfo(5).
-pub fn parse_mount(line: &str) -> Option<Mount> {
-    let unescape = |field: &str| String::from_utf8_lossy(&unescape(field.as_bytes())).into_owned();
-    let (mount, fs) = line.split_once(" - ")?;
-    let mut fields = mount.split(' ');
+pub fn parse_mount(line: &[u8]) -> Option<Mount> {
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let at = memchr::memmem::find(line, b" - ")?;
+    let (mount, fs) = (&line[..at], &line[at + 3..]);
+    let mut fields = mount.split(|b| *b == b' ');
     Some(Mount {
-        id: fields.next()?.parse().ok()?,
-        parent: fields.next()?.parse().ok()?,
-        device: fields.next()?.to_owned(),
-        root: unescape(fields.next()?),
-        point: unescape(fields.next()?),
-        options: fields.next()?.to_owned(),
-        propagation: fields.collect::<Vec<_>>().join(" "),
+        id: number(fields.next()?)?,
+        parent: number(fields.next()?)?,
+        device: text(fields.next()?),
+        root: text(&unescape(fields.next()?)),
+        point: OsString::from_vec(unescape(fields.next()?)),
+        options: text(fields.next()?),
+        propagation: fields.map(text).collect::<Vec<_>>().join(" "),
         // The part behind the dot, as in fuse.sshfs, is whatever its user said.
-        fstype: quote(fs.split(' ').next()?),
-        super_options: fs.rsplit(' ').next()?.to_owned(),
+        fstype: quote(OsStr::from_bytes(fs.split(|b| *b == b' ').next()?)),
+        super_options: text(fs.rsplit(|b| *b == b' ').next()?),
     })
 }
 
@@ -592,13 +599,13 @@ mod tests {
 
     #[test]
     fn texts() {
-        let line = "36 35 98:0 /m\\0401 /mnt rw,noatime shared:1 master:2 - ext3 /dev/root rw";
+        let line = b"36 35 98:0 /m\\0401 /m\xff\\0401 rw,noatime shared:1 master:2 - ext3 /dev/root rw";
         let mount = parse_mount(line).unwrap();
         assert_eq!(
             (mount.root.as_str(), mount.propagation.as_str(), mount.fstype.as_str()),
             ("/m 1", "shared:1 master:2", "ext3")
         );
-        assert_eq!(mount.super_options, "rw");
+        assert_eq!((mount.point.as_bytes(), mount.super_options.as_str()), (&b"/m\xff 1"[..], "rw"));
         assert_eq!(extents("         0       1000          1\n").len(), 1);
         let status = parse_status(
             "Name:\ta\x1b b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nSigBlk:\t4\nCapEff:\t80\n\

@@ -1,8 +1,9 @@
 //! All namespaces that can be seen, and what keeps each of them: processes,
 //! threads, descriptors, bind mounts, and what they own. namespaces(7).
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
@@ -35,14 +36,14 @@ pub struct Space {
     /// Descriptors that refer to it, or to a socket in it: process, number.
     pub descriptors: Vec<(i32, i32)>,
     /// Where it is mounted: in which mount namespace, at which path.
-    pub mounts: Vec<(u64, String)>,
+    pub mounts: Vec<(u64, OsString)>,
     /// An open file of it, where no process or thread in it leads there.
     pub file: Option<OwnedFd>,
 }
 
 impl Space {
     /// Notes a mount; what is mounted once more over itself is told once.
-    fn pinned(&mut self, at: (u64, String)) {
+    fn pinned(&mut self, at: (u64, OsString)) {
         if self.mounts.last() != Some(&at) {
             self.mounts.push(at);
         }
@@ -330,8 +331,8 @@ enum Look {
 }
 
 /// The file at `point`, seen from the root of `who`.
-fn open_below(proc: &Proc, who: &str, point: &str) -> Option<OwnedFd> {
+fn open_below(proc: &Proc, who: &str, point: &OsStr) -> Option<OwnedFd> {
     let root = proc.seen(proc.directory(&format!("{who}/root")))?;
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
-    tried(proc, sys::open_known_in_root(root.as_fd(), &CString::new(point).ok()?, flags.bits()))
+    tried(proc, sys::open_known_in_root(root.as_fd(), &CString::new(point.as_bytes()).ok()?, flags.bits()))
 }

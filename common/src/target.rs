@@ -195,7 +195,7 @@ impl Target {
     /// Whether something is mounted over a file of its in /proc.
     pub fn is_covered(&self, proc: &Proc) -> bool {
         let below = format!("/proc/{}/", self.pid);
-        proc.mounts("self").iter().any(|m| m.point.starts_with(&below))
+        proc.mounts("self").iter().any(|m| m.point.as_bytes().starts_with(below.as_bytes()))
     }
 
     /// Whether the process has gone, or is a zombie. Its number may be another's

@@ -76,23 +76,19 @@ pub fn fstab(bytes: &[u8]) {
 
 /// What is printed of a mount reads as the same mount.
 pub fn mountinfo(bytes: &[u8]) {
-    for line in String::from_utf8_lossy(bytes).lines() {
+    for line in bytes.split(|b| *b == b'\n') {
         let Some(mount) = parse_mount(line) else { continue };
         // A dash alone is where the tags end; no path is one.
-        let dash = |field: &str| if field == "-" { r"\055".to_owned() } else { field.to_owned() };
-        let text = |field: &str| dash(&String::from_utf8(escaped(field.as_bytes())).unwrap());
+        let text = |field: &[u8]| if field == b"-" { br"\055".to_vec() } else { escaped(field) };
         let tags = if mount.propagation.is_empty() { String::new() } else { format!(" {}", mount.propagation) };
-        let printed = format!(
-            "{} {} {} {} {} {}{tags} - {} none {}",
-            mount.id,
-            mount.parent,
-            mount.device,
-            text(&mount.root),
-            text(&mount.point),
-            mount.options,
-            mount.fstype,
-            mount.super_options
-        );
+        let printed = [
+            format!("{} {} {} ", mount.id, mount.parent, mount.device).into_bytes(),
+            text(mount.root.as_bytes()),
+            b" ".to_vec(),
+            text(mount.point.as_bytes()),
+            format!(" {}{tags} - {} none {}", mount.options, mount.fstype, mount.super_options).into_bytes(),
+        ]
+        .concat();
         // Its type is quoted each time.
         let fstype = quote(&mount.fstype);
         assert_eq!(parse_mount(&printed), Some(Mount { fstype, ..mount }), "{printed:?}");
@@ -106,7 +102,8 @@ pub fn statmount(bytes: &[u8]) {
     for e in uid.iter().chain(&gid) {
         assert!(e.count > 0 && e.inside().end() <= 0xffff_ffff && e.outside().end() <= 0xffff_ffff);
     }
-    assert!(![mount.root, mount.point, mount.fstype].iter().any(|text| text.contains('\0')));
+    assert!(![mount.root, mount.fstype].iter().any(|text| text.contains('\0')));
+    assert!(!mount.point.as_bytes().contains(&0));
 }
 
 /// What is printed of a status reads as the same status, and a name of a process as words.

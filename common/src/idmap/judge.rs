@@ -3,6 +3,7 @@
 //! a path is about that alone; a user namespace that has just been made is good
 //! for every mount that takes maps at all, so it is about the mount alone.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -143,18 +144,18 @@ fn owner(asked: &Idmap, errno: Errno, proc: &Rc<Proc>) -> Option<Because> {
 /// The mount that `source` is on, and with `recursive` those below it; with
 /// where each can be found.
 fn concerned(source: &Place, recursive: bool, proc: &Proc) -> Vec<(Mount, PathBuf)> {
-    let (path, seen) = (source.real(), as_listed(source));
+    let path = source.real();
     let mounts = proc.mounts("self");
     // By its path: the descriptor can be one of another mount namespace by now.
     let id = source.again().ok().and_then(|here| sys::mount_id(here.fd()).ok());
     let top = match id {
         Some(id) => mounts.iter().find(|m| m.id == id),
-        None => mounts.iter().filter(|m| seen.starts_with(&m.point)).max_by_key(|m| m.point.len()),
+        None => mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.len()),
     };
     let Some(top) = top else { return Vec::new() };
-    let mut all = vec![(top.clone(), path)];
-    let is_below = |m: &&Mount| recursive && m.id != top.id && Path::new(&m.point).starts_with(&seen);
+    let is_below = |m: &&Mount| recursive && m.id != top.id && Path::new(&m.point).starts_with(&path);
     let below: Vec<&Mount> = mounts.iter().filter(is_below).filter(|m| is_uncovered(m)).collect();
+    let mut all = vec![(top.clone(), path)];
     // The upper ones first.
     let depth = |m: &Mount| Path::new(&m.point).components().count();
     for level in 0..=below.iter().map(|m| depth(m)).max().unwrap_or(0) {
@@ -164,16 +165,10 @@ fn concerned(source: &Place, recursive: bool, proc: &Proc) -> Vec<(Mount, PathBu
     all
 }
 
-/// Its path as the list of mounts has it, which is text: U+FFFD stands for what is none.
-fn as_listed(source: &Place) -> PathBuf {
-    source.real().to_string_lossy().into_owned().into()
-}
-
-/// Whether the path of a mount leads to it, and not to one that hides it; or is none.
+/// Whether the path of a mount leads to it, and not to one that hides it.
 fn is_uncovered(mount: &Mount) -> bool {
-    let id = open(mount.point.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
-    let id = id.and_then(|fd| sys::mount_id(fd.as_fd()));
-    id.map_or_else(|_| mount.point.contains(char::REPLACEMENT_CHARACTER), |id| id == mount.id)
+    let id = open(mount.point.as_os_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+    id.and_then(|fd| sys::mount_id(fd.as_fd())) == Ok(mount.id)
 }
 
 /// Why this mount takes no map.
@@ -295,9 +290,9 @@ pub fn has_submounts(source: &Place, proc: &Proc) -> bool {
 
 /// The mounts below `asked`'s source, each before those below it, and the
 /// points of those that cannot be copied, with the reason.
-pub fn submounts(asked: &Idmap, proc: &Rc<Proc>) -> (Vec<Sub>, Vec<(String, &'static str)>) {
+pub fn submounts(asked: &Idmap, proc: &Rc<Proc>) -> (Vec<Sub>, Vec<(OsString, &'static str)>) {
     let (mut subs, mut left) = (Vec::new(), Vec::new());
-    let path = as_listed(&asked.source);
+    let path = asked.source.real();
     for (mount, at) in concerned(&asked.source, true, proc).into_iter().skip(1) {
         let (Ok(place), Ok(below)) = (Place::at(at.as_os_str()), at.strip_prefix(&path)) else {
             left.push((mount.point, "its path cannot be opened"));
@@ -307,7 +302,7 @@ pub fn submounts(asked: &Idmap, proc: &Rc<Proc>) -> (Vec<Sub>, Vec<(String, &'st
             left.push((mount.point, UNBINDABLE));
             continue;
         }
-        let under_left = left.iter().any(|(point, _): &(String, _)| at.starts_with(point));
+        let under_left = left.iter().any(|(point, _): &(OsString, _)| at.starts_with(point));
         if under_left {
             left.push((mount.point, "what it is mounted on is left out"));
             continue;

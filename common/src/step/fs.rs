@@ -7,6 +7,7 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::sys::stat::makedev;
 
@@ -222,8 +223,9 @@ fn against(whole: &Mount, attributes: u64, mounts: &[Mount]) -> Option<(bool, St
 /// A mount that hides a part of `whole` and is locked.
 fn cover<'a>(whole: &Mount, mounts: &'a [Mount]) -> Option<&'a Mount> {
     let hides = |m: &&Mount| {
-        let below = m.point.strip_prefix(&whole.point).map(|p| p.trim_start_matches('/'));
-        m.parent == whole.id && below.is_some_and(|p| !MOUNT_POINTS.contains(&p)) && why::is_locked_on(m, mounts)
+        let below = Path::new(&m.point).strip_prefix(&whole.point);
+        let known = |below: &Path| MOUNT_POINTS.iter().any(|point| below == Path::new(point));
+        m.parent == whole.id && below.is_ok_and(|p| !known(p)) && why::is_locked_on(m, mounts)
     };
     mounts.iter().find(hides)
 }

@@ -31,7 +31,7 @@ pub(in crate::step) fn is_locked(fd: BorrowedFd<'_>) -> bool {
 /// moved into itself (EINVAL), which another never is (ELOOP). Where one is on
 /// top of it, that was copied along with it, and is looked at instead.
 pub(in crate::step) fn is_locked_on(mount: &Mount, mounts: &[Mount]) -> bool {
-    let Ok(fd) = open(mount.point.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) else { return false };
+    let Ok(fd) = open(mount.point.as_os_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) else { return false };
     let id = sys::mount_id(fd.as_fd());
     let there = mounts.iter().any(|m| id == Ok(m.id) && m.point == mount.point);
     there && sys::move_mount(fd.as_fd(), fd.as_fd(), false) == Err(Errno::EINVAL)
@@ -39,7 +39,7 @@ pub(in crate::step) fn is_locked_on(mount: &Mount, mounts: &[Mount]) -> bool {
 
 /// Whether attribute `bit` of the mount at `point` is locked: a copy refuses to
 /// have it set, or to have it cleared.
-pub(in crate::step) fn is_kept(point: &str, bit: u64) -> bool {
+pub(in crate::step) fn is_kept(point: &OsStr, bit: u64) -> bool {
     let copy = c(point).ok().and_then(|path| sys::open_tree(AT_FDCWD, &path, clone_flags(true)).ok());
     let refused = |tree: OwnedFd| {
         let set = sys::mount_setattr(tree.as_fd(), false, bit, None);
