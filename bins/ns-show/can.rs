@@ -1,29 +1,29 @@
 //! What this user may do here. Nothing is guessed: each thing is done, in a
 //! child that is thrown away, or with something that nobody else sees.
 
+mod ids;
+
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use common::fail::{Because, Errno, Failure};
 use common::feature;
 use common::helper;
-use common::id::{Both, Extent, Kind as IdKind, Map, Range};
+use common::id::{Both, Extent, Kind as IdKind, Map};
 use common::idmap;
 use common::ns::Kind;
 use common::path::Place;
-use common::plan::{Plan, clone, glance};
+use common::plan::{Plan, clone};
 use common::preset::{Me, Preset};
-use common::proc::{CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Mount, Proc};
-use common::record::Address;
-use common::step::{Step, TREE, end, inside, map, mount, ns, tree};
-use common::subid::Grants;
+use common::proc::{CAP_SYS_ADMIN, Mount, Proc};
+use common::step::{Step, TREE, inside, map, mount, ns, tree};
 use common::sys::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
-use common::target::Target;
 use common::user;
 use common::word::quote;
 
@@ -81,7 +81,7 @@ pub(crate) fn can(proc: &Rc<Proc>) -> (String, u8) {
     }
     limits(proc, &mut found);
     found.heading("many ids in one");
-    many_ids(proc, &mut found);
+    ids::many_ids(proc, &mut found);
     found.heading("file systems in one");
     for (what, plan) in file_systems(proc) {
         found.answer(&what, plan.probe(proc));
@@ -106,10 +106,14 @@ pub(crate) fn can(proc: &Rc<Proc>) -> (String, u8) {
 
 /// What would be tried, for a dry run.
 pub(crate) fn plans(proc: &Rc<Proc>) -> Plan {
-    let all = [user_namespaces(proc), file_systems(proc), idmapped(proc)];
-    let mut steps: Vec<Step> = all.into_iter().flatten().flat_map(|(_, plan)| plan.steps).collect();
-    steps.extend(host_mounts(proc).iter().filter_map(host_plan).flat_map(|plan| plan.steps));
-    Plan { steps, dry: true }
+    let named = |tries: Vec<(String, Plan)>| tries.into_iter().map(|(_, plan)| plan);
+    let mut all: Vec<Plan> = named(user_namespaces(proc)).collect();
+    all.extend(ids::with_child(proc));
+    all.extend(named(file_systems(proc)).chain(named(idmapped(proc))));
+    all.extend(host_mounts(proc).iter().filter_map(host_plan));
+    all.extend(cgroup(proc).map(|(_, plan)| plan));
+    all.push(tun());
+    Plan { steps: all.into_iter().flat_map(|plan| plan.steps).collect(), dry: true }
 }
 
 // ---- user namespaces ----
@@ -169,82 +173,6 @@ fn limits(proc: &Proc, found: &mut Found) {
     };
     let used = ns::limit::used(proc, Kind::User);
     found.note(&format!("limit (user.max_*_namespaces): {list}; {used} user namespaces of ours can be seen"));
-}
-
-// ---- many ids ----
-
-fn many_ids(proc: &Rc<Proc>, found: &mut Found) {
-    let (me, own) = (Me::now(), proc.own());
-    if own.can(CAP_SETUID) && own.can(CAP_SETGID) {
-        found.answer("map many ids (CAP_SETUID, CAP_SETGID)", with_child(proc, &any_ids(proc)));
-        return;
-    }
-    let mut maps = Vec::new();
-    for (kind, program) in [(IdKind::Uid, "newuidmap"), (IdKind::Gid, "newgidmap")] {
-        let what = format!("subordinate {}s", kind.word());
-        match Grants::of(&me.user).and_then(|grants| grants.read(kind)) {
-            Ok(ranges) if ranges.is_empty() => {
-                found.no(&format!("{what}: {} has no line for {}", kind.grant_file(), me.user), "");
-            }
-            Ok(ranges) => {
-                let list: Vec<String> = ranges.iter().map(Range::to_string).collect();
-                found.yes(&format!("{what}: {}", list.join(", ")));
-                maps.extend(Map::new(Preset::Subids.extents(0, &ranges)).ok().map(|map| (kind, map)));
-            }
-            Err(failure) => found.no(&what, &failure.to_string()),
-        }
-        match helper::find(program) {
-            Some(path) => {
-                let what = format!("{} may map them", path.to_string_lossy());
-                match helper::gains_privilege(&path) {
-                    Ok(()) => found.yes(&what),
-                    Err(why) => found.no(&what, &why),
-                }
-            }
-            None => found.no(&format!("{program} is not installed"), ""),
-        }
-    }
-    // Ours does the same, where it was given the privilege.
-    if let Some(path) = helper::find("uidmap-set").filter(|path| helper::gains_privilege(path).is_ok()) {
-        found.yes(&format!("{} may map them", path.to_string_lossy()));
-    }
-    if maps.len() == 2 {
-        found.answer("map them all", with_child(proc, &maps));
-    }
-}
-
-/// As many ids as a container has, of those that are mapped here.
-fn any_ids(proc: &Proc) -> Vec<(IdKind, Map)> {
-    let most = |kind| proc.map("self", kind)?.into_iter().map(|e| e.inside()).max_by_key(|r| r.count);
-    let map = |kind| {
-        let range = most(kind)?;
-        let extent = Extent::new(0, range.first.into(), range.count.min(65536).into())?;
-        Some((kind, Map::new(vec![extent]).ok()?))
-    };
-    IdKind::BOTH.into_iter().filter_map(map).collect()
-}
-
-/// Writes maps for a child of ours, directly or by newuidmap and newgidmap.
-fn with_child(proc: &Rc<Proc>, maps: &[(IdKind, Map)]) -> Option<Failure> {
-    let mut inner = Plan::default();
-    inner.push(end::waiting());
-    let direct = proc.own().can(CAP_SETUID) && proc.own().can(CAP_SETGID);
-    let mut plan = child(&[Kind::User], inner, proc);
-    for (kind, map) in maps.iter().filter(|_| direct) {
-        plan.push(map::Effect::Write(map::Whose::Promised("CHILD"), *kind, map.clone()));
-    }
-    let helped = |who: &str| {
-        let target = match Target::open(proc, Address::parse(who.as_bytes())?) {
-            Ok(target) => Rc::new(target),
-            Err(failure) => return Some(Some(feature::explained(failure))),
-        };
-        let mut plan = Plan::default();
-        for (kind, map) in maps.iter().filter(|_| !direct) {
-            plan.push(map::Effect::Helper(Some(target.clone()), *kind, map.clone()));
-        }
-        Some(plan.probe(proc))
-    };
-    glance(&plan, proc, helped).unwrap_or_else(|| plan.probe(proc))
 }
 
 // ---- mounts ----
@@ -390,34 +318,57 @@ fn host_file_systems(proc: &Rc<Proc>, found: &mut Found) {
 
 // ---- what is not the kernel's alone ----
 
-fn cgroups(proc: &Proc, found: &mut Found) {
-    let what = "make a cgroup below ours";
-    let Some(mount) = proc.mounts("self").into_iter().find(|m| m.fstype == "cgroup2") else {
-        found.no(what, "no cgroup2 file system is mounted here");
-        return;
-    };
+/// A cgroup below ours, made and taken away, and where.
+fn cgroup(proc: &Proc) -> Option<(PathBuf, Plan)> {
+    let mount = proc.mounts("self").into_iter().find(|m| m.fstype == "cgroup2")?;
     let ours = proc.cgroup("self").unwrap_or_else(|| "/".to_owned());
     let below = ours.strip_prefix(mount.root.trim_end_matches('/')).unwrap_or(&ours);
     let dir: PathBuf = Path::new(&mount.point).join(below.trim_matches('/')).components().collect();
-    let try_at = dir.join(format!("ns-show-{}", std::process::id()));
-    match fs::create_dir(&try_at) {
-        Ok(()) => {
-            let _ = fs::remove_dir(&try_at);
-            found.yes(&format!("{what} ({})", quote(&dir)));
-            let controllers = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
-            let list = controllers.split_whitespace().collect::<Vec<_>>().join(", ");
-            found.note(&format!("controllers: {}", if list.is_empty() { "none" } else { &list }));
-        }
-        Err(e) => {
-            let failure = Failure::os(format!("mkdir {}", quote(&try_at)), errno(&e));
-            let owner = fs::metadata(&dir).ok().map(|m| std::os::unix::fs::MetadataExt::uid(&m));
-            let other = owner.filter(|uid| *uid != proc.own().uid[1] && errno(&e) == Errno::EACCES);
-            let because = other.map(|uid| {
-                Because::new(format!("our cgroup belongs to {}: it has not been delegated", user::told(uid, proc)))
-            });
-            found.no(what, &failure.because(because).to_string());
-        }
+    let at = dir.join(format!("ns-show-{}", std::process::id()));
+    let (said, above) = (format!("mkdir {}", quote(&at)), dir.clone());
+    let mkdir = Step::new(
+        move || said.clone(),
+        "",
+        move |_| {
+            fs::create_dir(&at).map_err(|e| errno(&e))?;
+            Ok(fs::remove_dir(&at).map_err(|e| errno(&e))?)
+        },
+    );
+    let mut plan = Plan::default();
+    plan.push(mkdir.because(move |errno, facts| {
+        let owner = fs::metadata(&above).ok()?.uid();
+        let text = || format!("our cgroup belongs to {}: it has not been delegated", user::told(owner, facts.proc));
+        (errno == Errno::EACCES && owner != facts.proc.own().uid[1]).then(|| Because::new(text()))
+    }));
+    Some((dir, plan))
+}
+
+fn cgroups(proc: &Proc, found: &mut Found) {
+    let what = "make a cgroup below ours";
+    let Some((dir, plan)) = cgroup(proc) else {
+        found.no(what, "no cgroup2 file system is mounted here");
+        return;
+    };
+    let failure = plan.probe(proc);
+    let what = if failure.is_none() { format!("{what} ({})", quote(&dir)) } else { what.to_owned() };
+    if found.answer(&what, failure) {
+        let controllers = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+        let list = controllers.split_whitespace().collect::<Vec<_>>().join(", ");
+        found.note(&format!("controllers: {}", if list.is_empty() { "none" } else { &list }));
     }
+}
+
+fn tun() -> Plan {
+    let mut plan = Plan::default();
+    plan.push(Step::new(
+        || "open /dev/net/tun".to_owned(),
+        "",
+        |_| {
+            OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(|e| errno(&e))?;
+            Ok(())
+        },
+    ));
+    plan
 }
 
 fn network(proc: &Proc, found: &mut Found) {
@@ -430,8 +381,7 @@ fn network(proc: &Proc, found: &mut Found) {
     } else {
         found.yes(&format!("connect a net namespace: {}", helpers.join(", ")));
     }
-    let opened = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
-    found.answer("open /dev/net/tun", opened.err().map(|e| Failure::os("open /dev/net/tun", errno(&e))));
+    found.answer("open /dev/net/tun", tun().probe(proc));
     if let Some(first) = proc.sysctl("net/ipv4/ip_unprivileged_port_start") {
         found.note(&format!("ports from {first} on are for everybody (net.ipv4.ip_unprivileged_port_start)"));
     }

@@ -12,7 +12,8 @@ use crate::sys;
 use crate::target::{self, Target};
 use crate::user;
 
-fn name(kind: Kind) -> &'static str {
+/// The program that writes the map of `kind`.
+pub fn name(kind: Kind) -> &'static str {
     match kind {
         Kind::Uid => "newuidmap",
         Kind::Gid => "newgidmap",
@@ -118,7 +119,7 @@ pub fn ways(target: Option<&Rc<Target>>, maps: &mut Both<Map>, setgroups: Option
 }
 
 /// What a missing helper means.
-fn missing(kind: Kind) -> Because {
+pub fn missing(kind: Kind) -> Because {
     let name = name(kind);
     let rule = format!("and more than the own {} needs {}", kind.word(), capability(kind).1);
     if std::path::Path::new("/usr/bin").join(name).exists() {
