@@ -115,6 +115,10 @@ fn in_cgroup_of(proc: &Proc, who: &str, id: &str) -> bool {
 
 // ---- notes ----
 
+/// Where the storage of podman and cri-o lists its containers: those that are to
+/// outlive a crash, and others (`--rm`).
+const LISTS: [&str; 2] = ["containers.json", "volatile-containers.json"];
+
 type Reader = fn(&[u8]) -> Option<Said>;
 
 /// How a runtime lays out its directory.
@@ -240,16 +244,19 @@ fn nspawn(proc: &Proc, who: &str, parent: &[u8]) -> Option<(&'static str, String
 }
 
 /// What podman and cri-o have said to conmon: it names the file with the number
-/// of the process, wherever that is.
+/// of the process, wherever that is. The name that it was told may be another's
+/// by now (podman-rename(1)): what counts is that in the list of the storage.
 fn by_conmon(proc: &Proc) -> Vec<Claim> {
     let claim = |pid: i32| {
         let who = pid.to_string();
         let line = (proc.status(&who)?.name == "conmon").then(|| believed_line(proc, &who))??;
-        let (id, name, file) = notes::conmon(&line)?;
-        let (dir, file) = file.rsplit_once('/')?;
+        let told = notes::conmon(&line)?;
+        let (dir, file) = told.pid_file.rsplit_once('/')?;
         let note = name::note(proc, dir, &[], file)?;
-        let said = Said { names: vec![name], ..notes::pid_file(&note.bytes)? };
-        Some(Claim { engine: "podman or cri-o", id, said, note: Some((note.uid, note.written)) })
+        let lists = LISTS.iter().filter_map(|list| name::note(proc, &told.storage, &[], list));
+        let names = lists.flat_map(|list| notes::listed(&list.bytes, &told.id)).collect();
+        let said = Said { names, ..notes::pid_file(&note.bytes)? };
+        Some(Claim { engine: "podman or cri-o", id: told.id, said, note: Some((note.uid, note.written)) })
     };
     proc.pids().into_iter().filter_map(claim).collect()
 }

@@ -151,11 +151,13 @@ pub fn containers(bytes: &[u8]) {
     let plain = digits.iter().all(u8::is_ascii_digit) && !digits.starts_with(b"0");
     let number = std::str::from_utf8(digits).ok().filter(|_| plain).and_then(|d| d.parse::<i32>().ok());
     assert_eq!(notes::pid_file(bytes).and_then(|said| said.pid), number);
-    if let Some((id, name, file)) = notes::conmon(bytes) {
-        assert!(notes::is_id(&id) && notes::is_name(&name) && file.starts_with('/'));
-        let line = format!("conmon\0-c\0{id}\0-n\0{name}\0-p\0{file}\0");
-        assert_eq!(notes::conmon(line.as_bytes()), Some((id, name, file)));
+    if let Some(said) = notes::conmon(bytes) {
+        let notes::Conmon { id, pid_file, storage } = &said;
+        assert!(notes::is_id(id) && pid_file.starts_with('/') && (storage.is_empty() || storage.starts_with('/')));
+        let line = format!("conmon\0-c\0{id}\0-p\0{pid_file}\0-b\0{storage}{id}/userdata\0");
+        assert!(storage.is_empty() || notes::conmon(line.as_bytes()) == Some(said));
     }
+    assert!(notes::listed(bytes, "0").iter().all(|name| notes::is_name(name)));
     if let Some(name) = notes::lxc_monitor(bytes) {
         assert_eq!(notes::lxc_monitor(format!("[lxc monitor] /x {name}\0").as_bytes()), Some(name));
     }

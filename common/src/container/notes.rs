@@ -131,12 +131,34 @@ fn unescape(text: &str) -> String {
 }
 
 /// What the command line of conmon says, which podman and cri-o start for each
-/// container: its id, its name, and the file with the number of its process.
-pub fn conmon(line: &[u8]) -> Option<(String, String, String)> {
+/// container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conmon {
+    /// The id of the container.
+    pub id: String,
+    /// The file with the number of its process.
+    pub pid_file: String,
+    /// The directory of its storage, in which it has one of its own.
+    pub storage: String,
+}
+
+/// Reads the command line of conmon.
+pub fn conmon(line: &[u8]) -> Option<Conmon> {
     let words: Vec<&str> = line.split(|b| *b == 0).map(|w| std::str::from_utf8(w).unwrap_or_default()).collect();
     let after = |option: &str| words.windows(2).find(|w| w.first() == Some(&option)).and_then(|w| w.get(1).copied());
-    let (id, name, file) = (after("-c")?, after("-n")?, after("-p")?);
-    (is_id(id) && is_name(name) && file.starts_with('/')).then(|| (id.to_owned(), name.to_owned(), file.to_owned()))
+    let (id, pid_file, bundle) = (after("-c")?, after("-p")?, after("-b")?);
+    let storage = bundle.strip_suffix("/userdata").and_then(|dir| dir.strip_suffix(id)).unwrap_or_default();
+    let plain = is_id(id) && pid_file.starts_with('/') && bundle.starts_with('/');
+    plain.then(|| Conmon { id: id.to_owned(), pid_file: pid_file.to_owned(), storage: storage.to_owned() })
+}
+
+/// What the storage of podman and cri-o lists as the names of container `id`.
+pub fn listed(bytes: &[u8], id: &str) -> Vec<String> {
+    let list: Value = serde_json::from_slice(bytes).unwrap_or_default();
+    let is_it = |container: &&Value| container.get("id").and_then(Value::as_str) == Some(id);
+    let container = list.as_array().and_then(|all| all.iter().find(is_it));
+    let names = container.and_then(|container| container.get("names")?.as_array());
+    names.into_iter().flatten().filter_map(Value::as_str).filter(|name| is_name(name)).map(str::to_owned).collect()
 }
 
 /// The name on the command line of the process that lxc leaves outside of a
@@ -168,6 +190,13 @@ mod tests {
             assert_eq!(json(bad).unwrap().pid, None);
         }
         assert!(json(&[b'['; 100_000]).is_none());
+        let list = format!(
+            r#"[{{"id":"0"}},{{"id":"{ID}","names":["web",3,"","a b","shop"]}},{{"id":"{ID}","names":["no"]}}]"#
+        );
+        assert_eq!(listed(list.as_bytes(), ID), ["web", "shop"]);
+        for bad in [&b"{}"[..], b"", b"[[]]", br#"[{"id":"1","names":{}}]"#] {
+            assert!(listed(bad, "1").is_empty());
+        }
         assert_eq!(pid_file(b"45\n").unwrap().pid, Some(45));
         assert!(pid_file(b"").is_none() && pid_file(b"-1").is_none() && pid_file(b"0").is_none());
         assert_eq!(machine(b"# x\nNAME=box\nLEADER=46\n").unwrap().pid, Some(46));
@@ -202,8 +231,9 @@ mod tests {
 
     #[test]
     fn command_lines() {
-        let line = format!("conmon\0-s\0-c\0{ID}\0-n\0web\0-p\0/run/x y/pidfile\0-n\0no\0");
-        assert_eq!(conmon(line.as_bytes()), Some((ID.into(), "web".into(), "/run/x y/pidfile".into())));
+        let line = format!("conmon\0-s\0-c\0{ID}\0-b\0/a b/{ID}/userdata\0-p\0/run/x y/pidfile\0-n\0no\0-p\0no\0");
+        let told = Conmon { id: ID.into(), pid_file: "/run/x y/pidfile".into(), storage: "/a b/".into() };
+        assert_eq!(conmon(line.as_bytes()), Some(told));
         assert_eq!(conmon(line.replace("-p", "-q").as_bytes()), None);
         assert_eq!(lxc_monitor(b"[lxc monitor] /a b/lxc box\0\0"), Some("box".into()));
         for other in ["[lxc monitor] box", "[lxc monitor] /var/lib/lxc", "[lxc monitor] /var/lib/lxc ", "lxc-start box"]
@@ -215,9 +245,10 @@ mod tests {
     /// Whatever stands there: an answer in time, and no panic.
     #[test]
     fn anything() {
-        let seeds: [&[u8]; 5] = [
+        let seeds: [&[u8]; 6] = [
             br#"{"pid":42,"State":{"Pid":3},"annotations":{"nerdctl/name":"\u00e9"},"Name":"/x"}"#,
-            b"conmon\0-c\0abcdef0123456789abcdef0123456789abcdef\0-n\0web\0-p\0/x/pidfile\0",
+            br#"[{"id":"0","names":["web"]}]"#,
+            b"conmon\0-c\0abcdef0123456789abcdef0123456789abcdef\0-b\0/x/userdata\0-p\0/x/pidfile\0",
             b"/a/machine-\\x2d\\x.scope/lxc.payload.b/docker-",
             b"LEADER=12\n",
             b"[lxc monitor] /var/lib/lxc box\0",
@@ -230,7 +261,7 @@ mod tests {
             usize::try_from(state % 1_000_003).unwrap() % below
         };
         for _ in 0..20_000 {
-            let mut bytes = seeds[next(5)].to_vec();
+            let mut bytes = seeds[next(6)].to_vec();
             for _ in 0..=next(4) {
                 let at = next(bytes.len());
                 match next(3) {
@@ -241,9 +272,9 @@ mod tests {
             }
             let text = String::from_utf8_lossy(&bytes);
             let names = json(&bytes).map(|s| s.names).unwrap_or_default();
-            let rest = [conmon(&bytes).map(|c| c.1), lxc_monitor(&bytes), cgroup(&text).map(|c| c.1)];
+            let rest = [listed(&bytes, "0").pop(), lxc_monitor(&bytes), cgroup(&text).map(|c| c.1)];
             assert!(names.into_iter().chain(rest.into_iter().flatten()).all(|n| is_name(&n)));
-            let _ = (pid_file(&bytes), machine(&bytes));
+            let _ = (pid_file(&bytes), machine(&bytes), conmon(&bytes));
         }
     }
 }
