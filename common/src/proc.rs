@@ -72,6 +72,14 @@ pub struct Status {
     pub state: char,
 }
 
+impl Status {
+    /// Whether it is a zombie, and not just the first thread of a process whose
+    /// others live.
+    pub fn has_ended(&self) -> bool {
+        self.state == 'Z' && self.threads < 2
+    }
+}
+
 /// Capabilities: bit numbers of include/uapi/linux/capability.h.
 pub const CAP_CHOWN: u32 = 0;
 /// See above.

@@ -202,7 +202,7 @@ impl Target {
     /// by now, so this is asked before anything by number.
     pub fn ended(&self) -> Option<Because> {
         let gone = is_alive(self.fd.as_fd()) == Err(Errno::ESRCH);
-        let gone = gone || status_in(&self.dir).is_ok_and(|s| s.state == 'Z');
+        let gone = gone || status_in(&self.dir).is_ok_and(|s| s.has_ended());
         gone.then(|| Because::new(format!("process {} has ended", self.pid)))
     }
 }
@@ -249,7 +249,8 @@ fn another(proc: &Proc, at: Address) -> Option<Because> {
     if at.inode.is_some() && theirs.is_some() && theirs != at.inode {
         return Some(Because::new(format!("number {} belongs to another process ({}) by now", at.pid, status.name)));
     }
-    (status.state == 'Z')
+    status
+        .has_ended()
         .then(|| Because::new(format!("process {} ({}) has ended and waits to be reaped", at.pid, status.name)))
 }
 

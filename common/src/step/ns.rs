@@ -372,7 +372,7 @@ fn join_refused(target: &Target, kinds: &[Kind], errno: Errno, facts: &Facts<'_>
     let who = target.who();
     if errno == Errno::ESRCH {
         let gone = sys::pidfd_signal(target.fd.as_fd(), 0) == Err(Errno::ESRCH);
-        let dead = facts.proc.status(&who).is_none_or(|s| s.state == 'Z');
+        let dead = facts.proc.status(&who).is_none_or(|s| s.has_ended());
         return (gone || dead).then(|| Because::new(format!("process {} has ended", target.pid)));
     }
     if errno != Errno::EPERM {

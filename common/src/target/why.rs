@@ -27,7 +27,7 @@ pub fn untouchable(proc: &Proc, who: &str) -> Option<Because> {
     let own = proc.own();
     let process = format!("process {who} ({})", theirs.name);
     if theirs.state == 'Z' {
-        return said(format!("{process} has ended and waits to be reaped"));
+        return said(zombie(proc, who, &process));
     }
     if theirs.uid[..3] != [own.uid[0]; 3] {
         return said(format!("{process} belongs to {}", user::told(theirs.uid[0], proc)));
@@ -45,6 +45,16 @@ pub fn untouchable(proc: &Proc, who: &str) -> Option<Because> {
     // Or once it has no memory any more, as one that is about to end.
     let has_memory = || proc.text(&format!("{who}/status")).is_some_and(|status| status.contains("\nVmSize:"));
     (anothers && has_memory()).then(|| Because::new(format!("{process} is not dumpable (PR_SET_DUMPABLE)")))
+}
+
+/// What a zombie is, which has left its namespaces: a process that has ended, or
+/// the first thread of one that has not.
+fn zombie(proc: &Proc, who: &str, process: &str) -> String {
+    let lives = |tid: &i32| proc.status(&format!("{who}/task/{tid}")).is_some_and(|thread| thread.state != 'Z');
+    match proc.numbers(&format!("{who}/task")).into_iter().find(lives) {
+        Some(tid) => format!("the first thread of {process} has ended: name one that has not, like {tid}"),
+        None => format!("{process} has ended and waits to be reaped"),
+    }
 }
 
 /// Whether process `who` is in a user namespace that is not below ours: those
