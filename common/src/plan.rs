@@ -7,8 +7,10 @@
 //! and the errno up a socket and stops; its parent, still outside, reads the
 //! facts, tells, and ends it.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
 use nix::fcntl::{OFlag, open};
@@ -25,7 +27,7 @@ use crate::mind::child::{self, Child};
 use crate::ns::{Kind, flag_names, flags};
 use crate::proc::Proc;
 use crate::step::ns::refused;
-use crate::step::{Done, Facts, Hands, Refusal, Step};
+use crate::step::{Done, Facts, Hands, Refusal, Step, searched};
 use crate::sys;
 
 /// What a tool has decided to do.
@@ -70,7 +72,7 @@ impl Plan {
             &self.steps,
             at,
             refusal,
-            &Seen { proc, who: "self", child: child.as_deref(), places: &own_places() },
+            Seen { proc, who: "self", child: child.as_deref(), places: &own_places(), path: Some(searched()) },
         );
         if let Some(child) = hands.child.take() {
             child::end(&child);
@@ -141,13 +143,13 @@ struct Seen<'a> {
     who: &'a str,
     child: Option<&'a str>,
     places: &'a [OwnedFd],
+    path: Option<OsString>,
 }
 
-fn failure(steps: &[Step], at: usize, refusal: Refusal, seen: &Seen<'_>) -> Failure {
+fn failure(steps: &[Step], at: usize, refusal: Refusal, seen: Seen<'_>) -> Failure {
     let Some(step) = steps.get(at) else { return Failure::refused("the child died before it began") };
     let (root, cwd) = (seen.places.first(), seen.places.get(1));
-    let other_path = seen.who != "self" && steps[..at].iter().any(|step| step.sets_path);
-    step.failure(refusal, &Facts { proc: seen.proc, who: seen.who, child: seen.child, root, cwd, other_path })
+    step.failure(refusal, &Facts { proc: seen.proc, who: seen.who, child: seen.child, root, cwd, path: seen.path })
 }
 
 /// The root and the working directory of this process, for whoever looks for
@@ -223,6 +225,10 @@ pub fn go(first: &Step, proc: &Rc<Proc>) -> Step {
     Step::new(|| "let CHILD go on".to_owned(), why, perform)
 }
 
+/// No report of a child is longer, in bytes: its PATH is left out of one that
+/// would be.
+const MESSAGE: usize = 4096;
+
 fn be_child(steps: &[Step], hands: &mut Hands) -> Done {
     let status = match run(steps, hands) {
         Ok(()) => hands.status,
@@ -237,7 +243,9 @@ fn be_child(steps: &[Step], hands: &mut Hands) -> Done {
             if let Some(report) = &hands.report {
                 let places = own_places();
                 let fds: Vec<BorrowedFd<'_>> = places.iter().map(AsFd::as_fd).collect();
-                let _ = mind::send(report.as_fd(), message.as_bytes(), &fds);
+                let with_path = [message.as_bytes(), b"\0", searched().as_bytes()].concat();
+                let whole = if with_path.len() <= MESSAGE { &with_path[..] } else { message.as_bytes() };
+                let _ = mind::send(report.as_fd(), whole, &fds);
                 // The parent reads the facts from us as we are now; it closes
                 // its end when it is done, or dies, and then we go.
                 let _ = mind::heard(report.as_fd());
@@ -251,7 +259,7 @@ fn be_child(steps: &[Step], hands: &mut Hands) -> Done {
 /// Waits until the child has done its part; `told` is whether it has been given
 /// its word.
 fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, told: bool) -> Done {
-    let mut message = [0; 4096];
+    let mut message = [0; MESSAGE];
     loop {
         if let Some(signal) = mind::told_to_end(ours.as_fd(), PollFlags::POLLIN, proc)? {
             // It may be in a call that nothing ends: not to be waited for.
@@ -264,7 +272,8 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, to
             Ok(received) => received,
             Err(e) => return Err(e.into()),
         };
-        let text = String::from_utf8_lossy(&message[..n]).into_owned();
+        let mut parts = message[..n].splitn(2, |b| *b == 0);
+        let text = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
         let mut words = text.splitn(4, ' ');
         let what = words.next().unwrap_or_default();
         let number = words.next().and_then(|w| w.parse::<i32>().ok()).unwrap_or(-1);
@@ -300,8 +309,9 @@ fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, to
             Failure::refused(rest).exit(exit).into()
         };
         let who = hands.child.as_ref().map_or_else(|| Ok("self".to_owned()), |c| c.who(proc)).unwrap_or_default();
-        let seen = Seen { proc, who: &who, child: None, places: &places };
-        let failure = failure(steps, usize::try_from(number).unwrap_or(usize::MAX), refusal, &seen);
+        let path = parts.next().map(|path| OsStr::from_bytes(path).to_owned());
+        let seen = Seen { proc, who: &who, child: None, places: &places, path };
+        let failure = failure(steps, usize::try_from(number).unwrap_or(usize::MAX), refusal, seen);
         drop(ours);
         if let Some(child) = hands.child.take() {
             let _ = child::reap(&child);

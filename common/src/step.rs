@@ -26,6 +26,9 @@ pub mod program;
 pub mod terminal;
 pub mod tree;
 
+pub use exec::searched;
+
+use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -138,8 +141,8 @@ pub struct Facts<'a> {
     pub root: Option<&'a OwnedFd>,
     /// Its working directory.
     pub cwd: Option<&'a OwnedFd>,
-    /// Whether its PATH may be another than that of the process that looks.
-    pub other_path: bool,
+    /// The directories in which it looked for programs (PATH), where it told.
+    pub path: Option<OsString>,
 }
 
 impl Facts<'_> {
@@ -189,8 +192,6 @@ pub struct Step {
     pub says: Option<Rc<dyn Fn() -> Vec<u8>>>,
     /// Whether a child waits here for its parent's word.
     pub waits: bool,
-    /// Whether PATH may be another after it.
-    pub sets_path: bool,
     /// What a refusal means for the exit status.
     pub exit: fn(Errno) -> Exit,
     /// How it is done.
@@ -215,7 +216,6 @@ impl Step {
             inner: None,
             says: None,
             waits: false,
-            sets_path: false,
             exit: |_| Exit::Refused,
             perform: Box::new(perform),
             because: Box::new(|_, _| None),

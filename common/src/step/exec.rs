@@ -17,7 +17,7 @@ use crate::word::quote;
 
 /// The directories that a program is looked for in: PATH, or what execvp(3) of
 /// musl takes where that is not set.
-pub(super) fn searched() -> OsString {
+pub fn searched() -> OsString {
     std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/bin:/usr/bin".into())
 }
 
@@ -70,10 +70,7 @@ fn start<'a>(path: &[u8], facts: &Facts<'a>) -> Option<&'a OwnedFd> {
 
 /// The same for a program that was looked for in the directories of PATH.
 fn not_in_path(program: &[u8], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
-    if facts.other_path {
-        return None;
-    }
-    let path = searched();
+    let path = facts.path.as_ref()?;
     let mut closed = None;
     for dir in path.as_bytes().split(|b| *b == b':') {
         let file = within(dir, program);
@@ -86,7 +83,7 @@ fn not_in_path(program: &[u8], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
         }
     }
     if errno == Errno::ENOENT {
-        return Some(Because::new(format!("no directory of PATH has it there ({})", quote(&path))));
+        return Some(Because::new(format!("no directory of PATH has it there ({})", quote(path))));
     }
     let closed = closed.filter(|_| errno == Errno::EACCES)?;
     Some(Because::new(format!("{closed} in PATH may not be searched, and no other directory of PATH has it")))

@@ -48,8 +48,7 @@ impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);
         let (naming, doing, asking) = (effect.clone(), effect.clone(), effect.clone());
-        let mut step = Step::new(move || naming.act(), effect.why(), move |hands| doing.perform(hands));
-        step.sets_path = matches!(*effect, Effect::Environment);
+        let step = Step::new(move || naming.act(), effect.why(), move |hands| doing.perform(hands));
         step.because(move |errno, facts| asking.because(errno, facts))
     }
 }

@@ -125,8 +125,6 @@ impl From<Effect> for Step {
         if matches!(*effect, Effect::Exec(..)) {
             step.exit = |errno| if errno == Errno::ENOENT { Exit::NotFound } else { Exit::NotExecutable };
         }
-        step.sets_path = matches!(*effect, Effect::Environment(_))
-            || matches!(&*effect, Effect::Variable(name, _) | Effect::NoVariable(name) if name == "PATH");
         step.detail(move || detailing.detail()).because(move |errno, facts| asking.because(errno, facts))
     }
 }
