@@ -201,6 +201,11 @@ impl Look<'_> {
             self.without(Failure::refused(format!("no cgroup2 file system here shows its cgroup {}", quote(path))))?;
             return Ok(None);
         };
+        if cgroup.is_frozen() {
+            let text = format!("its cgroup {} is frozen, and would stop the program at once", quote(path));
+            self.without(Failure::refused(text))?;
+            return Ok(None);
+        }
         if !self.strict {
             if let Some(failure) = probe(Some(cgroup.clone()), Plan::default(), self.proc) {
                 self.left_out.push(failure);

@@ -132,6 +132,11 @@ impl Cgroup {
         new.made.get().map(AsFd::as_fd).ok_or(Errno::ENOENT)
     }
 
+    /// Whether what is in it, and who is born into it, is stopped.
+    pub fn is_frozen(&self) -> bool {
+        self.dir.text("cgroup.events").is_some_and(|text| text.lines().any(|line| line == "frozen 1"))
+    }
+
     /// Where a new one is made, by what name, and where its directory is kept.
     pub fn place(&self) -> Option<(BorrowedFd<'_>, CString, &OnceCell<OwnedFd>)> {
         let new = self.new.as_ref()?;
