@@ -190,7 +190,7 @@ pub(crate) fn process(it: &Process) -> Vec<u8> {
     json.open("namespaces", '[');
     for space in &it.spaces {
         json.line();
-        json.word("kind", space.kind.link());
+        json.word("kind", space.link());
         json.number("inode", Some(space.inode));
         json.number("id", space.told.id);
         json.number("owner", space.told.owner);

@@ -24,9 +24,18 @@ use crate::tree::Names;
 /// One of its namespaces.
 pub(crate) struct In {
     pub(crate) kind: Kind,
+    /// Whether only its children will be born there (`pid_for_children`).
+    of_children: bool,
     pub(crate) inode: u64,
     pub(crate) told: Told,
     pub(crate) shared: bool,
+}
+
+impl In {
+    /// Its name below /proc/PID/ns.
+    pub(crate) fn link(&self) -> &'static str {
+        if self.of_children { "pid_for_children" } else { self.kind.link() }
+    }
 }
 
 /// A process, as far as it can be seen.
@@ -88,16 +97,17 @@ impl Process {
     pub(crate) fn look(proc: &Rc<Proc>, target: Rc<Target>) -> Result<Process> {
         let mut spaces = Vec::new();
         for kind in Kind::ALL {
-            let Some(inode) = target::files::namespace_of(proc, &target, kind)? else { continue };
+            if target::files::namespace_of(proc, &target, kind)?.is_none() {
+                continue;
+            }
+            let own = target::files::namespace(proc, &target, kind)?;
             let apart = if kind == Kind::Pid { target::files::pid_namespace_apart(&target)? } else { None };
-            let file = apart.map_or_else(|| target::files::namespace(proc, &target, kind), Ok)?;
             let not_told = |e| Failure::os(format!("look at the {} namespace of {}", kind.link(), target.pid), e);
-            spaces.push(In {
-                kind,
-                inode,
-                told: told(&file).map_err(not_told)?,
-                shared: proc.own_ns(kind)? == Some(inode),
-            });
+            for (of_children, file) in std::iter::once((false, own)).chain(apart.map(|file| (true, file))) {
+                let (inode, told) = (target::files::inode(&file)?, told(&file).map_err(not_told)?);
+                let shared = proc.own_ns(kind)? == Some(inode);
+                spaces.push(In { kind, of_children, inode, told, shared });
+            }
         }
         let read = |name: &str| {
             let failed = |e| Failure::os(format!("read /proc/{}/{name}", target.pid), e).because(target.ended());
@@ -232,7 +242,8 @@ impl Process {
     fn namespaces(&self, names: &Names, text: &mut String) {
         let with_id = self.spaces.iter().any(|s| s.told.id.is_some());
         let id = |id: &str| if with_id { format!("{id:<10} ") } else { String::new() };
-        let _ = writeln!(text, "\n  kind    inode       {}shared with us  belongs to", id("id"));
+        let width = self.spaces.iter().map(|space| space.link().len()).fold(7, usize::max);
+        let _ = writeln!(text, "\n  {:width$} inode       {}shared with us  belongs to", "kind", id("id"));
         for space in &self.spaces {
             let number = space.told.id.map_or_else(|| "?".to_owned(), |id| id.to_string());
             let shared = if space.shared { "yes" } else { "no" };
@@ -244,8 +255,7 @@ impl Process {
                 None if space.inode == INITIAL_USER => "nobody: the initial one".to_owned(),
                 None => "a user namespace outside of ours".to_owned(),
             };
-            let _ =
-                writeln!(text, "  {:<7} {:<11} {}{shared:<15} {owner}", space.kind.link(), space.inode, id(&number));
+            let _ = writeln!(text, "  {:width$} {:<11} {}{shared:<15} {owner}", space.link(), space.inode, id(&number));
         }
         let _ = writeln!(text, "\n  user namespaces, from the inside out");
         for (at, level) in self.levels.iter().enumerate() {

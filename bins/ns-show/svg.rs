@@ -247,7 +247,7 @@ pub(crate) fn process(it: &Process) -> Vec<u8> {
     canvas.y += 8;
     for space in &it.spaces {
         let shared = if space.shared { "shared with us" } else { "another" };
-        canvas.line(20, "text", &format!("{:<7} {:<11} {shared}", space.kind.link(), space.inode));
+        canvas.line(20, "text", &format!("{:<7} {:<11} {shared}", space.link(), space.inode));
     }
     for kind in IdKind::BOTH {
         canvas.y += 12;
