@@ -86,14 +86,19 @@ pub(crate) fn enter(files: &[File], target: Option<(&Target, &[Kind])>, join: Pl
     };
     let of_target = Kind::ALL.into_iter().find_map(|kind| Some(place(kind, &*theirs(kind)?)));
     let mut all = vec![(of_target.unwrap_or(0), join)];
-    all.extend(files.iter().map(|file| (place(file.kind, &file.fd), one(file))));
+    all.extend(files.iter().map(|file| (place(file.kind, &file.fd), one(file, user.as_ref()))));
     all.sort_by_key(|(place, _)| *place);
     Plan { steps: all.into_iter().flat_map(|(_, plan)| plan.steps).collect(), ..Plan::default() }
 }
 
-fn one(file: &File) -> Plan {
+fn one(file: &File, user: Option<&Rc<OwnedFd>>) -> Plan {
     let mut plan = Plan::default();
-    plan.push(ns::Effect::JoinFile(file.fd.clone(), file.kind, file.name.clone()));
+    let mut step = Step::from(ns::Effect::JoinFile(file.fd.clone(), file.kind, file.name.clone()));
+    if let Some(user) = user.filter(|user| file.kind != Kind::User && !target::files::belongs(&file.fd, user)) {
+        let (fd, kind, user) = (file.fd.clone(), file.kind, user.clone());
+        step = step.because(move |errno, facts| ns::refused_before(&fd, kind, &user, errno, facts));
+    }
+    plan.push(step);
     match file.kind {
         Kind::User => plan.push(own::Effect::Settle(Me::nameless().own)),
         Kind::Pid => plan.push(into_pid(file.fd.clone())),

@@ -399,6 +399,23 @@ fn join_file_refused(ns: &OwnedFd, kind: Kind, errno: Errno, facts: &Facts<'_>) 
     beyond_us(again, kind, "this", facts.proc).or_else(|| without_user(&[kind], None, facts))
 }
 
+/// Why a namespace could not be entered by its file, before user namespace `user`,
+/// to which it does not belong.
+pub fn refused_before(ns: &OwnedFd, kind: Kind, user: &OwnedFd, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
+    let again = nix::unistd::dup(ns).ok()?;
+    let lacks = !facts.proc.status(facts.who)?.can(CAP_SYS_ADMIN);
+    if errno != Errno::EPERM || !lacks || beyond_us(again, kind, "this", facts.proc).is_some() {
+        return join_file_refused(ns, kind, errno, facts);
+    }
+    let inode = |ns: &OwnedFd| target::files::inode(&sys::ns_owner(ns.as_fd()).ok()?).ok();
+    let text = if inode(ns) == inode(user) {
+        "it belongs to the parent of the user namespace that is to be entered (-U), which --user-parent enters"
+    } else {
+        "it belongs to another user namespace than the one that is to be entered (-U)"
+    };
+    Some(Because::new(text))
+}
+
 /// Whether a namespace belongs to a user namespace in which nothing that we
 /// have counts. The checks take the capabilities of before the call.
 fn beyond_us(ns: OwnedFd, kind: Kind, whose: &str, proc: &Proc) -> Option<Because> {
