@@ -54,7 +54,17 @@ impl Way {
 
 /// The steps of this process and of the child that attaches the tree at `at`;
 /// `look` are those that come before.
-pub(crate) fn steps(way: &Way, target: &Rc<Target>, mut asked: Idmap, at: At, proc: &Rc<Proc>, look: Plan) -> Plan {
+///
+/// # Errors
+/// Those of `ns::Effect::to_mounts`.
+pub(crate) fn steps(
+    way: &Way,
+    target: &Rc<Target>,
+    mut asked: Idmap,
+    at: At,
+    proc: &Rc<Proc>,
+    look: Plan,
+) -> Result<Plan> {
     let mut plan = Plan::default();
     let mut inside = Plan::default();
     inside.push(own::Effect::Undumpable);
@@ -74,12 +84,12 @@ pub(crate) fn steps(way: &Way, target: &Rc<Target>, mut asked: Idmap, at: At, pr
             inside.push(ns::Effect::Unshare(vec![Kind::Mnt]));
             inside.push(mount::Effect::Slave);
             inside.push(tree::Effect::Park);
-            inside.push(ns::Effect::Join(target.clone(), vec![Kind::User]));
+            inside.push(ns::Effect::to_mounts(proc, target)?);
             inside.push(ns::Effect::Unshare(vec![Kind::Mnt]));
             inside.push(tree::Effect::CopyParked(recursive));
         }
         Way::Owner => {
-            inside.push(ns::Effect::Join(target.clone(), vec![Kind::User]));
+            inside.push(ns::Effect::to_mounts(proc, target)?);
             inside.push(ns::Effect::Unshare(vec![Kind::Mnt]));
             // In the copy all that is mounted below is locked to it.
             asked.recursive |= has_submounts(&asked.source, proc);
@@ -91,7 +101,7 @@ pub(crate) fn steps(way: &Way, target: &Rc<Target>, mut asked: Idmap, at: At, pr
     let why = "the child goes into the other mount namespace; this process stays, and can see why a step was refused";
     plan.push(clone(Vec::new(), why, inside, proc));
     plan.push(end::Effect::Reap);
-    plan
+    Ok(plan)
 }
 
 /// What the owner of a container can do in place of what he cannot.

@@ -112,17 +112,18 @@ fn of_system(tools: &mut Tools) -> Result<()> {
 }
 
 impl Brought {
-    /// The steps that copy trees of ours before all is entered; and whether the
-    /// user namespace has been, by whoever may not mount outside of it.
+    /// The steps that copy trees of ours before all is entered, by whoever may not
+    /// mount outside of them in a user namespace; and whether the target's has been.
     ///
     /// # Errors
     /// The user namespace cannot be opened.
-    pub(crate) fn copy(&self, proc: &Proc, target: &Target, kinds: &[Kind], inside: &mut Plan) -> Result<bool> {
+    pub(crate) fn copy(&self, proc: &Proc, target: &Rc<Target>, kinds: &[Kind], inside: &mut Plan) -> Result<bool> {
         let Brought::Tools(tools) = self else { return Ok(false) };
-        let early = kinds.contains(&Kind::User) && !proc.own().can(CAP_SYS_ADMIN);
-        if early {
-            let user = Rc::new(target::files::user_namespace(proc, target)?);
-            inside.push(ns::Effect::JoinFile(user, Kind::User, format!("{} user", target.address)));
+        let mut early = false;
+        if kinds.contains(&Kind::User) && !proc.own().can(CAP_SYS_ADMIN) {
+            let user = ns::Effect::to_mounts(proc, target)?;
+            early = matches!(user, ns::Effect::Join(..));
+            inside.push(user);
         }
         inside.push(ns::Effect::Unshare(vec![Kind::Mnt]));
         inside.push(Effect::Copy(tools.clone()));

@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::{Done, Facts, Hands, Step, USERNS};
-use crate::fail::{Again, Because, Errno, Failure};
+use crate::fail::{Again, Because, Errno, Failure, Result};
 use crate::holder::door;
 use crate::id;
 use crate::mind;
@@ -106,6 +106,17 @@ impl From<Effect> for Step {
 }
 
 impl Effect {
+    /// Into the user namespace of a target or, where another owns its mounts, into
+    /// that: to enter these takes capabilities there.
+    ///
+    /// # Errors
+    /// Those of `target::files::owner_of_mounts`.
+    pub fn to_mounts(proc: &Proc, target: &Rc<Target>) -> Result<Effect> {
+        let owner = target::files::owner_of_mounts(proc, target)?.map(Rc::new);
+        let by_file = |owner| Effect::JoinFile(owner, Kind::User, format!("{} owner of mnt", target.address));
+        Ok(owner.map_or_else(|| Effect::Join(target.clone(), vec![Kind::User]), by_file))
+    }
+
     fn act(&self) -> String {
         match self {
             Effect::Unshare(kinds) => format!("unshare {}", flag_names(kinds)),

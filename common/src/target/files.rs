@@ -219,6 +219,25 @@ fn no_parent(target: &Target, errno: Errno) -> Failure {
     Failure::os(format!("open the parent of the user namespace of {}", target.pid), errno)
 }
 
+/// The user namespace that owns the mounts of a target, if that is neither the
+/// target's nor ours but one between: the first of two that bubblewrap makes.
+///
+/// # Errors
+/// As `root`; those of NS_GET_USERNS.
+pub fn owner_of_mounts(proc: &Proc, target: &Target) -> Result<Option<OwnedFd>> {
+    let owner = match sys::ns_owner(namespace(proc, target, ns::Kind::Mnt)?.as_fd()) {
+        Ok(owner) => owner,
+        // It is outside of ours, which entering the mounts will tell.
+        Err(Errno::EPERM) => return Ok(None),
+        Err(e) => {
+            return Err(Failure::os(format!("open the user namespace that owns the mounts of {}", target.pid), e));
+        }
+    };
+    let theirs = namespace_of(proc, target, ns::Kind::User)?;
+    let between = !is_ours(proc, &owner, ns::Kind::User) && Some(inode(&owner)?) != theirs;
+    Ok(between.then_some(owner))
+}
+
 /// Whether an open namespace is the one of `kind` that we are in.
 pub fn is_ours(proc: &Proc, ns: &OwnedFd, kind: ns::Kind) -> bool {
     fstat(ns).ok().map(|s| s.st_ino) == proc.ns_id("self", kind)
