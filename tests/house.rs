@@ -60,6 +60,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ),
     ("step/tree/why", &["step", "fail", "path", "proc", "sys", "word"]),
     ("step/tree", &["step", "fail", "ns", "owners", "path", "proc", "sys", "word"]),
+    ("step/ns/join", &["step", "fail", "ns", "proc", "sys", "target"]),
     ("step/ns/limit", &["step", "cgroup", "fail", "id", "ns", "proc", "sys"]),
     ("step/ns", &["step", "fail", "holder/door", "id", "mind", "mind/child", "ns", "proc", "sys", "target", "word"]),
     ("step/fs", &["step", "step/tree", "fail", "id", "ns", "proc", "sys", "word"]),

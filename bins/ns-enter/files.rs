@@ -96,7 +96,7 @@ fn one(file: &File, user: Option<&Rc<OwnedFd>>) -> Plan {
     let mut step = Step::from(ns::Effect::JoinFile(file.fd.clone(), file.kind, file.name.clone()));
     if let Some(user) = user.filter(|user| file.kind != Kind::User && !target::files::belongs(&file.fd, user)) {
         let (fd, kind, user) = (file.fd.clone(), file.kind, user.clone());
-        step = step.because(move |errno, facts| ns::refused_before(&fd, kind, &user, errno, facts));
+        step = step.because(move |errno, facts| ns::join::refused_before(&fd, kind, &user, errno, facts));
     }
     plan.push(step);
     match file.kind {
