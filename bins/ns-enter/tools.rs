@@ -70,18 +70,16 @@ pub(crate) fn read(args: &Args, proc: &Proc, target: &Target, kinds: &[Kind]) ->
     Ok(Some(Brought::Tools(Rc::new(tools))))
 }
 
-/// The target's files about names: it need not have /etc/hosts.
+/// The target's files about names. One that it has not is an empty one: ours would
+/// tell the program names of another network.
 fn name_service(proc: &Proc, target: &Target) -> Result<Vec<Covered>> {
     let root = target::files::root(proc, target)?;
-    let mut files = Vec::new();
-    for path in ["/etc/resolv.conf", "/etc/hosts"] {
-        match target::files::file_in(&root, path) {
-            Ok(bytes) => files.push((path, Rc::new(bytes))),
-            Err(Errno::ENOENT) if path == "/etc/hosts" => {}
-            Err(e) => return Err(Failure::os(format!("open the target's {path}"), e)),
-        }
-    }
-    Ok(files)
+    let covered = |path| match target::files::file_in(&root, path) {
+        Ok(bytes) => Ok((path, Rc::new(bytes))),
+        Err(Errno::ENOENT) => Ok((path, Rc::default())),
+        Err(e) => Err(Failure::os(format!("open the target's {path}"), e)),
+    };
+    ["/etc/resolv.conf", "/etc/hosts"].into_iter().map(covered).collect()
 }
 
 /// DIR, at the same path inside, or DIR=/PATH.

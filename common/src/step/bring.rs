@@ -110,7 +110,10 @@ impl Effect {
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
             Effect::Copy(_) | Effect::Attach(_) | Effect::Cover(_) if errno == Errno::EPERM => facts.may_not_mount(),
-            Effect::Cover(files) => files.iter().find_map(|(path, _)| path::reason(path.as_ref(), errno, facts.proc)),
+            Effect::Cover(files) => {
+                let needed = files.iter().filter(|(_, bytes)| !bytes.is_empty());
+                needed.map(|(path, _)| path).find_map(|path| path::reason(path.as_ref(), errno, facts.proc))
+            }
             Effect::Copy(_) | Effect::Attach(_) => None,
         }
     }
@@ -256,16 +259,20 @@ fn empty(parent: &OwnedFd, name: &OsStr, directory: bool) -> Result<OwnedFd, Err
 }
 
 /// Covers files by others, which lie on a tmpfs that is attached only until
-/// they are.
+/// they are. What is not there needs no cover that is empty.
 fn cover(files: &[Covered]) -> Done {
     let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let here = open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let tmpfs = new_mount(c"tmpfs", &[("mode".into(), "755".into())], HARMLESS & !sys::MOUNT_ATTR_RDONLY)?;
     // Before that covers the root: `..` in a link would lead into it.
-    let there = |(path, _): &Covered| sys::open_in_root(root.as_fd(), &c(path), libc::O_PATH, 0);
+    let there = |(path, bytes): &Covered| match sys::open_in_root(root.as_fd(), &c(path), libc::O_PATH, 0) {
+        Err(Errno::ENOENT) if bytes.is_empty() => Ok(None),
+        other => other.map(Some),
+    };
     let all = files.iter().map(there).collect::<Result<Vec<_>, _>>()?;
     sys::move_mount(tmpfs.as_fd(), root.as_fd(), false)?;
     for (number, ((_, bytes), there)) in files.iter().zip(all).enumerate() {
+        let Some(there) = there else { continue };
         let name = c(number.to_string());
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
         let file = exactly(|| openat(&tmpfs, name.as_c_str(), flags, Mode::from_bits_truncate(0o444)))?;
