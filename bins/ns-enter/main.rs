@@ -20,7 +20,7 @@ use std::rc::Rc;
 use common::cgroup::Cgroup;
 use common::cli::{Args, Cli, KEEP_FD, KINDS, Operands, STDIN, Stage, flag, opt, valued};
 use common::container;
-use common::fail::{Again, Failure, Result};
+use common::fail::{Again, Errno, Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;
 use common::plan::{Plan, clone_into};
@@ -165,7 +165,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
     inside.steps.append(&mut like.first.steps);
     inside.push(own::Effect::Undumpable);
     inside.steps.extend(crossing(brought.as_ref())?.steps);
-    let home = if kinds.contains(&Kind::Mnt) && is_home { Some(target::given::working_directory()?) } else { None };
+    let home = if kinds.contains(&Kind::Mnt) && is_home { home(args, &mut inside)? } else { None };
     let go = |(path, inode): &(PathBuf, (u64, u64))| own::Effect::Chdir(path.clone(), Some(*inode));
     // As ourselves still: the ids inside may not be let in there.
     home.iter().for_each(|home| inside.push(go(home)));
@@ -330,6 +330,21 @@ fn enter_promised(program: Vec<OsString>) -> Plan {
     plan.push(ns::promised());
     plan.push(end::Effect::Exec(program));
     plan
+}
+
+/// The working directory, to be gone back to; or it is told that the program does
+/// not begin there: it has been removed, or may not be searched.
+fn home(args: &Args, inside: &mut Plan) -> Result<Option<(PathBuf, (u64, u64))>> {
+    match target::given::working_directory() {
+        Err(failure) if [Some(Errno::ENOENT), Some(Errno::EACCES)].contains(&failure.errno()) => {
+            if !args.flag("wd") && !args.flag("wdns") {
+                let text = format!("{}: {failure}: the program begins in /\n", CLI.name);
+                inside.push(end::Effect::Note(text));
+            }
+            Ok(None)
+        }
+        found => found.map(Some),
+    }
 }
 
 /// The id inside that one has there: one's own, if that is mapped, else 0, if

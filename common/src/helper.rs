@@ -13,7 +13,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{AccessFlags, access, execv, pipe2};
+use nix::unistd::{AccessFlags, Pid, access, execv, pipe2, setpgid};
 
 use crate::fail::Failure;
 use crate::{mind, sys};
@@ -74,6 +74,8 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
             let error = match placed.iter().try_for_each(|(fd, number)| sys::place(*fd, *number)) {
                 Err(e) => e,
                 Ok(()) => {
+                    // Keys are not for it: stopped, it would keep us waiting.
+                    let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
                     sys::restore_signals();
                     let _ = SigSet::empty().thread_set_mask();
                     match execv(program, &words) {

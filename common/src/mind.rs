@@ -13,15 +13,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::libc::c_int;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
 };
-use nix::sys::stat::{SFlag, fstat};
-use nix::unistd::{read, write};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::unistd::{Pid, read, write};
 
 use crate::proc::Proc;
 use crate::sys;
@@ -154,10 +155,42 @@ pub fn told_to_end(fd: BorrowedFd<'_>, what: PollFlags, proc: &Proc) -> Result<O
         return Ok(None);
     }
     let signals = ending(proc)?;
-    if wait_for(&[(fd, what), (signals.as_fd(), PollFlags::POLLIN)], None)?[0] || within(PATIENCE)? {
+    let stops =
+        SignalFd::with_flags(&not_ignored(&[Signal::SIGTSTP], proc), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    loop {
+        let fds = [(fd, what), (signals.as_fd(), PollFlags::POLLIN), (stops.as_fd(), PollFlags::POLLIN)];
+        let ready = wait_for(&fds, None)?;
+        if ready[0] {
+            return Ok(None);
+        }
+        if ready[1] {
+            break;
+        }
+        // A child that has the key too is stopped by it before it is a program.
+        if stops.read_signal()?.is_some() {
+            stop_with_it()?;
+        }
+    }
+    if within(PATIENCE)? {
         return Ok(None);
     }
     Ok(signals.read_signal()?.and_then(|info| c_int::try_from(info.ssi_signo).ok()))
+}
+
+/// Stops as the program has, or as a key would have it, which waits while signals
+/// are blocked. On a terminal the shell must see its whole job stopped, by whatever
+/// means; SIGCONT comes through the loop when it is continued. Without one nobody
+/// would ever continue us: we go on waiting.
+///
+/// # Errors
+/// None in practice.
+pub fn stop_with_it() -> Result<()> {
+    if is_job() { kill(Pid::from_raw(0), Signal::SIGSTOP) } else { Ok(()) }
+}
+
+/// Whether there is a terminal whose shell could continue us.
+pub fn is_job() -> bool {
+    open("/dev/tty", OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty()).is_ok()
 }
 
 /// The signals by which a user has this process end, without those that it was
@@ -166,10 +199,13 @@ pub fn told_to_end(fd: BorrowedFd<'_>, what: PollFlags, proc: &Proc) -> Result<O
 /// # Errors
 /// Those of signalfd(2).
 pub fn ending(proc: &Proc) -> Result<SignalFd> {
-    let ignored = proc.own().ignored;
-    let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
-    let ends: SigSet = ends.into_iter().filter(|signal| ignored >> (*signal as c_int - 1) & 1 == 0).collect();
+    let ends = not_ignored(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT], proc);
     SignalFd::with_flags(&ends, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+fn not_ignored(signals: &[Signal], proc: &Proc) -> SigSet {
+    let ignored = proc.own().ignored;
+    signals.iter().copied().filter(|signal| ignored >> (*signal as c_int - 1) & 1 == 0).collect()
 }
 
 /// How long a process may take to end once it has closed its files, and the kernel

@@ -16,8 +16,8 @@ use nix::sys::termios::{
 use nix::unistd::{Gid, Pid, Uid, fchown, getpgrp, isatty, read, tcgetpgrp, write};
 
 use crate::mind::child::Child;
-use crate::mind::program::{Ended, Manner, Minder, News, is_job, stop_with_it};
-use crate::mind::{told_to_end, wait_for};
+use crate::mind::program::{Ended, Manner, Minder, News};
+use crate::mind::{is_job, stop_with_it, told_to_end, wait_for};
 use crate::proc::Proc;
 use crate::sys;
 

@@ -12,7 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{getpid, getppid, pipe2};
 
-use super::{minded, read_until, say_to, wait_for};
+use super::{minded, read_until, say_to, stop_with_it, wait_for};
 use crate::proc::Proc;
 use crate::sys;
 
@@ -171,6 +171,9 @@ pub fn wait_until(child: &Child, reader: Option<RawFd>, done: impl Fn() -> bool)
             let fatal = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
             if fatal.iter().any(|signal| *signal as c_int == number) {
                 return Ok(Waited::Signal(number));
+            }
+            if number == Signal::SIGTSTP as c_int {
+                stop_with_it()?;
             }
         }
         if ready.get(2) == Some(&true) {

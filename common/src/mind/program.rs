@@ -4,16 +4,14 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::libc::c_int;
 use nix::poll::PollFlags;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::Mode;
-use nix::unistd::{Pid, getpid, getsid};
+use nix::unistd::{getpid, getsid};
 
 use super::child::{Child, signal};
-use super::{heard, minded, ready_within, send, wait_for};
+use super::{heard, minded, ready_within, send, stop_with_it, wait_for};
 use crate::front::Front;
 use crate::proc::Proc;
 use crate::ready::Ready;
@@ -211,21 +209,6 @@ impl<'a> Minder<'a> {
 /// Whether a signal is what the kernel says of a child; anybody may send SIGCHLD.
 fn is_news(number: c_int, code: i32) -> bool {
     number == Signal::SIGCHLD as c_int && code > 0
-}
-
-/// The program has stopped. On a terminal the shell must see its whole job
-/// stopped, by whatever means; SIGCONT comes through the loop when it is
-/// continued. Without one nobody would ever continue us: we go on waiting.
-///
-/// # Errors
-/// None in practice.
-pub(crate) fn stop_with_it() -> Result<()> {
-    if is_job() { kill(Pid::from_raw(0), Signal::SIGSTOP) } else { Ok(()) }
-}
-
-/// Whether there is a terminal whose shell could continue us.
-pub(crate) fn is_job() -> bool {
-    open("/dev/tty", OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty()).is_ok()
 }
 
 /// Is the init of a pid namespace: reaps what is left to it, hands every signal
