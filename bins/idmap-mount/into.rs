@@ -1,5 +1,6 @@
 //! Attaching in the mount namespace of a target, by a child that goes there.
 
+use std::ffi::OsStr;
 use std::rc::Rc;
 
 use common::cli::Args;
@@ -15,13 +16,13 @@ use common::target::{self, Target};
 use common::word::quote_all;
 
 /// The DEST of `--into`, looked up in the target's own root directory.
-pub(crate) fn place(target: &Target, path: &std::ffi::OsStr, proc: &Proc) -> Result<Place> {
+pub(crate) fn place(target: &Target, path: &OsStr, proc: &Proc) -> Result<Place> {
     let root = target::files::root(proc, target)?;
     Place::within(&root, path, &target.address.to_string())
 }
 
 /// How the child gets there with the tree.
-pub(crate) enum Way {
+enum Way {
     /// By the privilege of this process.
     Root,
     /// The same, and what is asked for is out of the container's reach.
@@ -34,18 +35,20 @@ pub(crate) enum Way {
 impl Way {
     /// # Errors
     /// `--locked` where nothing locks.
-    pub(crate) fn of(args: &Args, target: &Target, asked: &Idmap, proc: &Proc) -> Result<Way> {
+    fn of(args: &Args, target: &Target, asked: &Idmap, proc: &Proc) -> Result<Way> {
         let theirs = target::files::namespace_of(proc, target, Kind::User)?;
         let shared = theirs == proc.ns_id("self", Kind::User);
         if args.flag("locked") {
-            if shared {
-                let who = target.address;
-                let text = format!(
-                    "--locked: {who} is in our own user namespace, and nothing is locked to whoever is root there"
-                );
-                return Err(Failure::usage(text));
-            }
-            return Ok(Way::Locked);
+            let who = target.address;
+            let what = if shared {
+                format!("{who} is in")
+            } else if target::files::mounts_are_ours(proc, target)? {
+                format!("the mounts of {who} belong to")
+            } else {
+                return Ok(Way::Locked);
+            };
+            let rule = "our own user namespace, and nothing is locked to whoever is root there";
+            return Err(Failure::usage(format!("--locked: {what} {rule}")));
         }
         let able = proc.own().can(CAP_SYS_ADMIN);
         Ok(if able || shared || asked.maps.is_some() { Way::Root } else { Way::Owner })
@@ -56,9 +59,9 @@ impl Way {
 /// `look` are those that come before.
 ///
 /// # Errors
-/// Those of `ns::Effect::to_mounts`.
+/// Those of `Way::of` and `ns::Effect::to_mounts`.
 pub(crate) fn steps(
-    way: &Way,
+    args: &Args,
     target: &Rc<Target>,
     mut asked: Idmap,
     at: At,
@@ -69,9 +72,9 @@ pub(crate) fn steps(
     let mut inside = Plan::default();
     inside.push(own::Effect::Undumpable);
     let recursive = asked.recursive;
-    match way {
+    match Way::of(args, target, &asked, proc)? {
         Way::Root => {
-            let plain = without_map(target, &asked, &at, proc);
+            let plain = without_map(args, target, &asked, &at, proc);
             asked.steps(proc, &mut plan);
             if let Some(command) = plain {
                 advise(command, &mut plan);
@@ -104,12 +107,13 @@ pub(crate) fn steps(
     Ok(plan)
 }
 
-/// What the owner of a container can do in place of what he cannot.
-fn without_map(target: &Target, asked: &Idmap, at: &At, proc: &Proc) -> Option<String> {
+/// What the owner of a container can do in place of what he cannot; in a
+/// pipeline it is gone by then, and the next one has its name, too.
+fn without_map(args: &Args, target: &Target, asked: &Idmap, at: &At, proc: &Proc) -> Option<String> {
     let (At::Place(place) | At::Beneath(place)) = at else { return None };
     let owner = target::files::owner_of_user_namespace(proc, target) == Some(proc.own().uid[1]);
-    let paths = quote_all(&[&asked.source.path, &place.path]);
-    (owner && !proc.own().can(CAP_SYS_ADMIN)).then(|| format!("idmap-mount --into {} --plain {paths}", target.address))
+    let words = quote_all(&[&args.value("into")?, OsStr::new("--plain"), &asked.source.path, &place.path]);
+    (owner && !proc.own().can(CAP_SYS_ADMIN)).then(|| format!("idmap-mount --into {words}"))
 }
 
 fn advise(command: String, plan: &mut Plan) {

@@ -263,11 +263,10 @@ impl Job {
         let target = Rc::new(Target::open(&self.proc, address)?);
         let place = into::place(&target, dest, &self.proc)?;
         self.same_kind(&place)?;
-        let way = into::Way::of(args, &target, &asked, &self.proc)?;
         let maps = |kind| Map::new(self.proc.map(&target.who(), kind).unwrap_or_default()).ok();
         let eyes = maps(Kind::Uid).zip(maps(Kind::Gid)).map(|(uid, gid)| (address.pid.to_string(), Both { uid, gid }));
         let (look, told) = self.look(&asked, eyes.as_ref());
-        let mut plan = into::steps(&way, &target, asked, at(args, place), &self.proc, look)?;
+        let mut plan = into::steps(args, &target, asked, at(args, place), &self.proc, look)?;
         plan.steps.extend(told.steps);
         Ok(plan)
     }

@@ -238,6 +238,15 @@ pub fn owner_of_mounts(proc: &Proc, target: &Target) -> Result<Option<OwnedFd>> 
     Ok(between.then_some(owner))
 }
 
+/// Whether the mounts of a target belong to our user namespace.
+///
+/// # Errors
+/// As `root`.
+pub fn mounts_are_ours(proc: &Proc, target: &Target) -> Result<bool> {
+    let mounts = namespace(proc, target, ns::Kind::Mnt)?;
+    Ok(sys::ns_owner(mounts.as_fd()).is_ok_and(|owner| is_ours(proc, &owner, ns::Kind::User)))
+}
+
 /// Whether an open namespace is the one of `kind` that we are in.
 pub fn is_ours(proc: &Proc, ns: &OwnedFd, kind: ns::Kind) -> bool {
     fstat(ns).ok().map(|s| s.st_ino) == proc.ns_id("self", kind)
