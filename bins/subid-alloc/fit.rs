@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use common::cli::Args;
 use common::fail::{Because, Errno, Failure, Result};
 use common::id::{Both, Extent, Kind, Range, subject, without};
+use common::path::Place;
 use common::preset::{Me, Preset, granting, maps};
 use common::survey::merged;
 use common::target;
@@ -105,11 +106,11 @@ fn remedy(needs: &Needs, preset: Preset, me: &Me) -> String {
 // ---- a tree ----
 
 fn in_path(path: &Path, again: &str) -> Result<Needs> {
-    let said = |e: std::io::Error| failure(&format!("read {}", quote(path)), &e);
-    if fs::metadata(path).map_err(said)?.is_dir() {
+    if Place::at(path.as_os_str())?.is_directory {
         return in_tree(path);
     }
-    in_archive(File::open(path).map_err(said)?, path.as_os_str(), Some(again))
+    let opened = File::open(path).map_err(|e| failure(&format!("read {}", quote(path)), &e))?;
+    in_archive(opened, path.as_os_str(), Some(again))
 }
 
 /// Everything below `root` that is on its file system.

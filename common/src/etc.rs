@@ -19,6 +19,7 @@ use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
 use crate::fail::{Because, Errno, Failure, Result};
+use crate::path::not_opened;
 use crate::proc::read_all;
 use crate::sys;
 
@@ -56,7 +57,7 @@ impl Etc {
     pub fn open(root: Option<&Path>) -> Result<Etc> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let shown = root.unwrap_or(Path::new("/")).join("etc");
-        let said = |e| Failure::os(format!("open {}", shown.display()), e);
+        let said = |e| not_opened(shown.as_os_str(), e);
         let root = root.map(|root| open(root, flags | OFlag::O_PATH, Mode::empty())).transpose().map_err(said)?;
         let dir = match &root {
             None => open("/etc", flags, Mode::empty()),

@@ -290,19 +290,26 @@ fn not_attached(tree: BorrowedFd<'_>, at: &OsStr, errno: Errno) -> Refusal {
 /// A place that is there and cannot be had, with its reason: a symbolic link to
 /// nothing in the new root, no directory, or one on the way that is closed.
 fn not_had(root: BorrowedFd<'_>, path: &OsStr, errno: Errno) -> Refusal {
-    let link = || {
-        let (parent, name) = (Path::new(path).parent()?, Path::new(path).file_name()?);
-        let parent = if parent.as_os_str().is_empty() { Path::new("/") } else { parent };
-        let parent = sys::open_in_root(root, &c(parent), libc::O_PATH | libc::O_DIRECTORY, 0).ok()?;
-        let to = readlinkat(&parent, name).ok()?;
-        Some(Because::new(format!("it is a symbolic link to {}, which is not in the new root", quote(to))))
+    let called = |at: &Path| if at == Path::new(path) { "it".to_owned() } else { there(at.as_os_str()) };
+    let missing = || {
+        let look = |at: &Path| sys::open_in_root(root, &c(at), libc::O_PATH, 0);
+        let at = Path::new(path).ancestors().filter(|at| look(at).err() == Some(Errno::ENOENT));
+        let at = at.filter(|at| !at.as_os_str().is_empty()).last()?;
+        let parent = at.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("/"));
+        let name = at.file_name()?;
+        match readlinkat(&look(parent).ok()?, name) {
+            Ok(to) => Some(format!("{} is a symbolic link to {}, which is not in the new root", called(at), quote(to))),
+            Err(e) => {
+                (e == Errno::ENOENT).then(|| format!("{} has no entry {}", there(parent.as_os_str()), quote(name)))
+            }
+        }
+        .map(Because::new)
     };
     let file = || {
         // The deepest that there is.
         let look = |at: &Path| Some((at.to_owned(), sys::open_in_root(root, &c(at), libc::O_PATH, 0).ok()?));
         let (at, found) = Path::new(path).ancestors().find_map(look)?;
-        let name = if at == Path::new(path) { "it".to_owned() } else { there(at.as_os_str()) };
-        (is_directory(&found) == Ok(false)).then(|| Because::new(format!("{name} is no directory")))
+        (is_directory(&found) == Ok(false)).then(|| Because::new(format!("{} is no directory", called(&at))))
     };
     let closed = || {
         let look = |path: &Path| sys::open_in_root(root, &c(path), libc::O_PATH, 0);
@@ -318,7 +325,7 @@ fn not_had(root: BorrowedFd<'_>, path: &OsStr, errno: Errno) -> Refusal {
         Some(because.remedy_if(outside.map(|path| path::searchable(Path::new(&path), Some(stat.st_uid)))))
     };
     let reasons: [(Errno, &dyn Fn() -> Option<Because>); 3] =
-        [(Errno::ENOENT, &link), (Errno::ENOTDIR, &file), (Errno::EACCES, &closed)];
+        [(Errno::ENOENT, &missing), (Errno::ENOTDIR, &file), (Errno::EACCES, &closed)];
     let because = reasons.into_iter().find(|(of, _)| *of == errno).and_then(|(_, reason)| reason());
     Failure::os(format!("open {}", there(path)), errno).because(because).into()
 }

@@ -13,6 +13,7 @@ use nix::unistd::{chdir, isatty, pipe2};
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Failure};
 use crate::id::{Both, Kind, Map};
+use crate::path;
 use crate::proc::{CAP_SETGID, CAP_SETUID, Proc, Status};
 use crate::sys;
 
@@ -208,7 +209,12 @@ fn settle(me: &Both<u32>, hands: &mut Hands) -> Done {
 }
 
 fn go(path: &std::path::Path, same: Option<(u64, u64)>) -> Done {
-    chdir(path)?;
+    chdir(path).map_err(|e| {
+        // From where this process is by now; a command would be one outside.
+        let because = Proc::open().ok().and_then(|proc| path::reason(path.as_os_str(), e, &proc));
+        let because = because.map(|because| Because::new(because.text));
+        Failure::os(Effect::Chdir(path.into(), same).act(), e).because(because)
+    })?;
     let Some(wanted) = same else { return Ok(()) };
     let here = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).and_then(fstat)?;
     if (here.st_dev, here.st_ino) == wanted {

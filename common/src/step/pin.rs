@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use super::{Done, Facts, Hands, Refusal, Step};
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::ns::Kind;
+use crate::path::{not_opened, reason};
 use crate::proc::Proc;
 use crate::sys;
 use crate::word::{quote, sudo};
@@ -65,12 +66,14 @@ pub fn check(file: &OsString) -> Result<()> {
         Err(e) => {
             let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
             let parent = std::path::Path::new(file).parent();
-            let there = errno == Errno::ENOENT && parent.is_none_or(|p| p.as_os_str().is_empty() || p.is_dir());
-            let because = there.then(|| {
-                Because::new("a namespace is pinned over a file that is there already")
-                    .remedy(format!("touch {}", quote(file)))
-            });
-            Err(said(errno).because(because))
+            let there = errno == Errno::ENOENT
+                && !file.as_bytes().ends_with(b"/")
+                && parent.is_none_or(|p| p.as_os_str().is_empty() || p.is_dir());
+            if !there {
+                return Err(not_opened(file, errno));
+            }
+            let because = Because::new("a namespace is pinned over a file that is there already");
+            Err(said(errno).because(Some(because.remedy(format!("touch {}", quote(file))))))
         }
     }
 }
@@ -135,7 +138,8 @@ impl Effect {
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
             Effect::Pin(..) | Effect::Unpin(_) if errno == Errno::EPERM => facts.may_not_mount(),
-            Effect::Pin(..) | Effect::Newer(_) | Effect::Unpin(_) => None,
+            Effect::Unpin(file) => reason(file, errno, facts.proc),
+            Effect::Pin(..) | Effect::Newer(_) => None,
         }
     }
 }
