@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
 use common::cli::{Args, Opt, flag, opt, valued};
-use common::fail::Result;
-use common::id::{self, Both, Kind};
+use common::fail::{Failure, Result};
+use common::id::{self, Both, Kind, Range};
 use common::plan::Plan;
-use common::preset::{Me, granted};
+use common::preset::{Me, granted, guard_root};
 use common::proc::Proc;
 use common::step::{own, program};
 use common::user;
@@ -44,16 +44,18 @@ pub(crate) fn words(args: &Args, owner: Option<&Me>, proc: &Proc) -> Result<Vec<
     } else {
         "subids"
     };
+    let guard = |kind, ranges: &[Range]| match kind {
+        Kind::Uid => guard_root(ranges.iter().copied(), proc, args.flag("host-root")),
+        Kind::Gid => Ok(()),
+    };
     let mut alone = Both { uid: true, gid: true };
     for kind in Kind::BOTH {
         let before = words.len();
         let letter = if kind == Kind::Uid { "u" } else { "g" };
-        let own = Me::nameless().own;
-        let one = args.value(if kind == Kind::Uid { "map-user" } else { "map-group" });
-        if let Some(word) = one {
-            let known = if kind == Kind::Uid { word.to_str().and_then(user::named) } else { None };
-            let id = known.map_or_else(|| word.to_string_lossy().into_owned(), |user| user.uid.to_string());
-            words.push(format!("{letter}:{id}:{}:1", own.of(kind)).into());
+        let own = Range { first: *Me::nameless().own.of(kind), count: 1 };
+        if let Some(inside) = inside(args, kind)? {
+            guard(kind, &[own])?;
+            words.push(format!("{letter}:{inside}:{}:1", own.first).into());
         }
         let mut given = args.values(if kind == Kind::Uid { "map-users" } else { "map-groups" });
         given.extend(args.flag("map-auto").then(|| "auto".into()));
@@ -64,15 +66,15 @@ pub(crate) fn words(args: &Args, owner: Option<&Me>, proc: &Proc) -> Result<Vec<
                     words.push(format!("{letter}:{subids}").into());
                     *alone.of_mut(kind) = false;
                 }
-                Some("subids") => {
-                    let me = owner.cloned().unwrap_or_else(Me::now);
-                    let ranges = granted(&me)?;
-                    let same = ranges.of(kind).iter().map(|r| format!("{letter}:{0}:{0}:{1}", r.first, r.count));
-                    words.extend(same.map(OsString::from));
-                }
-                Some("all") => {
-                    let all = proc.map("self", kind).unwrap_or_default();
-                    words.extend(all.iter().map(|e| format!("{letter}:{0}:{0}:{1}", e.inside, e.count).into()));
+                Some(name @ ("subids" | "all")) => {
+                    let ranges = if name == "all" {
+                        proc.map("self", kind).unwrap_or_default().iter().map(|e| e.inside()).collect()
+                    } else {
+                        let me = owner.cloned().unwrap_or_else(Me::now);
+                        std::mem::take(granted(&me, &[kind])?.of_mut(kind))
+                    };
+                    guard(kind, &ranges)?;
+                    words.extend(ranges.iter().map(|r| format!("{letter}:{0}:{0}:{1}", r.first, r.count).into()));
                 }
                 Some(map) => words.push(format!("{letter}:{map}").into()),
                 None => return Err(CLI.usage("--map-users: INSIDE:OUTSIDE:COUNT, auto, subids or all")),
@@ -80,7 +82,8 @@ pub(crate) fn words(args: &Args, owner: Option<&Me>, proc: &Proc) -> Result<Vec<
         }
         // unshare leaves what nobody named unmapped, whose owner is nobody then.
         if words.len() == before && maps(args) && !root && !same && args.values("map").is_empty() {
-            words.push(format!("{letter}:{0}:{0}:1", own.of(kind)).into());
+            guard(kind, &[own])?;
+            words.push(format!("{letter}:{0}:{0}:1", own.first).into());
         }
     }
     let me = if root { Some("root") } else { same.then_some("same") };
@@ -91,6 +94,19 @@ pub(crate) fn words(args: &Args, owner: Option<&Me>, proc: &Proc) -> Result<Vec<
         (false, false) => None,
     }));
     Ok(words)
+}
+
+/// The id that --map-user or --map-group makes of the own one.
+fn inside(args: &Args, kind: Kind) -> Result<Option<u32>> {
+    let option = if kind == Kind::Uid { "map-user" } else { "map-group" };
+    let Some(word) = args.value(option) else { return Ok(None) };
+    let number = id::one(word.as_bytes());
+    let named = || word.to_str().and_then(user::named).map(|user| user.uid);
+    let (id, what) = match kind {
+        Kind::Uid => (number.or_else(named), "there is no user"),
+        Kind::Gid => (number, "not a gid:"),
+    };
+    id.map(Some).ok_or_else(|| Failure::usage(format!("--{option}: {what} {}", quote(&word))))
 }
 
 /// The ids that the program gets last of all.

@@ -59,7 +59,7 @@ pub(crate) fn fit(args: &Args) -> Result<Outcome> {
         None => in_path(Path::new(&word), &again(args, &["fit"]))?,
     };
     // Without any sub-ids the single map is all that there is.
-    let maps = maps(preset, &me).or_else(|_| maps(Preset::Root, &me))?;
+    let maps = maps(preset, &me, &Kind::BOTH).or_else(|_| maps(Preset::Root, &me, &Kind::BOTH))?;
     let mut text = String::new();
     let mut lacks = Vec::new();
     for kind in Kind::BOTH {

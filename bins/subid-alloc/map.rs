@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use common::cli::Args;
 use common::fail::{Because, Failure, Result};
-use common::id::{Both, Extent, Kind};
+use common::id::{Both, Extent, Kind, Range};
 use common::lease::{self, Lease};
 use common::plan::{Plan, clone};
 use common::preset::{self, Me, Preset, granted, granting, guard_root, maps};
@@ -68,8 +68,9 @@ pub(crate) fn map(args: &Args) -> Result<Outcome> {
     // Our own work, while the stage before us does its own; but what that says
     // comes first.
     let maps = me(args).and_then(|me| {
-        guard_root(preset, &me, &proc, args.flag("host-root"))?;
-        maps(preset, &me)
+        let made = maps(preset, &me, &Kind::BOTH)?;
+        guard_root(made.uid.iter().map(|e| e.outside()), &proc, args.flag("host-root"))?;
+        Ok(made)
     });
     let before = before(args)?;
     let mut plan = Plan::default();
@@ -100,10 +101,13 @@ pub(crate) fn cut(args: &Args) -> Result<Outcome> {
     let proc = Rc::new(Proc::open()?);
     let before = before(args)?;
     let me = Me::now();
-    guard_root(preset, &me, &proc, args.flag("host-root"))?;
+    // Of all that the slice can be of: a lock leaves a file.
+    let granted = granted(&me, &Kind::BOTH)?;
+    let most = preset.maps(&me.own, &granted);
+    guard_root(most.uid.iter().map(|e| e.outside()), &proc, args.flag("host-root"))?;
     let mut plan = Plan::default();
     let holder = holder(&before, &proc, &mut plan.dry)?;
-    let lease = Rc::new(take(&me, count)?);
+    let lease = Rc::new(take(&me, granted, count)?);
     let slice = Both { uid: vec![lease.ranges.uid], gid: vec![lease.ranges.gid] };
     let stream = with_maps(before, &preset.maps(&me.own, &slice));
     match with {
@@ -125,8 +129,7 @@ pub(crate) fn cut(args: &Args) -> Result<Outcome> {
 
 /// A slice of what `me` has been granted. Taken while planning, as every lock
 /// is; a dry run lets go of it at once.
-fn take(me: &Me, count: u32) -> Result<Lease> {
-    let mut granted = granted(me)?;
+fn take(me: &Me, mut granted: Both<Vec<Range>>, count: u32) -> Result<Lease> {
     for kind in Kind::BOTH {
         // Lines that touch are one range to newuidmap(1).
         *granted.of_mut(kind) = merged(granted.of(kind));

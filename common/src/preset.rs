@@ -59,12 +59,6 @@ impl Preset {
         matches!(self, Preset::Root | Preset::Same)
     }
 
-    /// Whether it maps the own id: for uid 0 of the initial user namespace that
-    /// puts the real root inside.
-    pub fn maps_me(self) -> bool {
-        self != Preset::Subids
-    }
-
     /// The extents for both kinds of ids: `own`, and `granted` in their order.
     pub fn maps(self, own: &Both<u32>, granted: &Both<Vec<Range>>) -> Both<Vec<Extent>> {
         let of = |kind| self.extents(*own.of(kind), granted.of(kind));
@@ -148,26 +142,30 @@ impl Me {
     }
 }
 
-/// The maps of `preset` for `me`.
+/// The maps of `preset` for `me`, for these kinds of ids.
 ///
 /// # Errors
-/// There are no subordinate ids, or they cannot be found out.
-pub fn maps(preset: Preset, me: &Me) -> Result<Both<Vec<Extent>>> {
-    let granted = if preset.is_single() { Both::default() } else { granted(me)? };
-    Ok(preset.maps(&me.own, &granted))
+/// There are no subordinate ids of a kind, or they cannot be found out.
+pub fn maps(preset: Preset, me: &Me, kinds: &[Kind]) -> Result<Both<Vec<Extent>>> {
+    let granted = if preset.is_single() { Both::default() } else { granted(me, kinds)? };
+    let mut made = Both::<Vec<Extent>>::default();
+    for kind in kinds {
+        *made.of_mut(*kind) = preset.extents(*me.own.of(*kind), granted.of(*kind));
+    }
+    Ok(made)
 }
 
-/// What has been granted to `me`, at least one id of each kind.
+/// What has been granted to `me`, at least one id of each of these kinds.
 ///
 /// # Errors
-/// There are no subordinate ids, or they cannot be found out.
-pub fn granted(me: &Me) -> Result<Both<Vec<Range>>> {
+/// There are no subordinate ids of a kind, or they cannot be found out.
+pub fn granted(me: &Me, kinds: &[Kind]) -> Result<Both<Vec<Range>>> {
     let mut granted = Both::<Vec<Range>>::default();
     let grants = Grants::of(&me.user)?;
-    for kind in Kind::BOTH {
-        *granted.of_mut(kind) = grants.read(kind)?;
-        if granted.of(kind).is_empty() {
-            return Err(none(me, kind));
+    for kind in kinds {
+        *granted.of_mut(*kind) = grants.read(*kind)?;
+        if granted.of(*kind).is_empty() {
+            return Err(none(me, *kind));
         }
     }
     Ok(granted)
@@ -177,8 +175,8 @@ pub fn granted(me: &Me) -> Result<Both<Vec<Range>>> {
 /// one after the other, not yet proven lawful.
 ///
 /// # Errors
-/// Wrong usage; there are no subordinate ids; the real root would be inside,
-/// and `host_root` is not said.
+/// Wrong usage; there are no subordinate ids; a preset would put the real root
+/// inside, and `host_root` is not said.
 pub fn from_words(words: &[OsString], proc: &Proc, host_root: bool) -> Result<Both<Vec<Extent>>> {
     from_words_of(None, words, proc, host_root)
 }
@@ -204,8 +202,8 @@ pub fn from_words_of(
             // Who has the own id is nobody's business where it is all there is.
             let me = || if preset.is_single() { Me::nameless() } else { Me::now() };
             let me = other.cloned().unwrap_or_else(me);
-            guard_root(preset, &me, proc, host_root)?;
-            let made = maps(preset, &me)?;
+            let made = maps(preset, &me, kinds)?;
+            guard_root(made.uid.iter().map(|e| e.outside()), proc, host_root)?;
             kinds.iter().for_each(|kind| all.of_mut(*kind).extend_from_slice(made.of(*kind)));
             continue;
         }
@@ -279,13 +277,14 @@ pub fn granting(me: &Me, count: Option<u64>, enough: impl Fn(&Both<Vec<Range>>) 
     enough(&room).then(|| format!("{sudo}subid-alloc --nested {name}{but}"))
 }
 
-/// Refuses what would put uid 0 of the initial user namespace inside: it would
-/// be the real root there, whatever the namespace takes from it.
+/// Refuses outside uids, of a map that nobody wrote out, that would put uid 0
+/// of the initial user namespace inside: it would be the real root there,
+/// whatever the namespace takes from it.
 ///
 /// # Errors
-/// `preset` maps the own id, this is that uid, and it was not said aloud.
-pub fn guard_root(preset: Preset, me: &Me, proc: &Proc, host_root: bool) -> Result<()> {
-    if host_root || me.own.uid != 0 || !preset.maps_me() || !proc.in_initial()? {
+/// It is among them, and was not said aloud.
+pub fn guard_root(mut uids: impl Iterator<Item = Range>, proc: &Proc, host_root: bool) -> Result<()> {
+    if host_root || !uids.any(|range| range.has(0)) || !proc.in_initial()? {
         return Ok(());
     }
     Err(Failure::usage(
