@@ -265,6 +265,7 @@ fn the_privileged_room_is_small() {
         "target",
         "target/why",
         "user",
+        "word",
     ];
     assert!(uses.iter().all(|m| may.contains(&m.as_str())), "{uses:?}");
     assert!(!uses.contains("helper") && !uses.contains("plan"));

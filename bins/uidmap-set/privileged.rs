@@ -32,6 +32,7 @@ use common::sys;
 use common::target::Target;
 use common::target::why::untouchable;
 use common::user::{Entry, entries};
+use common::word::quote;
 
 /// What this process is, once the kernel has started it.
 pub(crate) enum Standing {
@@ -105,9 +106,10 @@ fn not_laid_down(e: Errno) -> ! {
 
 fn look_around() -> Result<Standing> {
     let (uid, gid) = sys::only_ids().ok_or_else(|| {
+        let run = std::fs::read_link("/proc/self/exe").ok();
         let because =
             Because::new("its real and effective ids differ: it is to have file capabilities, and no set-id bit")
-                .remedy("sudo chmod ug-s \"$(command -v uidmap-set)\"");
+                .remedy_if(run.map(|file| format!("sudo chmod ug-s {}", quote(&file))));
         Failure::refused("serve the caller: not allowed").because(Some(because))
     })?;
     let nsswitch = text_if_there("/etc/nsswitch.conf")?;
