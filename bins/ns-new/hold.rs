@@ -83,7 +83,7 @@ pub(crate) fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Out
         let note = move || {
             let other_way = detached(&asked, &proc);
             format!(
-                "ns-new: nobody has entered yet. This waits for the reader of its records: a filter between the stages must not hold them back (sed -u), and without a reader it is {other_way}\n"
+                "ns-new: nobody has attached (ns-enter -). This waits for the reader of its records: a filter between the stages must not hold them back (sed -u), and without a reader it is {other_way}\n"
             )
         };
         plan.push(end::Effect::LingerOverChild(life, Box::new(note)));
