@@ -13,10 +13,10 @@ use nix::sys::stat::makedev;
 
 use super::tree::why;
 use super::{Facts, Refusal};
-use crate::fail::{Again, Because, Errno};
+use crate::fail::{Again, Because, Errno, Failure};
 use crate::id::{Kind as IdKind, number};
 use crate::ns::{INITIAL_USER, Kind};
-use crate::proc::Mount;
+use crate::proc::{Mount, Proc};
 use crate::sys;
 use crate::word::quote;
 
@@ -72,7 +72,7 @@ pub(super) fn refused(
         return None;
     }
     let own = match fstype {
-        "proc" | "sysfs" => revealing(fstype, attributes, facts),
+        "proc" | "sysfs" => another(fstype, facts).or_else(|| revealing(fstype, attributes, facts)),
         "mqueue" => facts.foreign(Kind::Ipc),
         "cgroup" => facts.foreign(Kind::Cgroup).or_else(|| hierarchy(options, facts)),
         "cgroup2" => facts.foreign(Kind::Cgroup),
@@ -167,10 +167,6 @@ const MOUNT_POINTS: [&str; 17] = [
 /// fs/namespace.c. In a user namespace one has to be visible already, without a
 /// locked cover on anything, and not with less rights than the new one.
 fn revealing(fstype: &str, attributes: u64, facts: &Facts<'_>) -> Option<Because> {
-    let foreign = if fstype == "proc" { foreign_pid(facts) } else { facts.foreign(Kind::Net) };
-    if foreign.is_some() {
-        return foreign;
-    }
     let mounts = facts.proc.mounts(facts.who);
     let whole: Vec<&Mount> = mounts.iter().filter(|m| m.fstype == fstype && m.root == "/").collect();
     if whole.is_empty() {
@@ -188,6 +184,28 @@ fn revealing(fstype: &str, attributes: u64, facts: &Facts<'_>) -> Option<Because
     let there = mounts.iter().rfind(|m| m.point == at).is_some_and(|m| m.fstype == fstype);
     let because = Because::new(format!("the {fstype} that is visible here is {text}"));
     Some(if there { because.again(Again::Word(old, new)) } else { because })
+}
+
+/// The namespace that a proc or sysfs shows is not for us.
+fn another(fstype: &str, facts: &Facts<'_>) -> Option<Because> {
+    if fstype == "proc" { foreign_pid(facts) } else { facts.foreign(Kind::Net) }
+}
+
+/// The refusal of a new proc or sysfs with its reason, if that is what is
+/// visible: which covers are locked only who is in their mount namespace can
+/// try out, and a parent may look for reasons from another.
+pub(super) fn tried_here(refusal: Refusal, act: String, fstype: &str, attributes: u64) -> Refusal {
+    let found = || {
+        let proc = Proc::open().ok()?;
+        let facts = Facts { proc: &proc, who: "self", child: None, root: None, cwd: None, path: None };
+        if another(fstype, &facts).is_some() {
+            return None;
+        }
+        let because = revealing(fstype, attributes, &facts)?;
+        Some(Failure::os(act, Errno::EPERM).because(Some(because)).into())
+    };
+    let asked = matches!(refusal, Refusal::Os(Errno::EPERM, _)) && ["proc", "sysfs"].contains(&fstype);
+    if asked { found().unwrap_or(refusal) } else { refusal }
 }
 
 /// A pid namespace is for children: who has made one is not in it.

@@ -147,7 +147,8 @@ impl Effect {
             Effect::New { fstype, options, attributes, at } => {
                 let place = directory_in(root, at)?;
                 apart(root, &place)?;
-                let tree = new_mount(&c(fstype), options, *attributes)?;
+                let tree = new_mount(&c(fstype), options, *attributes)
+                    .map_err(|refusal| fs::tried_here(refusal, self.act(), fstype, *attributes))?;
                 Ok(sys::move_mount(tree.as_fd(), place.as_fd(), false)?)
             }
             Effect::Attach { at, directory } => {

@@ -121,7 +121,8 @@ impl Effect {
             Effect::Proc(at) => {
                 let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
                 let place = open(at.as_os_str(), flags, Mode::empty()).map_err(|e| not_opened(at, e))?;
-                let tree = new_mount(c"proc", &[], HARMLESS)?;
+                let tree = new_mount(c"proc", &[], HARMLESS);
+                let tree = tree.map_err(|refusal| fs::tried_here(refusal, self.act(), "proc", HARMLESS))?;
                 Ok(sys::move_mount(tree.as_fd(), place.as_fd(), false)?)
             }
             Effect::Cover => cover_root(),
