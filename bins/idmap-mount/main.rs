@@ -115,8 +115,9 @@ fn decide(args: &Args) -> Result<Outcome> {
     // No process is there to be looked at.
     plan.dry = pid.is_some_and(|(address, _)| address.is_none());
     if let Some(stream) = stream.filter(|_| args.value("fd-exec").is_none()) {
-        let holder = pid.filter(|(_, holds)| *holds).and_then(|(address, _)| Target::open(&proc, address?).ok());
-        pass_on(&CLI, stream, holder.map(Rc::new), &mut plan);
+        let holder = pid.filter(|(_, holds)| *holds).and_then(|(address, _)| address);
+        let holder = holder.map(|address| Target::open(&proc, address).map(Rc::new)).transpose()?;
+        pass_on(&CLI, stream, holder, &mut plan);
     }
     Ok(Outcome::Plan(plan))
 }
