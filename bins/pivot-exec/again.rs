@@ -19,6 +19,8 @@ use common::word::{before_others, quote, quote_all, sudo};
 /// The command of a change that cures what this process was refused.
 pub(crate) fn command(again: &Again, proc: &Proc) -> Option<String> {
     match again {
+        // A new user namespace may map nothing that was mounted in another.
+        Again::Namespace('U') if words().iter().any(has_map) => None,
         Again::Namespace(letter) => below(Some(*letter), &words(), proc),
         Again::Entering(..) => None,
         Again::Word("", new) => below(None, &before_others(new), proc),
@@ -34,6 +36,11 @@ pub(crate) fn command(again: &Again, proc: &Proc) -> Option<String> {
 
 fn words() -> Vec<OsString> {
     std::env::args_os().collect()
+}
+
+/// Whether a word binds something with a map.
+fn has_map(word: &OsString) -> bool {
+    word.as_bytes().split(|b| b":,".contains(b)).any(|part| part.starts_with(b"idmap="))
 }
 
 /// With `new` in place of the word `old`, if there is one.
