@@ -45,9 +45,14 @@ impl Child {
 /// Those of kill(2).
 pub fn signal(child: &Child, number: c_int) -> Result<()> {
     match sys::pidfd_signal(child.fd.as_fd(), number) {
-        Err(e) if e != Errno::ESRCH => sys::signal_child(child.pid, number),
+        Err(e) if e != Errno::ESRCH || has_not_ended(child) => sys::signal_child(child.pid, number),
         other => other,
     }
+}
+
+fn has_not_ended(child: &Child) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::PIDFd(child.fd.as_fd()), flags) == Ok(WaitStatus::StillAlive)
 }
 
 /// Ends a child and waits until nothing of it is left: with a pid namespace
