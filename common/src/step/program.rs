@@ -16,7 +16,7 @@ use nix::unistd::{execve, execveat, fchdir};
 
 use super::exec;
 use super::{Done, Facts, Hands, Step};
-use crate::fail::{Again, Because, Errno, Exit};
+use crate::fail::{Again, Because, Errno, Exit, Failure};
 use crate::id::{Kind, number};
 use crate::ns;
 use crate::path;
@@ -215,7 +215,10 @@ impl Effect {
             Effect::Uid(id, keep) => {
                 sys::keep_capabilities(*keep)?;
                 sys::set_uid(*id)?;
-                if *keep || *id == 0 { Ok(()) } else { Ok(sys::clear_ambient()?) }
+                if *keep || *id == 0 {
+                    return Ok(());
+                }
+                Ok(sys::clear_ambient().map_err(|e| Failure::os("clear ambient capabilities", e))?)
             }
             Effect::Ambient(caps) => Ok(sys::only_ambient(*caps)?),
             Effect::NoNewPrivileges => Ok(nix::sys::prctl::set_no_new_privs()?),
