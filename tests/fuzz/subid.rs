@@ -43,8 +43,9 @@ fn shadow(line: &[u8]) -> Option<(&[u8], Range)> {
         return None;
     }
     let (start, count) = (strtoull(start, 0)?, strtoull(count, 0)?);
-    // A line may end with the last id, which is none of those that it grants.
-    let end = start.checked_add(count).filter(|end| *end <= 1 << 32)?.min(0xffff_ffff);
+    // A line may end with the last id, which is none of those that it grants; its
+    // numbers are of 32 bits.
+    let end = start.checked_add(count).filter(|end| *end <= 1 << 32 && count < 1 << 32)?.min(0xffff_ffff);
     Some((*owner, Range::new(start, end.checked_sub(start)?)?))
 }
 
