@@ -24,7 +24,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("mounted", &["fail", "id", "proc", "sys", "word"]),
     ("owners", &["fail", "id", "path", "word"]),
     ("ready", &["id", "ns", "proc", "sys"]),
-    ("mind", &["proc", "sys"]),
+    ("mind", &["sys"]),
     ("mind/child", &["proc", "sys"]),
     ("front", &["mind/child", "proc", "sys"]),
     ("mind/program", &["front", "proc", "ready", "sys"]),
@@ -34,6 +34,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("scan", &["fail", "look", "mounted", "ns", "proc", "sys"]),
     ("holder", &["lease", "mind", "mind/child", "sys"]),
     ("holder/door", &["mind", "sys"]),
+    ("holder/stage", &["mind", "mind/child", "sys"]),
     ("helper", &["fail", "mind", "sys"]),
     ("user", &["helper", "id", "proc"]),
     ("subid", &["fail", "helper", "id", "user", "word"]),
@@ -70,7 +71,10 @@ const MODULES: &[(&str, &[&str])] = &[
     ("step/own", &["step", "fail", "id", "mind", "path", "proc", "sys", "word"]),
     ("step/pin", &["step", "fail", "ns", "path", "proc", "sys", "word"]),
     ("step/file", &["step", "etc", "etc/lock", "fail", "word"]),
-    ("step/beside", &["step", "fail", "holder/door", "id", "mind", "mind/child", "proc", "sys", "target", "word"]),
+    (
+        "step/beside",
+        &["step", "fail", "holder/door", "holder/stage", "id", "mind", "mind/child", "sys", "target", "word"],
+    ),
     ("step/exec", &["step", "step/ns", "fail", "proc", "sys", "word"]),
     (
         "step/end",

@@ -20,17 +20,17 @@ use nix::poll::PollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{Shutdown, shutdown};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{chdir, getpid, setsid};
 
 use crate::lease::Lease;
 use crate::mind;
-use crate::mind::child::{self, Child};
+use crate::mind::child::Child;
 use crate::sys;
 
 pub mod door;
+pub mod stage;
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -98,76 +98,6 @@ impl Life {
     }
 }
 
-// ---- the parent of a holder ----
-
-/// Stays until the reader of standard output has gone, or the holder, and then
-/// ends that. Where nobody has attached after two seconds, nobody may ever:
-/// `$(...)` and `| while read` wait for us to end, as we wait for them. Then
-/// `note` is told, once.
-///
-/// # Errors
-/// Those of poll(2).
-pub fn linger(mask: &SigSet, child: &Child, life: &Life, note: &dyn Fn() -> String) -> Result<()> {
-    let mut said = None;
-    let over = wait_over(mask, child, life, note, &mut said);
-    if let Some(parent) = &life.parent {
-        // It ends its pid namespace first, which we cannot wait for ourselves.
-        let _ = shutdown(parent.as_raw_fd(), Shutdown::Write);
-        let _ = mind::ready_within(child.fd.as_fd(), PATIENCE);
-        while mind::ready_within(parent.as_fd(), 0) == Ok(true)
-            && let Ok(Some(byte)) = mind::heard(parent.as_fd())
-        {
-            said = word(byte).or(said);
-        }
-    }
-    child::end(child);
-    let signal = match said {
-        Some(ENDED) => None,
-        Some(signal) if signal != KILLED => Some(signal.into()),
-        // A filter between the stages that dies of a key takes all with it, which
-        // kills a program that had caught it.
-        killed => mind::key().or(killed.map(c_int::from)),
-    };
-    if let Some(signal) = signal {
-        mind::die_last(signal, mask);
-    }
-    over
-}
-
-/// What a byte from the holder says of a program's end: the signal that it died of,
-/// or ENDED.
-fn word(byte: u8) -> Option<u8> {
-    Some(byte).filter(|byte| ![HERE, NOT_YET, BESIDE].contains(byte))
-}
-
-/// Reads all that the holder says, which would wait for room otherwise.
-fn wait_over(
-    mask: &SigSet,
-    child: &Child,
-    life: &Life,
-    note: &dyn Fn() -> String,
-    said: &mut Option<u8>,
-) -> Result<()> {
-    mind::be_patient(mask)?;
-    let gone = [(sys::lend(1), PollFlags::empty()), (child.fd.as_fd(), PollFlags::POLLIN)];
-    let mut limit = Some(PATIENCE);
-    while let Some(parent) = &life.parent {
-        let ready = mind::wait_for(&[gone[0], gone[1], (parent.as_fd(), PollFlags::POLLIN)], limit)?;
-        if ready[0] || ready[1] {
-            return Ok(());
-        }
-        if !ready[2] {
-            mind::tell(&note());
-            limit = None;
-            continue;
-        }
-        let Some(byte) = mind::heard(parent.as_fd())? else { break };
-        limit = (byte == BESIDE).then_some(PATIENCE);
-        *said = word(byte).or(*said);
-    }
-    mind::wait_for(&gone, None).map(drop)
-}
-
 // ---- the first process of a pid namespace ----
 
 /// Reaps whatever is left to it, for ever: the holder, its parent, ends it.
@@ -232,7 +162,7 @@ pub fn hold(life: &Life, first: Option<Child>, report: &mut Option<OwnedFd>) -> 
     sys::close_from(if first.is_some() { lowest } else { lowest - 1 })?;
     let mut left = Vec::new();
     let (door, until, signals) = (sys::lend(DOOR + 1), sys::lend(DOOR + 2), sys::lend(DOOR + 3));
-    let _ = watch(door, until, signals, first.as_ref().map(|(_, fd)| *fd), &mut left);
+    let _ = watch(door, until, signals, first.as_ref().map(|(_, fd)| *fd), life.parent.is_some(), &mut left);
     if let Some((_, fd)) = first {
         if sys::pidfd_signal(fd, Signal::SIGKILL as c_int).is_ok() {
             // Reported only once nothing is left in its pid namespace.
@@ -261,6 +191,7 @@ fn watch(
     until: BorrowedFd<'_>,
     signals: BorrowedFd<'_>,
     first: Option<BorrowedFd<'_>>,
+    piped: bool,
     left: &mut Vec<Guest>,
 ) -> Result<()> {
     let mut guests: Vec<Guest> = Vec::new();
@@ -274,7 +205,12 @@ fn watch(
         let ready = mind::wait_for(&fds, limit)?;
         let over = ready[0] || (first.is_some() && ready[3]);
         let heard = if ready[2] { hear(signals)? } else { Heard::default() };
-        if over || heard.goes || (limit.is_some() && !ready[1] && !ready[2]) {
+        // In a pipeline it is for the program, if there is one (`stage::Parting`).
+        let passes_on = piped && !guests.is_empty();
+        for number in heard.ends.iter().filter(|_| passes_on) {
+            guests.iter().for_each(|guest| sys::pidfd_signal(guest.enterer.as_fd(), *number).unwrap_or_default());
+        }
+        if over || heard.goes || (!heard.ends.is_empty() && !passes_on) || (limit.is_some() && !ready[1] && !ready[2]) {
             // What the last one said before he left is for our parent.
             while mind::ready_within(door, 0)? && take_in(door, until, left)?.is_some() {}
             guests.iter().for_each(Guest::end_program);
@@ -345,6 +281,8 @@ fn tell(until: BorrowedFd<'_>, byte: u8) {
 struct Heard {
     /// To go.
     goes: bool,
+    /// That it is time to end: these.
+    ends: Vec<c_int>,
     /// That these are here; 0 stands for somebody of an outer pid namespace.
     knocked: Vec<i32>,
 }
@@ -363,9 +301,11 @@ fn hear(signals: BorrowedFd<'_>) -> Result<Heard> {
         }
         let info = sys::signal_info(&bytes);
         let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
-        heard.goes |= [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT].contains(&number);
-        if number == KNOCK {
-            heard.knocked.push(i32::try_from(info.ssi_pid).unwrap_or(0));
+        match number {
+            libc::SIGINT | libc::SIGQUIT => heard.goes = true,
+            libc::SIGTERM | libc::SIGHUP => heard.ends.push(number),
+            KNOCK => heard.knocked.push(i32::try_from(info.ssi_pid).unwrap_or(0)),
+            _ => {}
         }
     }
 }

@@ -1,7 +1,6 @@
 //! The only poll loop: whoever of nskit waits, waits here.
 //!
-//! * `holder` has its own loop, out of the same pieces.
-//! * `linger`: a stage that has done its work and stays as long as its reader.
+//! * `holder` and `holder::stage` have their own loops, out of the same pieces.
 //! * `program`: the parent of the program, which passes signals in and the exit
 //!   status out so that the two look like one process.
 //! * `child`: a child of ours that does one thing.
@@ -24,7 +23,6 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{Pid, read, write};
 
-use crate::proc::Proc;
 use crate::sys;
 
 pub mod child;
@@ -149,14 +147,12 @@ pub fn ready_within(fd: BorrowedFd<'_>, limit: u16) -> Result<bool> {
 ///
 /// # Errors
 /// Those of poll(2) and signalfd(2).
-pub fn told_to_end(fd: BorrowedFd<'_>, what: PollFlags, proc: &Proc) -> Result<Option<c_int>> {
+pub fn told_to_end(fd: BorrowedFd<'_>, what: PollFlags) -> Result<Option<c_int>> {
     let within = |limit: u16| Ok(wait_for(&[(fd, what)], Some(limit))?[0]);
     if within(100)? {
         return Ok(None);
     }
-    let signals = ending(proc)?;
-    let stops =
-        SignalFd::with_flags(&not_ignored(&[Signal::SIGTSTP], proc), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let (signals, stops) = (ending()?, waiting(not_ignored(&[Signal::SIGTSTP]))?);
     loop {
         let fds = [(fd, what), (signals.as_fd(), PollFlags::POLLIN), (stops.as_fd(), PollFlags::POLLIN)];
         let ready = wait_for(&fds, None)?;
@@ -198,14 +194,21 @@ pub fn is_job() -> bool {
 ///
 /// # Errors
 /// Those of signalfd(2).
-pub fn ending(proc: &Proc) -> Result<SignalFd> {
-    let ends = not_ignored(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT], proc);
-    SignalFd::with_flags(&ends, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+pub fn ending() -> Result<SignalFd> {
+    waiting(not_ignored(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]))
 }
 
-fn not_ignored(signals: &[Signal], proc: &Proc) -> SigSet {
-    let ignored = proc.own().ignored;
-    signals.iter().copied().filter(|signal| ignored >> (*signal as c_int - 1) & 1 == 0).collect()
+/// Those of `signals` that wait, being blocked, make this readable.
+///
+/// # Errors
+/// EMFILE, ENFILE.
+pub fn waiting(signals: SigSet) -> Result<SignalFd> {
+    SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+/// Without those that this process was told to ignore, which would wait as well.
+pub fn not_ignored(signals: &[Signal]) -> SigSet {
+    signals.iter().copied().filter(|signal| !sys::is_ignored(*signal as c_int)).collect()
 }
 
 /// How long a process may take to end once it has closed its files, and the kernel
@@ -290,24 +293,6 @@ pub fn heard(fd: BorrowedFd<'_>) -> Result<Option<u8>> {
 
 // ---- a stage of a pipeline ----
 
-/// Stays until the reader of standard output has gone, or `other` has (the
-/// holder, its pidfd).
-///
-/// # Errors
-/// Those of poll(2).
-pub fn linger(mask: &SigSet, other: Option<BorrowedFd<'_>>) -> Result<()> {
-    be_patient(mask)?;
-    // No event asked for: POLLERR and POLLHUP come all the same.
-    let mut fds = vec![(sys::lend(1), PollFlags::empty())];
-    fds.extend(other.map(|fd| (fd, PollFlags::POLLIN)));
-    wait_for(&fds, None)?;
-    // The first stage dies after us, then: `die_last`.
-    if key().is_none() {
-        leave();
-    }
-    Ok(())
-}
-
 /// Dies of signal `number`, as the program did, after the reader of standard output
 /// where that is a key's: a script goes on or not by how the last of its pipeline
 /// ended, and bash takes for that whoever it reaps last. The stages in the middle
@@ -337,14 +322,17 @@ const KEYS: [Signal; 2] = [Signal::SIGINT, Signal::SIGQUIT];
 /// # Errors
 /// None in practice.
 pub fn be_patient(mask: &SigSet) -> Result<()> {
-    KEYS.into_iter().fold(*mask, |mask, key| mask | key).thread_set_mask()
+    patient(mask).thread_set_mask()
+}
+
+/// A mask with which they wait.
+pub fn patient(mask: &SigSet) -> SigSet {
+    KEYS.into_iter().fold(*mask, |mask, key| mask | key)
 }
 
 /// The one that waits, if any; then it does no more.
 pub fn key() -> Option<c_int> {
-    let keys: SigSet = KEYS.into_iter().collect();
-    let waiting = SignalFd::with_flags(&keys, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
-    let info = waiting.and_then(|waiting| waiting.read_signal()).ok()??;
+    let info = waiting(not_ignored(&KEYS)).and_then(|keys| keys.read_signal()).ok()??;
     c_int::try_from(info.ssi_signo).ok()
 }
 

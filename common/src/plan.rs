@@ -261,7 +261,7 @@ fn be_child(steps: &[Step], hands: &mut Hands) -> Done {
 fn watch_child(steps: &[Step], hands: &mut Hands, ours: OwnedFd, proc: &Proc, told: bool) -> Done {
     let mut message = [0; MESSAGE];
     loop {
-        if let Some(signal) = mind::told_to_end(ours.as_fd(), PollFlags::POLLIN, proc)? {
+        if let Some(signal) = mind::told_to_end(ours.as_fd(), PollFlags::POLLIN)? {
             // It may be in a call that nothing ends: not to be waited for.
             hands.child.take().iter().for_each(|child| child::signal(child, SIGKILL).unwrap_or_default());
             hands.died = Some(signal);

@@ -163,14 +163,14 @@ impl Flow {
 
     /// Passes on what is still in there: what a program wrote last. Who else writes
     /// is not waited for. Answers the signal that ends us where nobody reads it.
-    fn empty(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, proc: &Proc) -> Result<Option<c_int>> {
+    fn empty(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<Option<c_int>> {
         let mut before = None;
         while before != Some(self.bytes.len()) && self.bytes.len() < Flow::HELD {
             before = Some(self.bytes.len());
             self.fill(from);
         }
         while !self.bytes.is_empty() {
-            if let Some(signal) = told_to_end(to, PollFlags::POLLOUT, proc)? {
+            if let Some(signal) = told_to_end(to, PollFlags::POLLOUT)? {
                 return Ok(Some(signal));
             }
             self.drain(to);
@@ -256,7 +256,7 @@ pub fn proxy(child: &Child, manner: &Manner<'_>, master: &OwnedFd, all: bool, pr
                     stop_with_it()?;
                 }
                 News::Ended(ended) => {
-                    let told = written.empty(master.as_fd(), output, proc)?;
+                    let told = written.empty(master.as_fd(), output)?;
                     return match written.failed {
                         Some(Errno::EPIPE) => Ok(Ended::Signal(Signal::SIGPIPE as c_int)),
                         Some(e) => Err(e),

@@ -58,13 +58,18 @@ static CHILD_IGNORED: AtomicBool = AtomicBool::new(false);
 /// start-up runs.
 extern "C" fn note_signals() {
     for (number, ignored) in [(libc::SIGPIPE, &PIPE_IGNORED), (libc::SIGCHLD, &CHILD_IGNORED)] {
-        // SAFETY: an all-zero sigaction is a valid value of this C struct.
-        let mut old: libc::sigaction = unsafe { std::mem::zeroed() };
-        // SAFETY: a null new action only asks; `old` is ours and large enough.
-        if unsafe { libc::sigaction(number, null(), from_mut(&mut old)) } == 0 {
-            ignored.store(old.sa_sigaction == libc::SIG_IGN, Ordering::Relaxed);
-        }
+        ignored.store(is_ignored(number), Ordering::Relaxed);
     }
+}
+
+/// Whether this process ignores signal `number`. One that is blocked comes all
+/// the same (signal(7)).
+pub fn is_ignored(number: c_int) -> bool {
+    // SAFETY: an all-zero sigaction is a valid value of this C struct.
+    let mut old: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: a null new action only asks; `old` is ours and large enough.
+    let n = unsafe { libc::sigaction(number, null(), from_mut(&mut old)) };
+    n == 0 && old.sa_sigaction == libc::SIG_IGN
 }
 
 // SAFETY: the C runtimes of glibc and musl call the functions listed in

@@ -65,7 +65,7 @@ impl Locked {
         let said = |e| Failure::os(format!("lock {}", etc.path(name)), e);
         let (lock, own) = (format!("{name}.lock"), format!("{name}.{}", std::process::id()));
         let number = format!("{}\0", std::process::id());
-        let signals = mind::ending(proc).map_err(said)?;
+        let signals = mind::ending().map_err(said)?;
         let file = etc.at(&own, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC, 0o600).map_err(said)?;
         let mut file = File::from(file);
         let written = file.write_all(number.as_bytes()).and_then(|()| file.sync_data()).map_err(errno);

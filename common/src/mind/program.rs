@@ -2,6 +2,7 @@
 //! two look like one process.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc::c_int;
@@ -29,8 +30,8 @@ pub enum Ended {
 
 /// How a program is minded.
 pub struct Manner<'a> {
-    /// Who has to outlive the program, else it is killed.
-    pub holder: Option<BorrowedFd<'a>>,
+    /// Who has to outlive the program, else it is killed: number and descriptor.
+    pub holder: Option<(i32, BorrowedFd<'a>)>,
     /// Whether it is the first process of a pid namespace.
     pub first: bool,
     /// What it gets in place of SIGTERM.
@@ -46,6 +47,9 @@ pub struct Manner<'a> {
 /// The signals that the kernel sends of itself: to a whole process group, for a
 /// key or a terminal that has gone.
 const SI_KERNEL: i32 = 0x80;
+
+/// Within which time a signal that comes by two ways is one.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// What an init says on its line: its program has stopped; any other byte is
 /// the signal that it died of.
@@ -98,13 +102,15 @@ pub(crate) struct Minder<'a> {
     killed_for: Option<c_int>,
     /// What the init said that its program died of.
     said: Option<c_int>,
+    /// The last SIGTERM or SIGHUP: which, whether from the holder, and when.
+    last: Option<(c_int, bool, Instant)>,
 }
 
 impl<'a> Minder<'a> {
     pub(crate) fn new(child: &'a Child, manner: &'a Manner<'a>, proc: &'a Proc) -> Result<Minder<'a>> {
         let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        let (holder, init) = (manner.holder, manner.init);
-        Ok(Minder { child, manner, proc, signals, holder, init, killed_for: None, said: None })
+        let (holder, init) = (manner.holder.map(|(_, fd)| fd), manner.init);
+        Ok(Minder { child, manner, proc, signals, holder, init, killed_for: None, said: None, last: None })
     }
 
     /// What is to be waited for before the next turn.
@@ -135,7 +141,8 @@ impl<'a> Minder<'a> {
         while let Some(info) = self.signals.read_signal()? {
             let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
             // One of our own making is not for the program: a child's, SIGPIPE.
-            if !is_news(number, info.ssi_code) && info.ssi_pid != std::process::id() {
+            let is_ours = is_news(number, info.ssi_code) || info.ssi_pid == std::process::id();
+            if !is_ours && !self.is_same(number, info.ssi_pid) {
                 return Ok(Some(News::Signal(number, info.ssi_code)));
             }
         }
@@ -149,6 +156,19 @@ impl<'a> Minder<'a> {
             Ok(None) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// Whether the program has had this one: what was sent to all stages comes to us,
+    /// and by the holder once more from each of the others.
+    fn is_same(&mut self, number: c_int, sender: u32) -> bool {
+        if ![Signal::SIGTERM, Signal::SIGHUP].iter().any(|signal| *signal as c_int == number) {
+            return false;
+        }
+        let by_holder = self.manner.holder.is_some_and(|(pid, _)| u32::try_from(pid) == Ok(sender));
+        let before = self.last.replace((number, by_holder, Instant::now()));
+        before.is_some_and(|(last, was_holder, then)| {
+            last == number && (by_holder || was_holder) && then.elapsed() < AT_ONCE
+        })
     }
 
     fn killed(&self, signal: c_int) -> Ended {

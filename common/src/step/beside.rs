@@ -21,6 +21,7 @@ use nix::unistd::{getpid, pipe2, read, setsid};
 use super::{Done, Hands, Step};
 use crate::fail::{Because, Errno, Failure};
 use crate::holder::door;
+use crate::holder::stage::Parting;
 use crate::id::number;
 use crate::mind;
 use crate::mind::child::{Child, GRACE};
@@ -295,6 +296,7 @@ fn said(change: Change) -> String {
 /// Answers the signal that ended it, if one did.
 fn stay(helper: &Helper) -> Result<Option<c_int>, Errno> {
     let watch = Watch::begin()?;
+    let mut parting = Parting::by(helper.target.fd.as_fd());
     loop {
         while let Some((_, change)) = next_end() {
             if change != Change::Exited(0) {
@@ -304,12 +306,17 @@ fn stay(helper: &Helper) -> Result<Option<c_int>, Errno> {
         if !helper.stage && sys::child_change(None) == Err(Errno::ECHILD) {
             return Ok(None);
         }
-        let ready = mind::wait_for(&helper.watched(&watch.signals), None)?;
-        if let Some(signal) = watch.fatal(helper.stage)? {
-            return Ok(Some(signal));
+        let ready = mind::wait_for(&helper.watched(&watch.signals), parting.left())?;
+        while let Some(signal) = watch.fatal(helper.stage)? {
+            if !helper.stage || !parting.pass_on(signal) {
+                return Ok(Some(signal));
+            }
         }
-        if ready[1..].contains(&true) {
+        if ready.get(2) == Some(&true) {
             return Ok(None);
+        }
+        if ready[1] || parting.is_over() {
+            return Ok(parting.told);
         }
     }
 }
@@ -329,8 +336,6 @@ fn next_end() -> Option<(i32, Change)> {
 /// helper. One that stops it does: a shell waits for the whole job.
 struct Watch {
     signals: SignalFd,
-    /// Those that our caller wants to be ignored, a bit for each.
-    ignored: u64,
 }
 
 impl Watch {
@@ -339,8 +344,7 @@ impl Watch {
         [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU].into_iter().for_each(|signal| all.remove(signal));
         all.thread_set_mask()?;
         let signals = SignalFd::with_flags(&all, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        let ignored = Proc::open().map_or(0, |proc| proc.own().ignored);
-        Ok(Watch { signals, ignored })
+        Ok(Watch { signals })
     }
 
     /// The next one. The keys of a terminal are for the program at the end of
@@ -352,8 +356,7 @@ impl Watch {
         while let Some(info) = self.signals.read_signal()? {
             let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
             let is = |among: &[Signal]| among.iter().any(|signal| *signal as c_int == number);
-            let ignored = self.ignored >> (number - 1) & 1 == 1;
-            if !(ignored || is(&HARMLESS) || patient && is(&KEYS)) {
+            if !(sys::is_ignored(number) || is(&HARMLESS) || patient && is(&KEYS)) {
                 return Ok(Some(number));
             }
         }

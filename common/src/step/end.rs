@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::{Done, Facts, Hands, NOTIFY, Step, exec};
 use crate::fail::{Because, Errno, Exit, Failure};
 use crate::front::Front;
-use crate::holder::{self, Life, door};
+use crate::holder::{self, Life, door, stage};
 use crate::lease::Lease;
 use crate::mind;
 use crate::mind::child::{self, Child};
@@ -211,12 +211,12 @@ impl Effect {
             }
             Effect::Linger(_) if !mind::is_pipe(1)? => Ok(()),
             Effect::Linger(None) => Ok(()),
-            Effect::Linger(Some(holder)) => Ok(mind::linger(&hands.mask, Some(holder.fd.as_fd()))?),
+            Effect::Linger(Some(holder)) => Ok(stage::linger(&hands.mask, Some(holder.fd.as_fd()))?),
             Effect::LingerOverChild(life, note) => {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
-                Ok(holder::linger(&hands.mask, &child, life, note)?)
+                Ok(stage::linger_over(&hands.mask, &child, life, note)?)
             }
-            Effect::Keep(_, holder) => Ok(mind::linger(&hands.mask, holder.as_ref().map(|h| h.fd.as_fd()))?),
+            Effect::Keep(_, holder) => Ok(stage::linger(&hands.mask, holder.as_ref().map(|h| h.fd.as_fd()))?),
             Effect::KeepWith(lease, until) => Ok(holder::keep(lease, until, &mut hands.report)?),
             Effect::Hold(life) => {
                 let first = hands.child.take();
@@ -283,7 +283,7 @@ impl Care {
         let line = hands.line.take();
         let socket = self.ready.map(|_| sys::duplicate(hands.get(NOTIFY)?)).transpose()?;
         let manner = Manner {
-            holder: self.holder.as_ref().map(|t| t.fd.as_fd()),
+            holder: self.holder.as_ref().map(|t| (t.pid, t.fd.as_fd())),
             first: self.first,
             stop: self.stop,
             init: line.as_ref().filter(|_| self.init).map(AsFd::as_fd),
@@ -297,7 +297,7 @@ impl Care {
             Ended::Status(status) => hands.status = status,
             Ended::Signal(signal) => hands.died = Some(signal),
         }
-        if let Some(holder) = manner.holder {
+        if let Some((_, holder)) = manner.holder {
             door::tell_end(holder, hands.died);
             mind::leave();
         }
