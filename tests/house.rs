@@ -73,7 +73,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("step/file", &["step", "etc", "etc/lock", "fail", "word"]),
     (
         "step/beside",
-        &["step", "fail", "holder/door", "holder/stage", "id", "mind", "mind/child", "sys", "target", "word"],
+        &["step", "fail", "holder/door", "holder/stage", "id", "mind", "mind/child", "proc", "sys", "target", "word"],
     ),
     ("step/exec", &["step", "step/ns", "fail", "proc", "sys", "word"]),
     (
