@@ -77,7 +77,7 @@ impl Dir {
 
     /// The cgroup above it.
     fn above(&self) -> Option<Dir> {
-        if sys::is_mount_root(self.fd.as_fd()) {
+        if sys::is_mount_root(self.fd.as_fd()) == Ok(true) {
             return None;
         }
         let fd = openat(&self.fd, "..", DIRECTORY, Mode::empty()).ok()?;
@@ -219,7 +219,8 @@ impl Cgroup {
     /// The nearest cgroup that is above this one and above our own, or is it.
     fn common_with_ours(&self, proc: &Proc) -> Option<PathBuf> {
         let dir = std::fs::canonicalize(&self.dir.path).ok()?;
-        let is_root = |at: &&Path| Cgroup::at(at.as_os_str()).is_ok_and(|c| sys::is_mount_root(c.dir.fd.as_fd()));
+        let is_root =
+            |at: &&Path| Cgroup::at(at.as_os_str()).is_ok_and(|c| sys::is_mount_root(c.dir.fd.as_fd()) == Ok(true));
         let top = dir.ancestors().find(is_root)?;
         let own = top.join(proc.cgroup("self")?.trim_start_matches('/'));
         dir.ancestors().find(|at| own.starts_with(at)).map(Path::to_owned)

@@ -107,7 +107,7 @@ impl Place {
         let mount = sys::mount_id(held.fd()).map_err(failed)?;
         let here = || proc.mounts("self").iter().any(|m| m.id == mount);
         // The root of a tree is called so, too.
-        let may_be_tree = path == Path::new("/") && sys::is_mount_root(held.fd());
+        let may_be_tree = path == Path::new("/") && sys::is_mount_root(held.fd()) == Ok(true);
         let seen = |place: &Place| {
             let stat = fstat(place.fd()).ok()?;
             Some((stat.st_uid, stat.st_gid, fstatvfs(place.fd()).ok()?.flags()))

@@ -893,8 +893,11 @@ pub fn unique_mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
 
 /// Whether an open file is the root of a mount (STATX_ATTR_MOUNT_ROOT, Linux
 /// 5.8).
-pub fn is_mount_root(fd: BorrowedFd<'_>) -> bool {
-    statx(fd, 0, 8).is_ok_and(|attributes| attributes & 0x2000 != 0)
+///
+/// # Errors
+/// Those of statx(2).
+pub fn is_mount_root(fd: BorrowedFd<'_>) -> Result<bool> {
+    Ok(statx(fd, 0, 8)? & 0x2000 != 0)
 }
 
 /// The number of a mount namespace (ioctl_nsfs(2), Linux 6.11).

@@ -255,7 +255,7 @@ fn not_made(act: &str, at: &OsStr, errno: Errno, parent: &OwnedFd, root: Borrowe
 /// to be mapped.
 fn fits_a_layer(parent: &OwnedFd, root: BorrowedFd<'_>) -> bool {
     let ours = || fstat(parent).is_ok_and(|stat| stat.st_uid == geteuid().as_raw());
-    sys::share_mount(root, parent.as_fd()) && (sys::is_mount_root(parent.as_fd()) || ours())
+    sys::share_mount(root, parent.as_fd()) && (sys::is_mount_root(parent.as_fd()) == Ok(true) || ours())
 }
 
 fn is_directory(fd: &OwnedFd) -> std::result::Result<bool, Errno> {
@@ -265,7 +265,7 @@ fn is_directory(fd: &OwnedFd) -> std::result::Result<bool, Errno> {
 /// A mount on the new root would be beneath what becomes `/`, unseen.
 fn apart(root: BorrowedFd<'_>, place: &OwnedFd) -> Done {
     let same = sys::mount_id(root)? == sys::mount_id(place.as_fd())?;
-    if same && sys::is_mount_root(place.as_fd()) {
+    if same && sys::is_mount_root(place.as_fd())? {
         Err(Failure::refused("mount on NEWROOT: that is the new root itself").into())
     } else {
         Ok(())

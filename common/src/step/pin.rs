@@ -207,7 +207,7 @@ fn unpin(file: &OsString) -> std::result::Result<(), Errno> {
 
 /// Whether what is mounted there is what it is mounted on, as `keep_private` does it.
 fn is_of_itself(file: &OwnedFd) -> Option<bool> {
-    let id = sys::mount_id(file.as_fd()).ok().filter(|_| sys::is_mount_root(file.as_fd()))?;
+    let id = sys::mount_id(file.as_fd()).ok().filter(|_| sys::is_mount_root(file.as_fd()) == Ok(true))?;
     let mounts = Proc::open().ok()?.own_mounts().ok()?;
     let own = mounts.iter().find(|m| m.id == id)?;
     let on = mounts.iter().find(|m| m.id == own.parent)?;

@@ -366,7 +366,7 @@ pub fn reserve(n: RawFd) -> crate::fail::Result<Rc<OwnedFd>> {
 /// # Errors
 /// It cannot be found out.
 pub fn mount_of(place: &Place, proc: &Proc) -> crate::fail::Result<Option<Mount>> {
-    let id = sys::mount_id(place.fd()).map_err(|e| Failure::os(format!("statx {}", place.name()), e))?;
+    let id = sys::mount_id(place.fd()).map_err(|e| unseen(place, e))?;
     Ok(proc.own_mounts()?.into_iter().find(|m| m.id == id))
 }
 
@@ -375,7 +375,12 @@ pub fn mount_of(place: &Place, proc: &Proc) -> crate::fail::Result<Option<Mount>
 /// # Errors
 /// As `mount_of`.
 pub fn mount_at(place: &Place, proc: &Proc) -> crate::fail::Result<Option<Mount>> {
-    Ok(mount_of(place, proc)?.filter(|_| sys::is_mount_root(place.fd())))
+    let Some(mount) = mount_of(place, proc)? else { return Ok(None) };
+    Ok(sys::is_mount_root(place.fd()).map_err(|e| unseen(place, e))?.then_some(mount))
+}
+
+fn unseen(place: &Place, errno: Errno) -> Failure {
+    Failure::os(format!("statx {}", place.name()), errno)
 }
 
 /// Whether file systems here have the ids on disk that this process sees: the

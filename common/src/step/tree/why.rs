@@ -110,7 +110,7 @@ pub(super) fn attach_refused(at: &At, facts: &Facts<'_>) -> Option<Because> {
     let Some(mount) = mounts.iter().find(|m| m.id == id) else {
         return elsewhere(place, &mounts);
     };
-    if beneath && !sys::is_mount_root(place.fd()) {
+    if beneath && sys::is_mount_root(place.fd()) == Ok(false) {
         return Some(Because::new(format!("nothing is mounted at {path}")));
     }
     (beneath && mount.point == "/").then(|| Because::new(format!("{path} is the root, beneath which nothing fits")))
