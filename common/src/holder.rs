@@ -208,7 +208,7 @@ fn watch(
         // In a pipeline it is for the program, if there is one (`stage::Parting`).
         let passes_on = piped && !guests.is_empty();
         for number in heard.ends.iter().filter(|_| passes_on) {
-            guests.iter().for_each(|guest| sys::pidfd_signal(guest.enterer.as_fd(), *number).unwrap_or_default());
+            guests.iter().for_each(|guest| guest.tell(*number));
         }
         if over || heard.goes || (!heard.ends.is_empty() && !passes_on) || (limit.is_some() && !ready[1] && !ready[2]) {
             // What the last one said before he left is for our parent.
@@ -240,6 +240,13 @@ fn watch(
 }
 
 impl Guest {
+    /// Who has entered hears of `number`: once, where his program is attached as well.
+    fn tell(&self, number: c_int) {
+        if self.program.is_none() {
+            let _ = sys::pidfd_signal(self.enterer.as_fd(), number);
+        }
+    }
+
     /// An enterer that was killed leaves a program behind which has cleared its
     /// parent-death signal, as every change of ids does.
     fn end_program(&self) {

@@ -26,11 +26,9 @@ use crate::sys;
 /// Those of poll(2) and signalfd(2).
 pub fn linger(mask: &SigSet, holder: Option<BorrowedFd<'_>>) -> Result<()> {
     mind::be_patient(mask)?;
-    // No event asked for: POLLERR and POLLHUP come all the same.
-    let reader = (sys::lend(1), PollFlags::empty());
     match holder {
         Some(holder) => stay(mask, holder)?,
-        None => drop(mind::wait_for(&[reader], None)?),
+        None => drop(mind::wait_for(&[reader()], None)?),
     }
     // The first stage dies after us, then: `die_last`.
     if mind::key().is_none() {
@@ -39,11 +37,15 @@ pub fn linger(mask: &SigSet, holder: Option<BorrowedFd<'_>>) -> Result<()> {
     Ok(())
 }
 
+/// No event asked for: POLLERR and POLLHUP come all the same.
+fn reader() -> (BorrowedFd<'static>, PollFlags) {
+    (sys::lend(1), PollFlags::empty())
+}
+
 fn stay(mask: &SigSet, holder: BorrowedFd<'_>) -> Result<()> {
-    let reader = (sys::lend(1), PollFlags::empty());
     let (signals, mut parting) = (listen(mask)?, Parting::by(holder));
     loop {
-        let fds = [reader, (holder, PollFlags::POLLIN), (signals.as_fd(), PollFlags::POLLIN)];
+        let fds = [reader(), (holder, PollFlags::POLLIN), (signals.as_fd(), PollFlags::POLLIN)];
         let ready = mind::wait_for(&fds, parting.left())?;
         if ready[0] {
             return Ok(());
@@ -108,7 +110,7 @@ fn wait_over(
     (said, told): (&mut Option<u8>, &mut Option<c_int>),
 ) -> Result<()> {
     mind::be_patient(mask)?;
-    let gone = [(sys::lend(1), PollFlags::empty()), (child.fd.as_fd(), PollFlags::POLLIN)];
+    let gone = [reader(), (child.fd.as_fd(), PollFlags::POLLIN)];
     let (mut limit, mut signals, mut parting) = (Some(PATIENCE), None, Parting::by(child.fd.as_fd()));
     while let Some(parent) = &life.parent {
         let mut fds = vec![gone[0], gone[1], (parent.as_fd(), PollFlags::POLLIN)];
