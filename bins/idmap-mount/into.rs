@@ -95,7 +95,7 @@ pub(crate) fn steps(
             inside.push(ns::Effect::to_mounts(proc, target)?);
             inside.push(ns::Effect::Unshare(vec![Kind::Mnt]));
             // In the copy all that is mounted below is locked to it.
-            asked.recursive |= has_submounts(&asked.source, proc);
+            asked.recursive |= has_submounts(&asked.source, proc)?;
             asked.steps(proc, &mut inside);
         }
     }

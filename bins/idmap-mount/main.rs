@@ -104,16 +104,17 @@ fn decide(args: &Args) -> Result<Outcome> {
     let stream = if args.piped() { Some(read_stream()?) } else { None };
     let source = Place::at(&operands[0])?;
     let wanted = Wanted::read(args, &maps, &source, stream.as_ref(), &proc)?;
-    wanted.guard(args)?;
-    let job = Job::new(args, source, &wanted, proc.clone())?;
     let pid = stream.as_ref().and_then(Stream::pid);
+    // No process is there to be looked at.
+    let dry = pid.is_some_and(|(address, _)| address.is_none());
+    wanted.guard(args, dry)?;
+    let job = Job::new(args, source, &wanted, proc.clone())?;
     let mut plan = match (handed, operands.get(1)) {
-        (Some((reserved, n)), _) => job.hand(args, wanted, reserved, n),
-        (None, None) => job.tree(wanted),
+        (Some((reserved, n)), _) => job.hand(args, wanted, reserved, n)?,
+        (None, None) => job.tree(wanted)?,
         (None, Some(dest)) => job.attach(args, wanted, dest, stream.as_ref())?,
     };
-    // No process is there to be looked at.
-    plan.dry = pid.is_some_and(|(address, _)| address.is_none());
+    plan.dry = dry;
     if let Some(stream) = stream.filter(|_| args.value("fd-exec").is_none()) {
         let holder = pid.filter(|(_, holds)| *holds).and_then(|(address, _)| address);
         let holder = holder.map(|address| Target::open(&proc, address).map(Rc::new)).transpose()?;
@@ -208,22 +209,23 @@ impl Job {
 
     /// The steps after the tree has its map and before it can be seen, and those
     /// that tell of it at the end.
-    fn look(&self, asked: &Idmap, target: Option<&table::Target>) -> (Plan, Plan) {
+    fn look(&self, asked: &Idmap, target: Option<&table::Target>) -> Result<(Plan, Plan)> {
         let (mut plan, mut told) = (Plan::default(), self.notes.clone());
         if self.recursive && !self.shown {
-            told.extend(idmap::unbindable(&asked.source, &self.proc));
+            let unseen = |failure: Failure| vec![format!("what is left out is not known: {failure}")];
+            told.extend(idmap::unbindable(&asked.source, &self.proc).unwrap_or_else(unseen));
         }
         if let Some(owners) = &self.owners {
             let mut step = Step::from(tree::Effect::Check(owners.clone()));
             if self.shown {
                 step.below = table::lines(owners, target, &self.proc);
-                step.below.extend(if self.recursive { table::below(asked, &self.proc) } else { Vec::new() });
+                step.below.extend(if self.recursive { table::below(asked, &self.proc)? } else { Vec::new() });
             }
             plan.push(step);
         }
         let mut end = Plan::default();
         if self.partial {
-            let (steps, left) = partial::steps(asked, &self.proc);
+            let (steps, left) = partial::steps(asked, &self.proc)?;
             plan.steps.extend(steps.steps);
             if !left.is_empty() {
                 end.push(end::Effect::Leave(3));
@@ -231,27 +233,27 @@ impl Job {
             told.extend(left);
         }
         told.into_iter().for_each(|text| end.push(end::Effect::Note(format!("{}: {text}\n", CLI.name))));
-        (plan, end)
+        Ok((plan, end))
     }
 
     /// The plan up to the tree, which is then let go: every rule of the kernel
     /// but those about the place has been kept.
-    fn tree(self, wanted: Wanted) -> Plan {
+    fn tree(self, wanted: Wanted) -> Result<Plan> {
         let asked = self.asked(wanted);
-        let (look, told) = self.look(&asked, None);
+        let (look, told) = self.look(&asked, None)?;
         let mut plan = Plan::default();
         asked.steps(&self.proc, &mut plan);
         plan.steps.extend(look.steps);
         plan.steps.extend(told.steps);
-        plan
+        Ok(plan)
     }
 
-    fn hand(self, args: &Args, wanted: Wanted, reserved: Rc<OwnedFd>, n: i32) -> Plan {
-        let mut plan = self.tree(wanted);
+    fn hand(self, args: &Args, wanted: Wanted, reserved: Rc<OwnedFd>, n: i32) -> Result<Plan> {
+        let mut plan = self.tree(wanted)?;
         plan.push(own::Effect::Close(Vec::new()));
         plan.push(tree::Effect::Hand(reserved, n));
         plan.push(end::Effect::Exec(args.program.clone()));
-        plan
+        Ok(plan)
     }
 
     fn attach(self, args: &Args, wanted: Wanted, dest: &OsString, stream: Option<&Stream>) -> Result<Plan> {
@@ -260,13 +262,13 @@ impl Job {
         };
         let address = addressed(&Operand::parse(&word)?, stream, &self.proc)?;
         let asked = self.asked(wanted);
-        let Some(address) = address else { return Ok(self.promised(asked, dest)) };
+        let Some(address) = address else { return self.promised(asked, dest) };
         let target = Rc::new(Target::open(&self.proc, address)?);
         let place = into::place(&target, dest, &self.proc)?;
         self.same_kind(&place)?;
         let maps = |kind| Map::new(self.proc.map(&target.who(), kind).unwrap_or_default()).ok();
         let eyes = maps(Kind::Uid).zip(maps(Kind::Gid)).map(|(uid, gid)| (address.pid.to_string(), Both { uid, gid }));
-        let (look, told) = self.look(&asked, eyes.as_ref());
+        let (look, told) = self.look(&asked, eyes.as_ref())?;
         let mut plan = into::steps(args, &target, asked, at(args, place), &self.proc, look)?;
         plan.steps.extend(told.steps);
         Ok(plan)
@@ -278,7 +280,7 @@ impl Job {
         let like = args.value("like").map(|word| word.to_string_lossy().into_owned());
         let eyes = like.filter(|word| word != "-").zip(wanted.known.clone());
         let asked = self.asked(wanted);
-        let (look, told) = self.look(&asked, eyes.as_ref());
+        let (look, told) = self.look(&asked, eyes.as_ref())?;
         let mut plan = Plan::default();
         asked.steps(&self.proc, &mut plan);
         plan.steps.extend(look.steps);
@@ -288,14 +290,14 @@ impl Job {
     }
 
     /// What a dry pipeline shows.
-    fn promised(self, asked: Idmap, dest: &OsString) -> Plan {
-        let (look, _) = self.look(&asked, None);
+    fn promised(self, asked: Idmap, dest: &OsString) -> Result<Plan> {
+        let (look, _) = self.look(&asked, None)?;
         let mut plan = Plan::default();
         asked.steps(&self.proc, &mut plan);
         plan.steps.extend(look.steps);
         plan.push(ns::promised());
         plan.push(tree::Effect::Attach(TREE, At::Below("ROOT", dest.clone())));
-        plan
+        Ok(plan)
     }
 
     fn same_kind(&self, place: &Place) -> Result<()> {

@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 
+use common::fail::Result;
 use common::idmap::{Idmap, submounts};
 use common::plan::Plan;
 use common::proc::Proc;
@@ -15,8 +16,11 @@ const PART: &str = "part";
 
 /// The steps that bring what is below `asked`'s source into the tree, and what
 /// is to be told of those that could not be mapped.
-pub(crate) fn steps(asked: &Idmap, proc: &Rc<Proc>) -> (Plan, Vec<String>) {
-    let (subs, left) = submounts(asked, proc);
+///
+/// # Errors
+/// Those of `submounts`.
+pub(crate) fn steps(asked: &Idmap, proc: &Rc<Proc>) -> Result<(Plan, Vec<String>)> {
+    let (subs, left) = submounts(asked, proc)?;
     let (mut plan, mut told) = (Plan::default(), Vec::new());
     for sub in subs {
         let from = Some(sub.place.clone());
@@ -29,5 +33,5 @@ pub(crate) fn steps(asked: &Idmap, proc: &Rc<Proc>) -> (Plan, Vec<String>) {
         told.extend(sub.plain.map(|why| format!("without the map: {why}")));
     }
     told.extend(left.iter().map(|(point, why)| format!("left out: {}, {why}", quote(point))));
-    (plan, told)
+    Ok((plan, told))
 }

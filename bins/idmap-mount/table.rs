@@ -1,6 +1,7 @@
 //! What the map does, by the real owners of the source: three columns, and who
 //! may create files.
 
+use common::fail::Result;
 use common::id::{Both, Kind, Map};
 use common::idmap::{Idmap, submounts};
 use common::owners::Owners;
@@ -69,13 +70,13 @@ fn creating(owners: &Owners, proc: &Proc) -> String {
 }
 
 /// The mounts below the source, and whether each takes the map.
-pub(crate) fn below(asked: &Idmap, proc: &Rc<Proc>) -> Vec<String> {
-    let (subs, left) = submounts(asked, proc);
+pub(crate) fn below(asked: &Idmap, proc: &Rc<Proc>) -> Result<Vec<String>> {
+    let (subs, left) = submounts(asked, proc)?;
     let subs = subs.iter().map(|sub| match &sub.plain {
         None => format!("{} takes the map", quote(&sub.place.path)),
         Some(why) => format!("no map: {why}"),
     });
-    subs.chain(left.iter().map(|(point, why)| format!("left out: {}, {why}", quote(point)))).collect()
+    Ok(subs.chain(left.iter().map(|(point, why)| format!("left out: {}, {why}", quote(point)))).collect())
 }
 
 /// A warning, where the map makes every look-up slower: tests/bench/RESULTS.md.

@@ -77,17 +77,23 @@ impl Wanted {
     }
 
     /// With set-id bits in effect a disk id that is seen as 0 is root: refused
-    /// unless it was said aloud.
+    /// unless it was said aloud. In a `dry` pipeline there is no target to have a map.
     ///
     /// # Errors
-    /// A map does that.
-    pub(crate) fn guard(&self, args: &Args) -> Result<()> {
+    /// A map does that, or may: it is not known.
+    pub(crate) fn guard(&self, args: &Args, dry: bool) -> Result<()> {
+        if !args.flag("suid") || args.flag("host-root") {
+            return Ok(());
+        }
         let extents = self.known.iter().flat_map(|maps| maps.uid.extents());
         let root = extents.into_iter().find(|e| e.outside == 0 && e.inside != 0);
-        match root {
-            Some(e) if args.flag("suid") && !args.flag("host-root") => Err(Failure::usage(format!(
+        match (root, &self.known, &self.maps) {
+            (Some(e), ..) => Err(Failure::usage(format!(
                 "with --suid whoever is uid {} on disk can make programs that run as uid 0, root: say --host-root if that is meant",
                 e.inside
+            ))),
+            (None, None, Some(Maps::Of(_, name))) if !dry => Err(Failure::refused(format!(
+                "read the maps of {name}: they are not written, or not for us to see, and with --suid it has to be known whom they make root"
             ))),
             _ => Ok(()),
         }
@@ -187,8 +193,9 @@ fn like(word: &std::ffi::OsStr, stream: Option<&Stream>, proc: &Rc<Proc>) -> Res
     };
     let target = Target::open(proc, address)?;
     let fd = target::files::user_namespace(proc, &target)?;
-    let map = |kind| Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok();
-    let known = map(Kind::Uid).zip(map(Kind::Gid)).map(|(uid, gid)| Both { uid, gid });
+    // One that nobody has written yet is none.
+    let map = |kind| Ok(Map::new(target::files::map(proc, &target, kind)?).ok());
+    let known = map(Kind::Uid)?.zip(map(Kind::Gid)?).map(|(uid, gid)| Both { uid, gid });
     Ok(Wanted { maps: Some(Maps::Of(Rc::new(fd), format!("/proc/{}/ns/user", target.pid))), known })
 }
 

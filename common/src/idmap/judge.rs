@@ -4,6 +4,7 @@
 //! for every mount that takes maps at all, so it is about the mount alone.
 
 use std::ffi::OsString;
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -12,7 +13,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
 
 use super::{Idmap, Maps, maps_of, user_namespace};
-use crate::fail::{Because, Errno};
+use crate::fail::{Because, Errno, Failure, Result};
 use crate::id::{Both, Extent, Kind as IdKind, Map};
 use crate::mounted;
 use crate::ns::{INITIAL_USER, Kind};
@@ -39,7 +40,7 @@ pub(super) fn refused(asked: &Idmap, errno: Errno, proc: &Rc<Proc>) -> Option<Be
     if let Some(because) = asked.maps.as_ref().and_then(|maps| namespace(maps, proc)) {
         return Some(because);
     }
-    let mounts = concerned(&asked.source, asked.recursive, proc);
+    let mounts = concerned(&asked.source, asked.recursive, proc).ok()?;
     let found: Vec<Because> = mounts.iter().filter_map(|(mount, at)| reason(mount, at, asked, proc)).collect();
     match found.as_slice() {
         [] => owner(asked, errno, proc),
@@ -133,7 +134,7 @@ fn namespace(maps: &Maps, proc: &Rc<Proc>) -> Option<Because> {
 fn owner(asked: &Idmap, errno: Errno, proc: &Rc<Proc>) -> Option<Because> {
     let Some(Maps::Of(fd, name)) = &asked.maps else { return None };
     let again = takes(copied(asked.source.clone()), &Good::Asked(fd), proc);
-    let mounts = concerned(&asked.source, false, proc);
+    let mounts = concerned(&asked.source, false, proc).ok()?;
     let (mount, _) = mounts.first().filter(|_| errno == Errno::EINVAL && again == Some(Errno::EINVAL))?;
     let text = format!("{} was mounted by {name} itself: its ids are those on disk", quote(&mount.point));
     Some(Because::new(text))
@@ -143,18 +144,27 @@ fn owner(asked: &Idmap, errno: Errno, proc: &Rc<Proc>) -> Option<Because> {
 
 /// The mount that `source` is on, and with `recursive` those below it; with
 /// where each can be found.
-fn concerned(source: &Place, recursive: bool, proc: &Proc) -> Vec<(Mount, PathBuf)> {
-    let path = source.real();
-    let mounts = proc.mounts("self");
+///
+/// # Errors
+/// Of one it cannot be found out whether it is below.
+fn concerned(source: &Place, recursive: bool, proc: &Proc) -> Result<Vec<(Mount, PathBuf)>> {
+    // A tree that is attached nowhere has no path.
+    let path = if source.is_tree { source.real() } else { resolved(source)? };
+    let mounts = proc.own_mounts()?;
     // By its path: the descriptor can be one of another mount namespace by now.
     let id = source.again().ok().and_then(|here| sys::mount_id(here.fd()).ok());
     let top = match id {
         Some(id) => mounts.iter().find(|m| m.id == id),
         None => mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.len()),
     };
-    let Some(top) = top else { return Vec::new() };
+    let Some(top) = top else { return Ok(Vec::new()) };
     let is_below = |m: &&Mount| recursive && m.id != top.id && Path::new(&m.point).starts_with(&path);
-    let below: Vec<&Mount> = mounts.iter().filter(is_below).filter(|m| is_uncovered(m)).collect();
+    let mut below = Vec::new();
+    for mount in mounts.iter().filter(is_below) {
+        if is_uncovered(mount)? {
+            below.push(mount);
+        }
+    }
     let mut all = vec![(top.clone(), path)];
     // The upper ones first.
     let depth = |m: &Mount| Path::new(&m.point).components().count();
@@ -162,13 +172,25 @@ fn concerned(source: &Place, recursive: bool, proc: &Proc) -> Vec<(Mount, PathBu
         let here = below.iter().filter(|m| depth(m) == level);
         all.extend(here.map(|m| ((*m).clone(), PathBuf::from(&m.point))));
     }
-    all
+    Ok(all)
 }
 
-/// Whether the path of a mount leads to it, and not to one that hides it.
-fn is_uncovered(mount: &Mount) -> bool {
-    let id = open(mount.point.as_os_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
-    id.and_then(|fd| sys::mount_id(fd.as_fd())) == Ok(mount.id)
+fn resolved(source: &Place) -> Result<PathBuf> {
+    fs::canonicalize(&source.path).map_err(|e| {
+        Failure::os(format!("resolve {}", quote(&source.path)), Errno::from_raw(e.raw_os_error().unwrap_or(0)))
+    })
+}
+
+/// Whether the path of a mount leads to it, and not to one that hides it. One that
+/// is not for us to see may be there.
+fn is_uncovered(mount: &Mount) -> Result<bool> {
+    let opened = open(mount.point.as_os_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+    match opened.and_then(|fd| sys::mount_id(fd.as_fd())) {
+        Ok(id) => Ok(id == mount.id),
+        Err(Errno::EACCES) => Ok(true),
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(false),
+        Err(e) => Err(Failure::os(format!("look at {}", quote(&mount.point)), e)),
+    }
 }
 
 /// Why this mount takes no map.
@@ -270,11 +292,17 @@ pub struct Sub {
     pub plain: Option<String>,
 }
 
+/// The point of a mount that cannot be copied, and why.
+type Left = (OsString, &'static str);
+
 /// What is mounted below `source` and is in no copy of it, in words.
-pub fn unbindable(source: &Place, proc: &Proc) -> Vec<String> {
-    let below = concerned(source, true, proc).into_iter().skip(1);
+///
+/// # Errors
+/// Those of `submounts`.
+pub fn unbindable(source: &Place, proc: &Proc) -> Result<Vec<String>> {
+    let below = concerned(source, true, proc)?.into_iter().skip(1);
     let left = below.filter(|(mount, _)| is_unbindable(mount));
-    left.map(|(mount, _)| format!("left out: {}, {UNBINDABLE}", quote(&mount.point))).collect()
+    Ok(left.map(|(mount, _)| format!("left out: {}, {UNBINDABLE}", quote(&mount.point))).collect())
 }
 
 const UNBINDABLE: &str = "it is unbindable";
@@ -284,16 +312,22 @@ fn is_unbindable(mount: &Mount) -> bool {
 }
 
 /// Whether anything is mounted below `source`.
-pub fn has_submounts(source: &Place, proc: &Proc) -> bool {
-    concerned(source, true, proc).len() > 1
+///
+/// # Errors
+/// Those of `submounts`.
+pub fn has_submounts(source: &Place, proc: &Proc) -> Result<bool> {
+    Ok(concerned(source, true, proc)?.len() > 1)
 }
 
 /// The mounts below `asked`'s source, each before those below it, and the
 /// points of those that cannot be copied, with the reason.
-pub fn submounts(asked: &Idmap, proc: &Rc<Proc>) -> (Vec<Sub>, Vec<(OsString, &'static str)>) {
+///
+/// # Errors
+/// Of a mount it cannot be found out whether it is below.
+pub fn submounts(asked: &Idmap, proc: &Rc<Proc>) -> Result<(Vec<Sub>, Vec<Left>)> {
     let (mut subs, mut left) = (Vec::new(), Vec::new());
     let path = asked.source.real();
-    for (mount, at) in concerned(&asked.source, true, proc).into_iter().skip(1) {
+    for (mount, at) in concerned(&asked.source, true, proc)?.into_iter().skip(1) {
         let (Ok(place), Ok(below)) = (Place::at(at.as_os_str()), at.strip_prefix(&path)) else {
             left.push((mount.point, "its path cannot be opened"));
             continue;
@@ -302,7 +336,7 @@ pub fn submounts(asked: &Idmap, proc: &Rc<Proc>) -> (Vec<Sub>, Vec<(OsString, &'
             left.push((mount.point, UNBINDABLE));
             continue;
         }
-        let under_left = left.iter().any(|(point, _): &(OsString, _)| at.starts_with(point));
+        let under_left = left.iter().any(|(point, _): &Left| at.starts_with(point));
         if under_left {
             left.push((mount.point, "what it is mounted on is left out"));
             continue;
@@ -310,5 +344,5 @@ pub fn submounts(asked: &Idmap, proc: &Rc<Proc>) -> (Vec<Sub>, Vec<(OsString, &'
         let plain = reason(&mount, &at, asked, proc).map(|b| b.text);
         subs.push(Sub { place, below: below.to_owned(), plain });
     }
-    (subs, left)
+    Ok((subs, left))
 }

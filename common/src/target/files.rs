@@ -9,11 +9,11 @@ use nix::libc;
 use nix::sys::stat::{Mode, fstat};
 
 use crate::fail::{Because, Errno, Failure, Result};
-use crate::id;
+use crate::id::{self, Extent};
 use crate::mind::child;
 use crate::ns;
 use crate::path::used_up;
-use crate::proc::{CAP_NET_ADMIN, Proc, in_brackets, read_all};
+use crate::proc::{CAP_NET_ADMIN, Proc, extents, in_brackets, read_all};
 use crate::record::Address;
 use crate::sys::{self, Change};
 use crate::target::Target;
@@ -280,6 +280,18 @@ pub fn user_namespace(proc: &Proc, target: &Target) -> Result<OwnedFd> {
 /// As `root`.
 pub fn namespace(proc: &Proc, target: &Target, kind: ns::Kind) -> Result<OwnedFd> {
     file_of(proc, target, &format!("ns/{}", kind.link()), OFlag::O_RDONLY)
+}
+
+/// The map of the user namespace that a target is in, its outside ids as this
+/// process sees them; empty if none has been written.
+///
+/// # Errors
+/// As `root`.
+pub fn map(proc: &Proc, target: &Target, kind: id::Kind) -> Result<Vec<Extent>> {
+    let name = kind.map_file();
+    let file = file_of(proc, target, name, OFlag::O_RDONLY)?;
+    let text = read_all(file, usize::MAX).map_err(|e| Failure::os(format!("read /proc/{}/{name}", target.pid), e))?;
+    Ok(extents(&String::from_utf8_lossy(&text)))
 }
 
 /// The network namespace of the socket that is descriptor `n` of a target.
