@@ -74,7 +74,7 @@ fn open(file: &Operand, wanted: Option<Kind>) -> Result<Option<File>> {
 /// The steps that enter them, and by `join` those `kinds` of a target's. What
 /// belongs to a user namespace that is entered as well takes the capabilities
 /// that one has there; all else takes those of before.
-pub(crate) fn enter(files: &[File], target: Option<(&Target, &[Kind])>, join: Plan, proc: &Proc) -> Plan {
+pub(crate) fn enter(files: &[File], target: Option<(&Target, &[Kind])>, join: Plan, proc: &Rc<Proc>) -> Plan {
     let (who, kinds) = target.map_or((String::new(), &[][..]), |(target, kinds)| (target.who(), kinds));
     let theirs = |kind: Kind| kinds.contains(&kind).then(|| proc.ns(&who, kind).ok()).flatten().map(Rc::new);
     let file = files.iter().find(|file| file.kind == Kind::User);
@@ -86,12 +86,12 @@ pub(crate) fn enter(files: &[File], target: Option<(&Target, &[Kind])>, join: Pl
     };
     let of_target = Kind::ALL.into_iter().find_map(|kind| Some(place(kind, &*theirs(kind)?)));
     let mut all = vec![(of_target.unwrap_or(0), join)];
-    all.extend(files.iter().map(|file| (place(file.kind, &file.fd), one(file, user.as_ref()))));
+    all.extend(files.iter().map(|file| (place(file.kind, &file.fd), one(file, user.as_ref(), proc))));
     all.sort_by_key(|(place, _)| *place);
     Plan { steps: all.into_iter().flat_map(|(_, plan)| plan.steps).collect(), ..Plan::default() }
 }
 
-fn one(file: &File, user: Option<&Rc<OwnedFd>>) -> Plan {
+fn one(file: &File, user: Option<&Rc<OwnedFd>>, proc: &Rc<Proc>) -> Plan {
     let mut plan = Plan::default();
     let mut step = Step::from(ns::Effect::JoinFile(file.fd.clone(), file.kind, file.name.clone()));
     if let Some(user) = user.filter(|user| file.kind != Kind::User && !target::files::belongs(&file.fd, user)) {
@@ -100,7 +100,7 @@ fn one(file: &File, user: Option<&Rc<OwnedFd>>) -> Plan {
     }
     plan.push(step);
     match file.kind {
-        Kind::User => plan.push(own::Effect::Settle(Me::nameless().own)),
+        Kind::User => plan.push(own::Effect::Settle(Me::nameless().own, proc.clone())),
         Kind::Pid => plan.push(into_pid(file.fd.clone())),
         Kind::Mnt | Kind::Uts | Kind::Ipc | Kind::Cgroup | Kind::Net | Kind::Time => {}
     }

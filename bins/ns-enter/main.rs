@@ -176,7 +176,9 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
     let usual = somebody.is_none() && like.credentials.is_none();
     let mut uid = Some(Me::nameless().own.uid);
     if kinds.contains(&Kind::User) && (usual || brought.is_some()) {
-        uid = become_mapped(proc, target, &mut inside);
+        let (effect, its) = own::Effect::settled(&Me::nameless().own, proc, &target.who())?;
+        effect.into_iter().for_each(|effect| inside.push(effect));
+        uid = its;
     }
     if let Some(brought) = &brought {
         brought.attach(&mut inside);
@@ -255,9 +257,9 @@ fn terminal(own: Option<bool>, input: Input, pid: bool) -> Terminal {
 /// who the program will be, by his ids outside.
 fn open_terminal(proc: &Proc, target: &Target, kinds: &[Kind], uid: Option<u32>) -> Result<terminal::Effect> {
     let root = if kinds.contains(&Kind::Mnt) { Some(Rc::new(target::files::root(proc, target)?)) } else { None };
-    let outside = |kind, id| Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok()?.outside(id);
+    let outside = |kind, id| Ok(Map::new(proc.read_map(&target.who(), kind)?).ok().and_then(|map| map.outside(id)));
     let owner = match uid {
-        Some(uid) if kinds.contains(&Kind::User) => outside(IdKind::Uid, uid).zip(outside(IdKind::Gid, 0)),
+        Some(uid) if kinds.contains(&Kind::User) => outside(IdKind::Uid, uid)?.zip(outside(IdKind::Gid, 0)?),
         Some(_) | None => None,
     };
     Ok(terminal::Effect::Open(root, owner))
@@ -345,25 +347,6 @@ fn home(args: &Args, inside: &mut Plan) -> Result<Option<(PathBuf, (u64, u64))>>
         }
         found => found.map(Some),
     }
-}
-
-/// The id inside that one has there: one's own, if that is mapped, else 0, if
-/// that is; and whether it is one's own.
-fn id_inside(proc: &Proc, target: &Target, kind: IdKind) -> Option<(u32, bool)> {
-    let map = Map::new(proc.map(&target.who(), kind).unwrap_or_default()).ok()?;
-    let own = map.inside(*Me::nameless().own.of(kind));
-    own.map(|id| (id, true)).or_else(|| map.outside(0).map(|_| (0, false)))
-}
-
-/// The steps by which this process is somebody who is mapped, and his uid inside.
-fn become_mapped(proc: &Proc, target: &Target, inside: &mut Plan) -> Option<u32> {
-    let id = |kind| id_inside(proc, target, kind);
-    let (Some((uid, keeps_uid)), Some((gid, keeps_gid))) = (id(IdKind::Uid), id(IdKind::Gid)) else { return None };
-    if !(keeps_uid && keeps_gid) {
-        let groups = proc.setgroups(&target.who()).unwrap_or(false);
-        inside.push(own::Effect::Become { uid, gid, groups });
-    }
-    Some(uid)
 }
 
 /// The descriptors that the program has, and this process need not have then.

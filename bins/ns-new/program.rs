@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args, mut kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<
     let as_owner = owner.map(|owner| owner.own);
     let root = root_inside(&maps, as_owner.as_ref(), proc);
     let terminal = terminal(args, input, first)?;
-    credentials(args, &maps, as_owner.unwrap_or_else(|| Me::nameless().own), &mut inside);
+    credentials(args, &maps, as_owner.unwrap_or_else(|| Me::nameless().own), &mut inside, proc);
     setup::inside(args, &setup::kinds(args), &mut inside)?;
     directories(args, proc, &mut inside)?;
     setup::shared(args).into_iter().for_each(|share| inside.push(share));
@@ -167,7 +167,7 @@ fn owner(args: &Args, kinds: &[Kind]) -> Result<Option<Me>> {
 
 /// The child becomes the owner, and only then makes the namespaces.
 fn become_owner(own: &Both<u32>, kinds: Vec<Kind>, inside: &mut Plan) {
-    inside.push(own::Effect::Become { uid: own.uid, gid: own.gid, groups: true });
+    inside.push(own::Effect::Become { uid: Some(own.uid), gid: Some(own.gid), groups: true });
     let forks = kinds.contains(&Kind::Pid) || kinds.contains(&Kind::Time);
     inside.push(ns::Effect::Unshare(kinds));
     if forks {
@@ -302,7 +302,7 @@ fn from_outside(maps: Maps, plan: &mut Plan) {
 // ---- what the program begins with ----
 
 /// Any uid but 0 needs ambient capabilities for its first exec.
-fn credentials(args: &Args, maps: &Maps, me: Both<u32>, inside: &mut Plan) {
+fn credentials(args: &Args, maps: &Maps, me: Both<u32>, inside: &mut Plan, proc: &Rc<Proc>) {
     match maps {
         Maps::None => {}
         Maps::Own(maps) => {
@@ -313,7 +313,7 @@ fn credentials(args: &Args, maps: &Maps, me: Both<u32>, inside: &mut Plan) {
                 inside.push(own::Effect::RaiseAmbient);
             }
         }
-        Maps::Outside(..) | Maps::Awaited(..) => inside.push(own::Effect::Settle(me)),
+        Maps::Outside(..) | Maps::Awaited(..) => inside.push(own::Effect::Settle(me, proc.clone())),
     }
     if args.flag("keep-caps") {
         inside.push(own::Effect::RaiseAmbient);

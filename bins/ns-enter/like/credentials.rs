@@ -5,11 +5,10 @@ use common::id::{Kind as IdKind, Map};
 use common::plan::Plan;
 use common::proc::Status;
 use common::step::like::Effect;
-use common::step::own;
+use common::step::own::{self, id_inside, may_drop_groups};
 use common::step::program::{Effect as Own, capability_names};
 
 use super::Look;
-use crate::id_inside;
 
 impl Look<'_> {
     /// The id inside that the program has, and whether it has to be changed.
@@ -17,7 +16,7 @@ impl Look<'_> {
         let effective = |of: &Status| if kind == IdKind::Uid { of.uid[1] } else { of.gid[1] };
         let (theirs, own) = (effective(&self.theirs), effective(&self.ours));
         if self.wants(kind.word()) {
-            match self.inside(kind, theirs) {
+            match self.inside(kind, theirs)? {
                 Some(id) => return Ok(Some((id, theirs != own))),
                 None => self.without(self.unmapped(kind, theirs))?,
             }
@@ -25,18 +24,19 @@ impl Look<'_> {
         if !self.user {
             return Ok(Some((own, false)));
         }
-        Ok(id_inside(self.proc, self.target, kind).map(|(id, keeps)| (id, !keeps)))
+        let id = id_inside(own, self.proc, &self.target.who(), kind)?;
+        Ok(id.map(|(id, keeps)| (id, !keeps)))
     }
 
     fn unmapped(&self, kind: IdKind, id: u32) -> Failure {
         Failure::refused(format!("its {} {id} is not mapped in its own user namespace", kind.word()))
     }
 
-    fn inside(&self, kind: IdKind, outside: u32) -> Option<u32> {
+    fn inside(&self, kind: IdKind, outside: u32) -> Result<Option<u32>> {
         if !self.user {
-            return Some(outside);
+            return Ok(Some(outside));
         }
-        Map::new(self.proc.map(&self.target.who(), kind).unwrap_or_default()).ok()?.inside(outside)
+        Ok(Map::new(self.proc.read_map(&self.target.who(), kind)?).ok().and_then(|map| map.inside(outside)))
     }
 
     /// The steps in place of the usual credentials, and the uid that is had then.
@@ -51,8 +51,9 @@ impl Look<'_> {
         let is_other = |id: Option<(u32, bool)>| id.is_some_and(|(_, changes)| changes);
         if self.wants("groups") {
             self.groups(&mut plan)?;
-        } else if (is_other(gid) || self.user && is_other(uid)) && self.may_drop_groups() {
-            plan.push(Own::Groups(Vec::new()));
+        } else if is_other(gid) || self.user && is_other(uid) {
+            let who = if self.user { self.target.who() } else { "self".to_owned() };
+            plan.steps.extend(may_drop_groups(self.proc, &who)?.then(|| Own::Groups(Vec::new()).into()));
         }
         if let Some((gid, true)) = gid {
             plan.push(Own::Gid(gid));
@@ -70,13 +71,6 @@ impl Look<'_> {
         Ok(Some((plan, uid.map(|(uid, _)| uid))))
     }
 
-    /// Whether setgroups(2) is allowed, which it is nowhere without a gid map.
-    fn may_drop_groups(&self) -> bool {
-        let who = if self.user { self.target.who() } else { "self".to_owned() };
-        let is_mapped = self.proc.map(&who, IdKind::Gid).is_some_and(|map| !map.is_empty());
-        is_mapped && self.proc.setgroups(&who) == Some(true)
-    }
-
     fn groups(&mut self, plan: &mut Plan) -> Result<()> {
         let sorted = |of: &Status| {
             let mut ids = of.groups.clone();
@@ -89,7 +83,7 @@ impl Look<'_> {
         }
         let mut inside = Vec::new();
         for id in theirs {
-            match self.inside(IdKind::Gid, id) {
+            match self.inside(IdKind::Gid, id)? {
                 Some(id) => inside.push(id),
                 None => self.without(self.unmapped(IdKind::Gid, id))?,
             }

@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{chdir, isatty, pipe2};
 
 use super::{Done, Facts, Hands, Step};
-use crate::fail::{Because, Errno, Failure};
+use crate::fail::{Because, Errno, Failure, Result};
 use crate::id::{Both, Kind, Map};
 use crate::path;
 use crate::proc::{CAP_SETGID, CAP_SETUID, Proc, Status};
@@ -21,16 +21,16 @@ use crate::sys;
 pub enum Effect {
     /// Take this uid and gid, dropping groups if that is allowed.
     Become {
-        /// All of real, effective and saved uid.
-        uid: u32,
+        /// All of real, effective and saved uid; None: it stays.
+        uid: Option<u32>,
         /// The same of the gid.
-        gid: u32,
+        gid: Option<u32>,
         /// Whether setgroups(2) is allowed: then all other groups go.
         groups: bool,
     },
-    /// Be somebody who is mapped: this process itself, whose ids outside are
-    /// these, or else uid and gid 0.
-    Settle(Both<u32>),
+    /// Be somebody who is mapped, as `settled`, decided only now: the maps were
+    /// not known before.
+    Settle(Both<u32>, Rc<Proc>),
     /// Keep capabilities over the next exec although the uid is not 0.
     RaiseAmbient,
     /// Give those up again.
@@ -62,10 +62,31 @@ impl From<Effect> for Step {
 }
 
 impl Effect {
+    /// What makes somebody who is mapped in the user namespace of `who` of this
+    /// process, whose ids outside are `me`: each that is not mapped becomes 0, if
+    /// that is. And the uid that it has there then.
+    ///
+    /// # Errors
+    /// The maps cannot be read, or whether setgroups(2) is allowed.
+    pub fn settled(me: &Both<u32>, proc: &Proc, who: &str) -> Result<(Option<Effect>, Option<u32>)> {
+        let id = |kind: Kind| id_inside(*me.of(kind), proc, who, kind);
+        let (uid, gid) = (id(Kind::Uid)?, id(Kind::Gid)?);
+        let its = uid.map(|(uid, _)| uid);
+        if [uid, gid].into_iter().flatten().all(|(_, keeps)| keeps) {
+            return Ok((None, its));
+        }
+        let groups = may_drop_groups(proc, who)?;
+        Ok((Some(Effect::Become { uid: its, gid: gid.map(|(gid, _)| gid), groups }), its))
+    }
+
     fn act(&self) -> String {
         match self {
-            Effect::Become { uid, gid, .. } => format!("become uid {uid} gid {gid}"),
-            Effect::Settle(_) => "stay who we are, or become uid 0 gid 0 where that is not mapped".into(),
+            Effect::Become { uid, gid, .. } => {
+                let one = |kind: Kind, id: &Option<u32>| id.map(|id| format!(" {} {id}", kind.word()));
+                let both = [one(Kind::Uid, uid), one(Kind::Gid, gid)];
+                format!("become{}", both.into_iter().flatten().collect::<String>())
+            }
+            Effect::Settle(..) => "stay who we are, or become uid 0 gid 0 where that is not mapped".into(),
             Effect::RaiseAmbient => "raise ambient capabilities".into(),
             Effect::ClearAmbient => "clear ambient capabilities".into(),
             Effect::Chdir(path, _) => format!("chdir to {}", crate::word::quote(path)),
@@ -89,7 +110,7 @@ impl Effect {
             }
             Effect::Stdin(None) => "or /dev/null".into(),
             Effect::RaiseAmbient
-            | Effect::Settle(_)
+            | Effect::Settle(..)
             | Effect::ClearAmbient
             | Effect::Chdir(..)
             | Effect::Stdin(_)
@@ -103,7 +124,7 @@ impl Effect {
 
     fn why(&self) -> &'static str {
         match self {
-            Effect::Become { .. } | Effect::Settle(_) => {
+            Effect::Become { .. } | Effect::Settle(..) => {
                 "an id that is not mapped here owns nothing, and an exec by it drops every capability"
             }
             Effect::RaiseAmbient => "an exec by a uid other than 0 drops every capability that is not ambient",
@@ -127,10 +148,15 @@ impl Effect {
                 if *groups {
                     sys::set_groups(&[])?;
                 }
-                sys::set_gid(*gid)?;
-                Ok(sys::set_uid(*uid)?)
+                gid.map_or(Ok(()), sys::set_gid)?;
+                Ok(uid.map_or(Ok(()), sys::set_uid)?)
             }
-            Effect::Settle(me) => settle(me, hands),
+            Effect::Settle(me, proc) => {
+                let (effect, uid) = Effect::settled(me, proc, "self")?;
+                effect.map_or(Ok(()), |effect| effect.perform(hands))?;
+                // Any other needs ambient capabilities for its first exec.
+                if uid == Some(0) { Ok(()) } else { Ok(sys::raise_ambient()?) }
+            }
             Effect::RaiseAmbient => Ok(sys::raise_ambient()?),
             Effect::ClearAmbient => Ok(sys::clear_ambient()?),
             Effect::Chdir(path, same) => go(path, *same),
@@ -169,15 +195,15 @@ impl Effect {
                 if errno != Errno::EINVAL {
                     return None;
                 }
-                let unmapped = |kind: Kind, id: u32| {
-                    let map = facts.proc.map(facts.who, kind)?;
+                let unmapped = |kind: Kind, id: &Option<u32>| {
+                    let (id, map) = ((*id)?, facts.proc.map(facts.who, kind)?);
                     (!map.iter().any(|e| e.inside().has(id)))
                         .then(|| Because::new(format!("{} {id} is not mapped in this user namespace", kind.word())))
                 };
-                unmapped(Kind::Gid, *gid).or_else(|| unmapped(Kind::Uid, *uid))
+                unmapped(Kind::Gid, gid).or_else(|| unmapped(Kind::Uid, uid))
             }
             Effect::RaiseAmbient
-            | Effect::Settle(_)
+            | Effect::Settle(..)
             | Effect::ClearAmbient
             | Effect::Chdir(..)
             | Effect::Stdin(_)
@@ -190,22 +216,23 @@ impl Effect {
     }
 }
 
-/// `Become`, decided only now: the maps were not known before. Any uid but 0
-/// needs ambient capabilities for its first exec.
-fn settle(me: &Both<u32>, hands: &mut Hands) -> Done {
-    let proc = Proc::open()?;
-    let id = |kind: Kind| {
-        let map = Map::new(proc.map("self", kind).unwrap_or_default()).ok()?;
-        map.inside(*me.of(kind)).map(|id| (id, true)).or_else(|| map.outside(0).map(|_| (0, false)))
-    };
-    let (Some((uid, keeps_uid)), Some((gid, keeps_gid))) = (id(Kind::Uid), id(Kind::Gid)) else {
-        return Ok(sys::raise_ambient()?);
-    };
-    if !(keeps_uid && keeps_gid) {
-        let groups = proc.setgroups("self").unwrap_or(false);
-        Effect::Become { uid, gid, groups }.perform(hands)?;
-    }
-    if uid == 0 { Ok(()) } else { Ok(sys::raise_ambient()?) }
+/// The id in the user namespace of `who` that somebody has whose id outside is
+/// `own`: his own, if that is mapped, else 0, if that is; and whether it is his own.
+///
+/// # Errors
+/// The map cannot be read.
+pub fn id_inside(own: u32, proc: &Proc, who: &str, kind: Kind) -> Result<Option<(u32, bool)>> {
+    let Ok(map) = Map::new(proc.read_map(who, kind)?) else { return Ok(None) };
+    Ok(map.inside(own).map(|id| (id, true)).or_else(|| map.outside(0).map(|_| (0, false))))
+}
+
+/// Whether setgroups(2) is allowed in the user namespace of `who`, which it is
+/// nowhere without a gid map.
+///
+/// # Errors
+/// That cannot be read.
+pub fn may_drop_groups(proc: &Proc, who: &str) -> Result<bool> {
+    Ok(!proc.read_map(who, Kind::Gid)?.is_empty() && proc.whole(&format!("{who}/setgroups"))?.trim() == "allow")
 }
 
 fn go(path: &std::path::Path, same: Option<(u64, u64)>) -> Done {
@@ -230,7 +257,7 @@ fn go(path: &std::path::Path, same: Option<(u64, u64)>) -> Done {
 /// The terminal under standard input: what is behind standard output or error
 /// if that is one (so that ttyname(3) finds its name), else the controlling
 /// one, else nothing.
-fn terminal() -> Result<(), Errno> {
+fn terminal() -> std::result::Result<(), Errno> {
     for number in [1, 2] {
         let fd = sys::lend(number);
         let flags = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFL)?;
@@ -245,7 +272,7 @@ fn terminal() -> Result<(), Errno> {
     sys::place(std::os::fd::AsFd::as_fd(&fd), 0)
 }
 
-fn close(kept: &[RawFd]) -> Result<(), Errno> {
+fn close(kept: &[RawFd]) -> std::result::Result<(), Errno> {
     sys::cloexec_range(3, RawFd::MAX)?;
     kept.iter().try_for_each(|number| sys::keep_over_exec(*number))
 }
