@@ -32,7 +32,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("lease", &["fail", "id", "word"]),
     ("look", &["fail", "id", "mind", "mind/child", "ns", "proc", "sys"]),
     ("scan", &["fail", "look", "mounted", "ns", "proc", "sys"]),
-    ("holder", &["lease", "mind", "mind/child", "sys"]),
+    ("holder", &["lease", "mind", "mind/child", "mind/program", "sys"]),
     ("holder/door", &["mind", "sys"]),
     ("holder/stage", &["mind", "mind/child", "sys"]),
     ("helper", &["fail", "mind", "sys"]),

@@ -69,7 +69,7 @@ const CLI: Cli = Cli {
     ]],
     operands: Operands::FreeThenProgram,
     runs: false,
-    stage: Stage::Yes,
+    stage: Stage::Middle,
 };
 
 fn main() -> ExitCode {

@@ -31,16 +31,16 @@ pub(crate) fn decide(cli: &Cli, args: &Args, proc: &Rc<Proc>, operand: Option<&O
     }
     let operand = operand.ok_or_else(|| cli.usage("which target?"))?;
     let stage = *operand == Operand::Stream;
-    let (address, stream) = match operand {
+    let ((address, holds), stream) = match operand {
         Operand::Stream => {
             let stream = target::stream::read_stream()?;
             let pid = stream
                 .pid()
                 .ok_or_else(|| Failure::refused("the stream has no pid record: ns-new is missing before this stage"))?;
-            (pid.0, stream)
+            (pid, stream)
         }
-        Operand::Process(address) => (Some(*address), Stream::default()),
-        Operand::Name(name) => (Some(container::find(proc, name)?.0.address), Stream::default()),
+        Operand::Process(address) => ((Some(*address), false), Stream::default()),
+        Operand::Name(name) => ((Some(container::find(proc, name)?.0.address), false), Stream::default()),
         Operand::File(_) | Operand::Descriptor(_) => {
             return Err(cli.usage("--beside needs a process for a target"));
         }
@@ -50,12 +50,19 @@ pub(crate) fn decide(cli: &Cli, args: &Args, proc: &Rc<Proc>, operand: Option<&O
         return Err(Failure::refused("standard output is no pipe, so nobody can enter: the helper would end at once"));
     }
     let target = Rc::new(Target::open(proc, address)?);
-    plan(cli, args, proc, target, stage.then_some(stream)).map(Outcome::Plan)
+    plan(cli, args, proc, (target, holds), stage.then_some(stream)).map(Outcome::Plan)
 }
 
-fn plan(cli: &Cli, args: &Args, proc: &Rc<Proc>, target: Rc<Target>, stream: Option<Stream>) -> Result<Plan> {
+fn plan(
+    cli: &Cli,
+    args: &Args,
+    proc: &Rc<Proc>,
+    (target, holds): (Rc<Target>, bool),
+    stream: Option<Stream>,
+) -> Result<Plan> {
     let (words, says) = filled(&args.program, Some(&target.who()));
-    let helper = Rc::new(Helper { words, says, target: target.clone(), stage: stream.is_some(), tool: cli.name });
+    let helper =
+        Rc::new(Helper { words, says, target: target.clone(), stage: stream.is_some(), holds, tool: cli.name });
     let holder = (door::is_holder(target.fd.as_fd()) == Ok(true)).then_some(target);
     let mut plan = Plan::default();
     plan.push(Effect::Adopt);

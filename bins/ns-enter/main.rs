@@ -69,7 +69,7 @@ const CLI: Cli = Cli {
     ],
     operands: Operands::Program(1, &["target", "user", "mount", "pid", "net", "ipc", "uts", "cgroup", "time"]),
     runs: true,
-    stage: Stage::With("beside"),
+    stage: Stage::LastBut("beside"),
 };
 
 fn main() -> ExitCode {

@@ -74,7 +74,7 @@ const CLI: Cli = Cli {
     ],
     operands: Operands::Program(0, &[]),
     runs: true,
-    stage: Stage::Yes,
+    stage: Stage::First,
 };
 
 /// What a holder has no use for.

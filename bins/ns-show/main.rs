@@ -55,7 +55,7 @@ const CLI: Cli = Cli {
     ]],
     operands: Operands::Free,
     runs: false,
-    stage: Stage::No,
+    stage: Stage::Last,
 };
 
 fn main() -> ExitCode {

@@ -73,7 +73,7 @@ const CLI: Cli = Cli {
     ]],
     operands: Operands::Free,
     runs: false,
-    stage: Stage::Yes,
+    stage: Stage::MiddleWith(&["map", "cut"]),
 };
 
 type Act = fn(&Args) -> Result<Outcome>;

@@ -38,7 +38,7 @@ const CLI: Cli = Cli {
     ]],
     operands: Operands::Free,
     runs: false,
-    stage: Stage::Yes,
+    stage: Stage::Middle,
 };
 
 fn main() -> ExitCode {

@@ -94,15 +94,21 @@ pub enum Operands {
     Program(usize, &'static [&'static str]),
 }
 
-/// Whether a tool writes records for another stage.
+/// What a tool has to do with a stream of records, where `-` says that it has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// It is the last stage, or none.
+    /// Nothing: its `-` is a word like others.
     No,
-    /// Yes.
-    Yes,
-    /// With this option.
-    With(&'static str),
+    /// It writes one.
+    First,
+    /// It reads one and writes it on.
+    Middle,
+    /// The same, with one of these options, and else nothing.
+    MiddleWith(&'static [&'static str]),
+    /// It reads one.
+    Last,
+    /// The same, and writes it on with this option.
+    LastBut(&'static str),
 }
 
 /// A tool's command line.
@@ -120,7 +126,7 @@ pub struct Cli {
     /// Whether failures leave with 125, as for every tool that ends in a
     /// program with exit statuses of its own.
     pub runs: bool,
-    /// Whether with `-` its standard output is a stream of records.
+    /// What it does with streams.
     pub stage: Stage,
 }
 
@@ -245,6 +251,39 @@ impl Cli {
             }
             args.operands.push(narrow(&free[0]));
             rest = free[1..].to_vec();
+        }
+    }
+
+    /// The same of words that are wrong, without the first that is, and so on: as
+    /// far as can be told what was meant.
+    pub fn guess(&self, words: &[OsString]) -> Option<Args> {
+        /// More are those of a program.
+        const MOST: usize = 100;
+        let mut words = words[..words.len().min(MOST)].to_vec();
+        loop {
+            if let Ok(args) = self.parse(&words) {
+                return Some(args);
+            }
+            let right = (0..words.len()).rev().find(|n| self.parse(&words[..*n]).is_ok())?;
+            words.remove(right);
+        }
+    }
+
+    /// Whether what was typed reads a stream, and whether it writes one.
+    pub fn streams(&self, args: &Args) -> (bool, bool) {
+        if !args.piped() {
+            return (false, false);
+        }
+        match self.stage {
+            Stage::No => (false, false),
+            Stage::First => (false, true),
+            Stage::Middle => (true, true),
+            Stage::MiddleWith(options) => {
+                let is_one = options.iter().any(|option| args.flag(option));
+                (is_one, is_one)
+            }
+            Stage::Last => (true, false),
+            Stage::LastBut(option) => (true, args.flag(option)),
         }
     }
 

@@ -27,6 +27,7 @@ use nix::unistd::{chdir, getpid, setsid};
 use crate::lease::Lease;
 use crate::mind;
 use crate::mind::child::Child;
+use crate::mind::program::PASSED_ON;
 use crate::sys;
 
 pub mod door;
@@ -203,19 +204,7 @@ fn watch(
         let others = fds.len();
         fds.extend(guests.iter().map(|g| (g.enterer.as_fd(), PollFlags::POLLIN)));
         let ready = mind::wait_for(&fds, limit)?;
-        let over = ready[0] || (first.is_some() && ready[3]);
-        let heard = if ready[2] { hear(signals)? } else { Heard::default() };
-        // In a pipeline it is for the program, if there is one (`stage::Parting`).
-        let passes_on = piped && !guests.is_empty();
-        for number in heard.ends.iter().filter(|_| passes_on) {
-            guests.iter().for_each(|guest| guest.tell(*number));
-        }
-        if over || heard.goes || (!heard.ends.is_empty() && !passes_on) || (limit.is_some() && !ready[1] && !ready[2]) {
-            // What the last one said before he left is for our parent.
-            while mind::ready_within(door, 0)? && take_in(door, until, left)?.is_some() {}
-            guests.iter().for_each(Guest::end_program);
-            return Ok(());
-        }
+        let over = ready[0] || (first.is_some() && ready[3]) || (limit.is_some() && !ready[1] && !ready[2]);
         let had = !guests.is_empty();
         let mut gone = ready[others..].iter();
         guests.retain(|guest| {
@@ -225,13 +214,24 @@ fn watch(
             }
             stays
         });
-        if ready[1] {
-            guests.extend(take_in(door, until, left)?.flatten());
-        }
+        let heard = if ready[2] { hear(signals)? } else { Heard::default() };
         for pid in &heard.knocked {
             // Who cannot get to the door will not say how its program ended.
             [HERE, ENDED].iter().for_each(|byte| tell(until, *byte));
             guests.extend(sys::pidfd_open(*pid).ok().map(|enterer| Guest { enterer, program: None }));
+        }
+        // Who came before a signal did is here when that is looked at; and what the last
+        // one said before he left is for our parent.
+        while mind::ready_within(door, 0)?
+            && let Some(guest) = take_in(door, until, left)?
+        {
+            guests.extend(guest);
+        }
+        // In a pipeline it is for the program, if there is one (`stage::Parting`).
+        let passes_on = |number: &c_int| piped && guests.iter().filter(|guest| guest.tell(*number)).count() > 0;
+        if over || heard.goes || !heard.ends.iter().all(passes_on) {
+            guests.iter().for_each(Guest::end_program);
+            return Ok(());
         }
         if had || limit.is_some() || heard.knocked.iter().any(|pid| *pid > 0) {
             limit = guests.is_empty().then_some(GRACE);
@@ -240,11 +240,10 @@ fn watch(
 }
 
 impl Guest {
-    /// Who has entered hears of `number`: once, where his program is attached as well.
-    fn tell(&self, number: c_int) {
-        if self.program.is_none() {
-            let _ = sys::pidfd_signal(self.enterer.as_fd(), number);
-        }
+    /// Whether this is who has entered, and has been told of signal `number`: another
+    /// user's cannot be.
+    fn tell(&self, number: c_int) -> bool {
+        self.program.is_none() && sys::pidfd_signal_as(self.enterer.as_fd(), number, PASSED_ON).is_ok()
     }
 
     /// An enterer that was killed leaves a program behind which has cleared its

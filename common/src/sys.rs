@@ -396,6 +396,19 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, number: c_int) -> Result<()> {
     answer(n).map(drop)
 }
 
+/// Sends signal `number` with `code` for its si_code, which is below 0 and no other's
+/// (SI_QUEUE of sigqueue(3) is -1).
+///
+/// # Errors
+/// As `pidfd_signal`; EPERM also: `code` is not below 0.
+pub fn pidfd_signal_as(pidfd: BorrowedFd<'_>, number: c_int, code: c_int) -> Result<()> {
+    // What follows these three in siginfo_t (rt_sigqueueinfo(2)) stays zero.
+    let info: [c_int; 32] = std::array::from_fn(|at| [number, 0, code].get(at).copied().unwrap_or(0));
+    // SAFETY: the kernel reads the 128 bytes of a siginfo_t, which are there.
+    let n = unsafe { libc::syscall(PIDFD_SEND_SIGNAL, pidfd.as_raw_fd(), number, info.as_ptr(), 0) };
+    answer(n).map(drop)
+}
+
 /// The same to the group of processes that it leads, also if it has ended itself
 /// (PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9).
 ///

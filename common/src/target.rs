@@ -260,8 +260,31 @@ fn another(proc: &Proc, at: Address) -> Option<Because> {
 /// # Errors
 /// ESRCH: the holder has gone; ENOTSOCK: the process is no holder; EPERM.
 pub fn attach(target: &Target) -> std::result::Result<(), Errno> {
-    let done = door::attach(target.fd.as_fd());
-    let barred = matches!(done, Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS));
-    let is_ns_new = || Proc::open().is_ok_and(|proc| proc.name(&target.who()) == "ns-new");
-    if barred && is_ns_new() { door::knock(target.fd.as_fd()) } else { done }
+    match door::attach(target.fd.as_fd()) {
+        Err(e) if is_barred(e) && is_ns_new(target) => door::knock(target.fd.as_fd()),
+        done => done,
+    }
+}
+
+/// Sends a holder signal `number`, which it passes on where somebody has entered in
+/// its pipeline (`holder::stage`).
+///
+/// # Errors
+/// As `attach`.
+pub fn pass_on(target: &Target, number: i32) -> std::result::Result<(), Errno> {
+    match door::is_holder(target.fd.as_fd()) {
+        Ok(true) => sys::pidfd_signal(target.fd.as_fd(), number),
+        Ok(false) => Err(Errno::ENOTSOCK),
+        Err(e) if is_barred(e) && is_ns_new(target) => sys::pidfd_signal(target.fd.as_fd(), number),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether a holder's door is kept from us: by a seccomp filter, or an old kernel.
+fn is_barred(errno: Errno) -> bool {
+    matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSYS)
+}
+
+fn is_ns_new(target: &Target) -> bool {
+    Proc::open().is_ok_and(|proc| proc.name(&target.who()) == "ns-new")
 }

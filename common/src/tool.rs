@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
 
-use crate::cli::{Args, Cli, Stage};
+use crate::cli::{Args, Cli};
 use crate::fail::{Again, Errno, Exit, Failure, Result};
 use crate::feature;
 use crate::mind;
@@ -75,28 +75,14 @@ pub fn stand_in(name: &str, decide: impl FnOnce(&[OsString]) -> Result<Plan>) ->
 
 /// Lets the other stages of a pipeline go when this one has failed.
 fn leave_pipe(cli: &Cli, words: &[OsString]) {
-    let args = cli.parse(words);
-    let given = |option: &str| match &args {
-        Ok(args) => args.flag(option),
-        Err(_) => words.iter().any(|w| w.to_str().and_then(|w| w.strip_prefix("--")) == Some(option)),
-    };
-    let stage = match cli.stage {
-        Stage::No => false,
-        Stage::Yes => true,
-        Stage::With(option) => given(option),
-    };
-    let piped = match &args {
-        Ok(args) => args.piped(),
-        Err(_) => words.iter().any(|w| w == "-"),
-    };
-    if !piped {
-        return;
-    }
+    let (reads, writes) = cli.guess(words).map_or((false, false), |args| cli.streams(&args));
     // The stages after us then know that somebody has told the reason.
-    if stage && mind::is_pipe(1) == Ok(true) {
+    if writes && mind::is_pipe(1) == Ok(true) {
         let _ = mind::say(b"failed\n");
     }
-    target::stream::farewell();
+    if reads {
+        target::stream::farewell();
+    }
 }
 
 /// The end of a stage: writes `stream` on, and stays as long as its reader, or
@@ -126,7 +112,7 @@ fn work(cli: &Cli, words: &[OsString], decide: impl FnOnce(&Args) -> Result<Outc
             let text = plan.text(args.flag("explain"));
             let stream = plan.dry_stream();
             // Standard output belongs to the records, if there are any.
-            if args.piped() || !stream.is_empty() {
+            if cli.streams(&args) != (false, false) || !stream.is_empty() {
                 let text: String = text.lines().map(|line| format!("{}: {line}\n", cli.name)).collect();
                 mind::tell(&text);
                 print(&stream, 0)

@@ -41,20 +41,10 @@ pub fn is_holder(process: BorrowedFd<'_>) -> Result<bool> {
 /// # Errors
 /// ENOTSOCK: the process is no holder; ESRCH: it has gone; ETIMEDOUT.
 pub fn release(holder: BorrowedFd<'_>) -> Result<()> {
-    // SIGTERM would be for the program of a pipeline.
-    pass_on(holder, Signal::SIGINT as c_int)?;
-    if mind::ready_within(holder, PATIENCE)? { Ok(()) } else { Err(Errno::ETIMEDOUT) }
-}
-
-/// Sends a holder signal `number`: one that is to end it, or, where somebody has
-/// entered in a pipeline, SIGTERM or SIGHUP for that program.
-///
-/// # Errors
-/// ENOTSOCK: the process is no holder; ESRCH: it has gone; EPERM: it is another
-/// user's, or a seccomp filter keeps the door from us.
-pub fn pass_on(holder: BorrowedFd<'_>, number: c_int) -> Result<()> {
     door(holder)?;
-    sys::pidfd_signal(holder, number)
+    // SIGTERM would be for the program of a pipeline.
+    sys::pidfd_signal(holder, Signal::SIGINT as c_int)?;
+    if mind::ready_within(holder, PATIENCE)? { Ok(()) } else { Err(Errno::ETIMEDOUT) }
 }
 
 /// Attaches this process to a holder, which then lives at least as long.

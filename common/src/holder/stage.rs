@@ -15,26 +15,40 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{Shutdown, shutdown};
 
-use super::{BESIDE, ENDED, HERE, KILLED, Life, NOT_YET, PATIENCE, Result, door};
+use super::{BESIDE, ENDED, HERE, KILLED, Life, NOT_YET, PATIENCE, Result};
 use crate::mind;
 use crate::mind::child::{self, Child};
 use crate::sys;
 
-/// Stays until the reader of standard output has gone, or the holder.
+/// Stays until the reader of standard output has gone, or the holder, which `tell`
+/// passes a signal on to.
 ///
 /// # Errors
 /// Those of poll(2) and signalfd(2).
-pub fn linger(mask: &SigSet, holder: Option<BorrowedFd<'_>>) -> Result<()> {
+pub fn linger(mask: &SigSet, holder: BorrowedFd<'_>, tell: Tell<'_>) -> Result<()> {
     mind::be_patient(mask)?;
-    match holder {
-        Some(holder) => stay(mask, holder)?,
-        None => drop(mind::wait_for(&[reader()], None)?),
-    }
+    stay(mask, holder, tell)?;
+    leave();
+    Ok(())
+}
+
+/// Stays until the reader of standard output has gone, whatever comes: what is kept
+/// here is used until then.
+///
+/// # Errors
+/// Those of poll(2) and signalfd(2).
+pub fn keep(mask: &SigSet) -> Result<()> {
+    let _waiting = listen(mask)?;
+    mind::wait_for(&[reader()], None)?;
+    leave();
+    Ok(())
+}
+
+fn leave() {
     // The first stage dies after us, then: `die_last`.
     if mind::key().is_none() {
         mind::leave();
     }
-    Ok(())
 }
 
 /// No event asked for: POLLERR and POLLHUP come all the same.
@@ -42,8 +56,8 @@ fn reader() -> (BorrowedFd<'static>, PollFlags) {
     (sys::lend(1), PollFlags::empty())
 }
 
-fn stay(mask: &SigSet, holder: BorrowedFd<'_>) -> Result<()> {
-    let (signals, mut parting) = (listen(mask)?, Parting::by(holder));
+fn stay(mask: &SigSet, holder: BorrowedFd<'_>, tell: Tell<'_>) -> Result<()> {
+    let (signals, mut parting) = (listen(mask)?, Parting::by(tell));
     loop {
         let fds = [reader(), (holder, PollFlags::POLLIN), (signals.as_fd(), PollFlags::POLLIN)];
         let ready = mind::wait_for(&fds, parting.left())?;
@@ -111,7 +125,8 @@ fn wait_over(
 ) -> Result<()> {
     mind::be_patient(mask)?;
     let gone = [reader(), (child.fd.as_fd(), PollFlags::POLLIN)];
-    let (mut limit, mut signals, mut parting) = (Some(PATIENCE), None, Parting::by(child.fd.as_fd()));
+    let tell = |number| child::signal(child, number);
+    let (mut limit, mut signals, mut parting) = (Some(PATIENCE), None, Parting::by(&tell));
     while let Some(parent) = &life.parent {
         let mut fds = vec![gone[0], gone[1], (parent.as_fd(), PollFlags::POLLIN)];
         fds.extend(signals.as_ref().map(|signals: &SignalFd| (signals.as_fd(), PollFlags::POLLIN)));
@@ -149,9 +164,12 @@ fn listen(mask: &SigSet) -> Result<SignalFd> {
     mind::waiting(signals)
 }
 
-/// Passes it on.
+/// How a holder is told of a signal.
+pub type Tell<'a> = &'a dyn Fn(c_int) -> Result<()>;
+
+/// Passes on what comes.
 pub struct Parting<'a> {
-    holder: BorrowedFd<'a>,
+    tell: Tell<'a>,
     /// The last that has come.
     pub told: Option<c_int>,
     /// When it is over, whatever the program does.
@@ -159,9 +177,9 @@ pub struct Parting<'a> {
 }
 
 impl<'a> Parting<'a> {
-    /// By this holder.
-    pub fn by(holder: BorrowedFd<'a>) -> Parting<'a> {
-        Parting { holder, told: None, until: None }
+    /// To a holder.
+    pub fn by(tell: Tell<'a>) -> Parting<'a> {
+        Parting { tell, told: None, until: None }
     }
 
     fn hear(&mut self, signals: &SignalFd) -> Result<()> {
@@ -180,7 +198,7 @@ impl<'a> Parting<'a> {
         }
         self.told = Some(number);
         let now = Instant::now();
-        if door::pass_on(self.holder, number).is_err() {
+        if (self.tell)(number).is_err() {
             self.until = Some(now);
         } else if number == Signal::SIGHUP as c_int {
             self.until.get_or_insert(now + Duration::from_millis(PATIENCE.into()));

@@ -174,6 +174,9 @@ pub fn wait_until(child: &Child, reader: Option<RawFd>, done: impl Fn() -> bool)
         while let Some(info) = signals.read_signal()? {
             let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
             let fatal = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+            if sys::is_ignored(number) {
+                continue;
+            }
             if fatal.iter().any(|signal| *signal as c_int == number) {
                 return Ok(Waited::Signal(number));
             }

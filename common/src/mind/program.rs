@@ -30,8 +30,8 @@ pub enum Ended {
 
 /// How a program is minded.
 pub struct Manner<'a> {
-    /// Who has to outlive the program, else it is killed: number and descriptor.
-    pub holder: Option<(i32, BorrowedFd<'a>)>,
+    /// Who has to outlive the program, else it is killed.
+    pub holder: Option<BorrowedFd<'a>>,
     /// Whether it is the first process of a pid namespace.
     pub first: bool,
     /// What it gets in place of SIGTERM.
@@ -44,12 +44,28 @@ pub struct Manner<'a> {
     pub front: Option<&'a Front>,
 }
 
-/// The signals that the kernel sends of itself: to a whole process group, for a
-/// key or a terminal that has gone.
-const SI_KERNEL: i32 = 0x80;
+/// Whether the kernel has sent a signal to a whole process group: for a key, or a
+/// terminal that has gone or come. By itself it sends others: a timer's to us alone.
+fn is_terminals(number: c_int, code: i32) -> bool {
+    const SI_KERNEL: i32 = 0x80;
+    const ALL: [Signal; 8] = [
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGHUP,
+        Signal::SIGTSTP,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+        Signal::SIGCONT,
+        Signal::SIGWINCH,
+    ];
+    code == SI_KERNEL && ALL.iter().any(|signal| *signal as c_int == number)
+}
+
+/// The si_code of a signal that a holder passes on.
+pub const PASSED_ON: c_int = -36;
 
 /// Within which time a signal that comes by two ways is one.
-const AT_ONCE: Duration = Duration::from_millis(500);
+const AT_ONCE: Duration = Duration::from_millis(250);
 
 /// What an init says on its line: its program has stopped; any other byte is
 /// the signal that it died of.
@@ -67,7 +83,7 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
         while let Some(news) = minder.turn()? {
             match news {
                 News::Ended(ended) => break 'ended ended,
-                News::Signal(number, code) => minder.hand_on(number, code),
+                News::Signal(number, terminals) => minder.hand_on(number, terminals),
                 News::Stopped(number) => match manner.front {
                     Some(front) if !front.stops(child, number, proc) => {}
                     Some(_) | None => stop_with_it()?,
@@ -82,8 +98,9 @@ pub fn tend(child: &Child, manner: &Manner<'_>, proc: &Proc) -> Result<Ended> {
 
 /// What may happen to a program, and to whoever minds it.
 pub(crate) enum News {
-    /// A signal has come that is for the program: number and code.
-    Signal(c_int, i32),
+    /// A signal has come that is for the program, and whether its terminal's group
+    /// has got it.
+    Signal(c_int, bool),
     /// The program has stopped, by this signal; 0 where only its init knows.
     Stopped(c_int),
     /// It has ended.
@@ -102,15 +119,15 @@ pub(crate) struct Minder<'a> {
     killed_for: Option<c_int>,
     /// What the init said that its program died of.
     said: Option<c_int>,
-    /// The last SIGTERM or SIGHUP: which, whether from the holder, and when.
-    last: Option<(c_int, bool, Instant)>,
+    /// The last SIGTERM and SIGHUP: whether by the holder, and when.
+    last: [Option<(bool, Instant)>; 2],
 }
 
 impl<'a> Minder<'a> {
     pub(crate) fn new(child: &'a Child, manner: &'a Manner<'a>, proc: &'a Proc) -> Result<Minder<'a>> {
         let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        let (holder, init) = (manner.holder.map(|(_, fd)| fd), manner.init);
-        Ok(Minder { child, manner, proc, signals, holder, init, killed_for: None, said: None, last: None })
+        let (holder, init) = (manner.holder, manner.init);
+        Ok(Minder { child, manner, proc, signals, holder, init, killed_for: None, said: None, last: [None; 2] })
     }
 
     /// What is to be waited for before the next turn.
@@ -142,8 +159,8 @@ impl<'a> Minder<'a> {
             let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
             // One of our own making is not for the program: a child's, SIGPIPE.
             let is_ours = is_news(number, info.ssi_code) || info.ssi_pid == std::process::id();
-            if !is_ours && !self.is_same(number, info.ssi_pid) {
-                return Ok(Some(News::Signal(number, info.ssi_code)));
+            if !is_ours && !self.is_same(number, info.ssi_code == PASSED_ON) {
+                return Ok(Some(News::Signal(number, is_terminals(number, info.ssi_code))));
             }
         }
         match sys::child_change(Some(self.child.fd.as_fd())) {
@@ -160,15 +177,14 @@ impl<'a> Minder<'a> {
 
     /// Whether the program has had this one: what was sent to all stages comes to us,
     /// and by the holder once more from each of the others.
-    fn is_same(&mut self, number: c_int, sender: u32) -> bool {
-        if ![Signal::SIGTERM, Signal::SIGHUP].iter().any(|signal| *signal as c_int == number) {
-            return false;
+    fn is_same(&mut self, number: c_int, by_holder: bool) -> bool {
+        let at = [Signal::SIGTERM, Signal::SIGHUP].iter().position(|signal| *signal as c_int == number);
+        let Some(last) = at.and_then(|at| self.last.get_mut(at)) else { return false };
+        let same = last.is_some_and(|(was, then)| (by_holder || was) && then.elapsed() < AT_ONCE);
+        if !same {
+            *last = Some((by_holder, Instant::now()));
         }
-        let by_holder = self.manner.holder.is_some_and(|(pid, _)| u32::try_from(pid) == Ok(sender));
-        let before = self.last.replace((number, by_holder, Instant::now()));
-        before.is_some_and(|(last, was_holder, then)| {
-            last == number && (by_holder || was_holder) && then.elapsed() < AT_ONCE
-        })
+        same
     }
 
     fn killed(&self, signal: c_int) -> Ended {
@@ -181,23 +197,23 @@ impl<'a> Minder<'a> {
 
     /// Hands a signal to the program, unless the terminal has already done so: it
     /// signals the whole foreground group.
-    fn hand_on(&mut self, number: c_int, code: i32) {
+    fn hand_on(&mut self, number: c_int, terminals: bool) {
         let is = |signals: &[Signal]| signals.iter().any(|signal| *signal as c_int == number);
         if let Some(front) = self.manner.front {
             if is(&[Signal::SIGCONT]) {
                 return front.go_on(self.child);
             }
-            if code == SI_KERNEL && front.is_unheard() {
+            if terminals && front.is_unheard() {
                 front.go_on(self.child);
                 return self.hand(number, false);
             }
-            if code == SI_KERNEL && is(&[Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP]) {
+            if terminals && is(&[Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP]) {
                 front.spread(number);
             }
         }
         // Who leads the session is told that the terminal has gone, in front or not.
         let alone = is(&[Signal::SIGHUP]) && getsid(None) == Ok(getpid());
-        self.hand(number, code == SI_KERNEL && !alone);
+        self.hand(number, terminals && !alone);
     }
 
     /// Hands a signal to the program, unless it `has` it. The kernel drops for a
@@ -260,7 +276,7 @@ pub fn be_init(program: &Child, line: BorrowedFd<'_>) -> Result<u8> {
         };
         let number = c_int::try_from(info.ssi_signo).unwrap_or(0);
         // The terminal has signalled the program as well.
-        if !is_news(number, info.ssi_code) && info.ssi_code != SI_KERNEL {
+        if !is_news(number, info.ssi_code) && !is_terminals(number, info.ssi_code) {
             let _ = signal(program, number);
         }
     }

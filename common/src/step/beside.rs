@@ -13,8 +13,8 @@ use std::time::Instant;
 use nix::fcntl::{OFlag, open};
 use nix::libc::c_int;
 use nix::poll::PollFlags;
-use nix::sys::signal::Signal;
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::Mode;
 use nix::unistd::{getpid, pipe2, read, setsid};
 
@@ -27,7 +27,7 @@ use crate::mind;
 use crate::mind::child::{Child, GRACE};
 use crate::proc::{CAP_NET_BIND_SERVICE, Proc};
 use crate::sys::{self, Change};
-use crate::target::Target;
+use crate::target::{Target, pass_on};
 use crate::word::{quote, quote_all};
 
 /// An effect on what is below this process.
@@ -62,6 +62,8 @@ pub struct Helper {
     pub target: Rc<Target>,
     /// In the middle of a pipeline: the stages before and after live by it.
     pub stage: bool,
+    /// Whether the target is the holder of that.
+    pub holds: bool,
     /// The name of this tool, for what it tells.
     pub tool: &'static str,
 }
@@ -149,7 +151,7 @@ impl Effect {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 hands.made.retain(|(name, _)| *name != PIPE_END);
                 let pipe = if helper.says { hands.made.pop().map(|(_, fd)| fd) } else { None };
-                let begun = begin(helper, &child, pipe);
+                let begun = begin(helper, &child, pipe, &hands.mask);
                 let tool = helper.tool;
                 if !matches!(begun, Ok(Begun::Ready)) {
                     end(tool);
@@ -170,7 +172,7 @@ impl Effect {
                 Ok(())
             }
             Effect::Stay(helper) => {
-                let over = stay(helper);
+                let over = stay(helper, &hands.mask);
                 end(helper.tool);
                 if let Some(signal) = over? {
                     hands.status = mind::die_of(signal, &hands.mask);
@@ -201,8 +203,8 @@ const PATIENCE: u16 = 2000;
 /// How long to wait for its end when it can no more say that it is ready.
 const MUTE: u16 = 500;
 
-fn begin(helper: &Helper, child: &Child, mut pipe: Option<OwnedFd>) -> Result<Begun, Errno> {
-    let watch = Watch::begin()?;
+fn begin(helper: &Helper, child: &Child, mut pipe: Option<OwnedFd>, mask: &SigSet) -> Result<Begun, Errno> {
+    let watch = Watch::begin(mask)?;
     let mute = format!("it closed descriptor {READY}, and had written nothing");
     let (mut limit, mut ended) = (Some(PATIENCE), false);
     loop {
@@ -294,9 +296,10 @@ fn said(change: Change) -> String {
 // ---- until the namespaces are gone ----
 
 /// Answers the signal that ended it, if one did.
-fn stay(helper: &Helper) -> Result<Option<c_int>, Errno> {
-    let watch = Watch::begin()?;
-    let mut parting = Parting::by(helper.target.fd.as_fd());
+fn stay(helper: &Helper, mask: &SigSet) -> Result<Option<c_int>, Errno> {
+    let watch = Watch::begin(mask)?;
+    let tell = |number| pass_on(&helper.target, number);
+    let mut parting = Parting::by(&tell);
     loop {
         while let Some((_, change)) = next_end() {
             if change != Change::Exited(0) {
@@ -308,7 +311,7 @@ fn stay(helper: &Helper) -> Result<Option<c_int>, Errno> {
         }
         let ready = mind::wait_for(&helper.watched(&watch.signals), parting.left())?;
         while let Some(signal) = watch.fatal(helper.stage)? {
-            if !helper.stage || !parting.pass_on(signal) {
+            if !helper.holds || !parting.pass_on(signal) {
                 return Ok(Some(signal));
             }
         }
@@ -339,12 +342,14 @@ struct Watch {
 }
 
 impl Watch {
-    fn begin() -> Result<Watch, Errno> {
+    /// What our caller blocks waits on.
+    fn begin(mask: &SigSet) -> Result<Watch, Errno> {
         let mut all = mind::minded();
         [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU].into_iter().for_each(|signal| all.remove(signal));
         all.thread_set_mask()?;
-        let signals = SignalFd::with_flags(&all, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Watch { signals })
+        mask.iter().for_each(|blocked| all.remove(blocked));
+        all.add(Signal::SIGCHLD);
+        Ok(Watch { signals: mind::waiting(all)? })
     }
 
     /// The next one. The keys of a terminal are for the program at the end of

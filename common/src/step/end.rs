@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
+use nix::sys::signal::SigSet;
+
 use super::{Done, Facts, Hands, NOTIFY, Step, exec};
 use crate::fail::{Because, Errno, Exit, Failure};
 use crate::front::Front;
@@ -17,7 +19,7 @@ use crate::proc::Proc;
 use crate::ready::Ready;
 use crate::record::{Address, Record, Stream};
 use crate::sys;
-use crate::target::{Target, pidfs_inode};
+use crate::target::{Target, pass_on, pidfs_inode};
 use crate::word::{quote, quote_all};
 
 /// An effect that ends a plan, or writes the stream.
@@ -211,12 +213,13 @@ impl Effect {
             }
             Effect::Linger(_) if !mind::is_pipe(1)? => Ok(()),
             Effect::Linger(None) => Ok(()),
-            Effect::Linger(Some(holder)) => Ok(stage::linger(&hands.mask, Some(holder.fd.as_fd()))?),
+            Effect::Linger(Some(holder)) => Ok(linger(holder, &hands.mask)?),
             Effect::LingerOverChild(life, note) => {
                 let child = hands.child.take().ok_or(Errno::ECHILD)?;
                 Ok(stage::linger_over(&hands.mask, &child, life, note)?)
             }
-            Effect::Keep(_, holder) => Ok(stage::linger(&hands.mask, holder.as_ref().map(|h| h.fd.as_fd()))?),
+            Effect::Keep(_, Some(holder)) => Ok(linger(holder, &hands.mask)?),
+            Effect::Keep(_, None) => Ok(stage::keep(&hands.mask)?),
             Effect::KeepWith(lease, until) => Ok(holder::keep(lease, until, &mut hands.report)?),
             Effect::Hold(life) => {
                 let first = hands.child.take();
@@ -283,7 +286,7 @@ impl Care {
         let line = hands.line.take();
         let socket = self.ready.map(|_| sys::duplicate(hands.get(NOTIFY)?)).transpose()?;
         let manner = Manner {
-            holder: self.holder.as_ref().map(|t| (t.pid, t.fd.as_fd())),
+            holder: self.holder.as_ref().map(|t| t.fd.as_fd()),
             first: self.first,
             stop: self.stop,
             init: line.as_ref().filter(|_| self.init).map(AsFd::as_fd),
@@ -297,12 +300,16 @@ impl Care {
             Ended::Status(status) => hands.status = status,
             Ended::Signal(signal) => hands.died = Some(signal),
         }
-        if let Some((_, holder)) = manner.holder {
+        if let Some(holder) = manner.holder {
             door::tell_end(holder, hands.died);
             mind::leave();
         }
         Ok(())
     }
+}
+
+fn linger(holder: &Target, mask: &SigSet) -> std::result::Result<(), Errno> {
+    stage::linger(mask, holder.fd.as_fd(), &|number| pass_on(holder, number))
 }
 
 /// Says that it is ready, and waits for the word. A parent that has gone

@@ -175,17 +175,16 @@ impl Effect {
             Effect::Join(target, kinds) => Ok(setns(&target.fd, bits(kinds))?),
             Effect::JoinFile(fd, kind, _) => Ok(setns(fd.as_fd(), bits(&[*kind]))?),
             Effect::IntoPid => into_pid(hands),
-            // Whoever cannot say it has still the pipe to hold on to.
+            // Whoever may not say it has still the pipe to hold on to.
             Effect::Attach(target) => match target::attach(target) {
-                Err(e @ (Errno::ESRCH | Errno::ENOTSOCK)) => Err(e.into()),
-                Ok(()) | Err(_) => Ok(()),
+                Ok(()) | Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => Ok(()),
+                Err(e) => Err(e.into()),
             },
             Effect::Entrust(target) => {
                 let parent = hands.report.as_ref().ok_or(Errno::ECHILD)?;
                 match door::entrust(target.fd.as_fd(), parent.as_fd()) {
-                    Err(e @ Errno::ESRCH) => Err(e.into()),
-                    // Whoever cannot say it has still the pipe to hold on to.
-                    Ok(()) | Err(_) => Ok(()),
+                    Ok(()) | Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => Ok(()),
+                    Err(e) => Err(e.into()),
                 }
             }
             Effect::Release(target) => Ok(door::release(target.fd.as_fd())?),
