@@ -36,7 +36,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("holder/door", &["mind", "sys"]),
     ("holder/stage", &["mind", "mind/child", "sys"]),
     ("helper", &["fail", "mind", "sys"]),
-    ("user", &["helper", "id", "proc"]),
+    ("user", &["fail", "helper", "id", "proc"]),
     ("subid", &["fail", "helper", "id", "user", "word"]),
     ("survey", &["fail", "id", "subid"]),
     ("etc", &["fail", "path", "proc", "sys", "word"]),

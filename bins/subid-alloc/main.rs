@@ -20,6 +20,7 @@ mod sed;
 mod survey;
 
 use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -173,8 +174,18 @@ fn user_named(args: &Args, word: &str, etc: &Etc) -> Result<Option<User>> {
 /// The user that the first operand names, if there is one.
 fn owner(args: &Args, etc: &Etc) -> Result<Option<User>> {
     let Some(word) = args.operands.first().map(|word| word.to_string_lossy()) else { return Ok(None) };
-    let unknown = || Failure::refused(format!("no user is called {}", quote(&*word)));
+    let unread = || if args.value("root").is_none() { user::unread() } else { None };
+    let unknown = || Failure::refused(format!("no user is called {}", quote(&*word))).because(unread());
     user_named(args, &word, etc)?.ok_or_else(unknown).map(Some)
+}
+
+/// The same, for whoever looks at lines: there may be some of a number that is nobody's.
+fn owner_or_number(args: &Args, etc: &Etc) -> Result<Option<User>> {
+    let number = args.operands.first().and_then(|word| common::id::one(word.as_bytes()));
+    owner(args, etc).or_else(|failure| {
+        let uid = number.ok_or(failure)?;
+        Ok(Some(User { name: uid.to_string(), uid, gid: uid, shell: String::new() }))
+    })
 }
 
 /// The same command line again, without the options `but`.
@@ -228,7 +239,7 @@ fn each_grant(args: &Args, etc: &Etc, mut each: impl FnMut(Kind, Grant<'_>)) -> 
 fn list(args: &Args) -> Result<Outcome> {
     let etc = etc(args)?;
     let mut text = String::new();
-    let owner = owner(args, &etc)?;
+    let owner = owner_or_number(args, &etc)?;
     let elsewhere = args.value("root").is_some();
     if owner.is_none() || elsewhere {
         guard_files(&etc, || "list the grants".to_owned())?;

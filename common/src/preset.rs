@@ -13,6 +13,9 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
+use nix::sys::stat::stat;
+use nix::sys::statvfs::{FsFlags, statvfs};
+
 use crate::fail::{Because, Failure, Result};
 use crate::id::{Both, Extent, Kind, Map, Range, parse_operand, without};
 use crate::proc::Proc;
@@ -246,9 +249,26 @@ pub fn lawful_one(kind: Kind, extents: Vec<Extent>, proc: &Proc) -> Result<Map> 
 }
 
 fn none(me: &Me, kind: Kind) -> Failure {
-    let because = Because::new(format!("{} has no line for {}", kind.grant_file(), me.user));
+    let because =
+        unnamed(me).unwrap_or_else(|| Because::new(format!("{} has no line for {}", kind.grant_file(), me.user)));
     let command = granting(me, None, |room| Kind::BOTH.iter().all(|kind| !room.of(*kind).is_empty()));
     Failure::refused(format!("no subordinate {}s", kind.word())).because(Some(because.remedy_if(command)))
+}
+
+/// Why `me` has no name, to whom newuidmap(1) gives nothing.
+fn unnamed(me: &Me) -> Option<Because> {
+    let uid = me.user.uid;
+    if me.user.name != uid.to_string() || user::by_uid(uid).is_some() {
+        return None;
+    }
+    Some(user::unread().unwrap_or_else(|| Because::new(format!("uid {uid} has no line in /etc/passwd"))))
+}
+
+/// Whether root of this user namespace could change the files: it may be over the
+/// /etc of another, whose owner is not mapped.
+fn can_be_granted() -> bool {
+    let read_only = statvfs("/etc").is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY));
+    !read_only && stat("/etc").is_ok_and(|etc| etc.st_uid == 0)
 }
 
 /// The command that has `me` granted subordinate ids, `count` of them if that is
@@ -256,6 +276,9 @@ fn none(me: &Me, kind: Kind) -> Failure {
 /// can, if they are `enough`. None: a grant would be of no use.
 pub fn granting(me: &Me, count: Option<u64>, enough: impl Fn(&Both<Vec<Range>>) -> bool) -> Option<String> {
     let Ok(Grants::Files(_)) = Grants::of(&me.user) else { return None };
+    if unnamed(me).is_some() || !can_be_granted() {
+        return None;
+    }
     let proc = Proc::open().ok()?;
     let mut room = Both::<Vec<Range>>::default();
     for kind in Kind::BOTH {

@@ -19,7 +19,7 @@ use nix::sys::stat::Mode;
 use crate::fail::{Errno, Failure, Result};
 use crate::helper;
 use crate::id::{Kind, Range};
-use crate::user::User;
+use crate::user::{User, passwd};
 use crate::word::quote;
 
 /// Where ranges are allocated: systemd's UIDS-GIDS document keeps these for
@@ -278,10 +278,13 @@ impl Owner {
     /// The words for `user`; `passwd` is the text in which others are looked
     /// for that have his uid.
     pub fn of(user: &User, passwd: &[u8]) -> Owner {
-        let mut words = vec![user.name.clone().into_bytes(), user.uid.to_string().into_bytes()];
-        for also in crate::user::entries(passwd).filter(|other| other.uid == user.uid) {
-            if !words.iter().any(|word| word == also.name) {
-                words.push(also.name.to_vec());
+        let uid = user.uid.to_string();
+        let others = crate::user::entries(passwd).filter(|other| other.uid == user.uid).map(|other| other.name);
+        let mut words: Vec<Vec<u8>> = Vec::new();
+        // A line is found by each: nobody is to have it twice.
+        for word in [user.name.as_bytes(), uid.as_bytes()].into_iter().chain(others) {
+            if !words.iter().any(|known| known == word) {
+                words.push(word.to_vec());
             }
         }
         Owner(words)
@@ -366,7 +369,7 @@ impl Grants<'_> {
     pub fn of(user: &User) -> Result<Grants<'_>> {
         Ok(match configured()? {
             Some(name) => Grants::Provider(name, user),
-            None => Grants::Files(Owner::of(user, &fs::read("/etc/passwd").unwrap_or_default())),
+            None => Grants::Files(Owner::of(user, &passwd().unwrap_or_default())),
         })
     }
 
@@ -422,7 +425,7 @@ pub fn not_free(range: Range, user: &User) -> Option<String> {
     if let Some(reserved) = RESERVED.iter().find(|r| r.common(range).is_some()) {
         return Some(format!("{reserved} are for users and the system"));
     }
-    let owner = Owner::of(user, &fs::read("/etc/passwd").unwrap_or_default());
+    let owner = Owner::of(user, &passwd().unwrap_or_default());
     Kind::BOTH.into_iter().find_map(|kind| {
         let file = open_grants(kind).ok()??;
         let taker = taker(file, range, &owner).ok()??;

@@ -4,9 +4,14 @@
 
 use std::fmt;
 
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::sys::stat::{Mode, fstat};
+
+use crate::fail::{Because, Errno, Failure};
 use crate::helper;
 use crate::id::{self, Both};
-use crate::proc::Proc;
+use crate::proc::{Proc, read_all};
 
 /// One user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,9 +92,31 @@ pub fn groups_in<'a>(text: &'a [u8], name: &'a str) -> impl Iterator<Item = u32>
     })
 }
 
+/// The text of /etc/passwd.
+///
+/// # Errors
+/// Those of open(2) and read(2); EINVAL: it is no regular file.
+pub fn passwd() -> std::result::Result<Vec<u8>, Errno> {
+    // A FIFO in its place would keep us waiting.
+    let file = open("/etc/passwd", OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?;
+    let is_regular = fstat(&file)?.st_mode & libc::S_IFMT == libc::S_IFREG;
+    if is_regular { read_all(file, usize::MAX) } else { Err(Errno::EINVAL) }
+}
+
+/// Why somebody was not found who may be there.
+pub fn unread() -> Option<Because> {
+    let errno = passwd().err().filter(|e| *e != Errno::ENOENT)?;
+    Some(Because::new(Failure::os("read /etc/passwd", errno).to_string()))
+}
+
 fn find(key: &str, is_meant: impl Fn(&Entry<'_>) -> bool) -> Option<User> {
     let named_in = |text: &[u8]| entries(text).find(&is_meant).map(|entry| entry.user());
-    named_in(&std::fs::read("/etc/passwd").unwrap_or_default()).or_else(|| {
+    let text = match passwd() {
+        // getent(1) would wait for what is no file, too.
+        Err(Errno::EINVAL) => return None,
+        text => text.unwrap_or_default(),
+    };
+    named_in(&text).or_else(|| {
         let answer = helper::run(&helper::find("getent")?, &["passwd", key]).ok()?;
         named_in(&answer.output)
     })
