@@ -179,13 +179,28 @@ impl Look<'_> {
         Ok(true)
     }
 
-    fn cgroup(&mut self) -> Result<Option<Rc<Cgroup>>> {
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        let theirs = target::files::read(self.target, "cgroup").map(text).unwrap_or_default();
-        let ours = self.proc.text("self/cgroup").unwrap_or_default();
-        if !self.wants("cgroup") || theirs == ours {
+    /// The files `name` of the target and of ourselves, if `thing` is wanted.
+    fn both(&mut self, thing: &str, name: &str) -> Result<Option<(String, String)>> {
+        if !self.wants(thing) {
             return Ok(None);
         }
+        match target::files::read(self.target, name) {
+            Ok(theirs) => {
+                let ours = self.proc.whole(&format!("self/{name}"))?;
+                Ok(Some((String::from_utf8_lossy(&theirs).into_owned(), ours)))
+            }
+            Err(e) => {
+                let failure = Failure::os(format!("read /proc/{}/{name}", self.target.pid), e);
+                self.without(failure.because(self.target.ended()))?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn cgroup(&mut self) -> Result<Option<Rc<Cgroup>>> {
+        let Some((theirs, ours)) = self.both("cgroup", "cgroup")?.filter(|(theirs, ours)| theirs != ours) else {
+            return Ok(None);
+        };
         let (new, old): (Vec<&str>, Vec<&str>) = theirs.lines().partition(|line| line.starts_with("0::"));
         if old.iter().any(|line| !ours.lines().any(|own| own == *line)) {
             self.without(Failure::refused("its cgroups of version 1 are not taken over"))?;
@@ -194,7 +209,7 @@ impl Look<'_> {
         else {
             return Ok(None);
         };
-        let mounts = self.proc.mounts("self").into_iter().filter(|m| m.fstype == "cgroup2" && m.root == "/");
+        let mounts = self.proc.own_mounts()?.into_iter().filter(|m| m.fstype == "cgroup2" && m.root == "/");
         let mut found =
             mounts.filter_map(|m| Cgroup::at(Path::new(&m.point).join(path.trim_start_matches('/')).as_os_str()).ok());
         let Some(cgroup) = found.next().map(Rc::new) else {
@@ -216,15 +231,10 @@ impl Look<'_> {
     }
 
     fn oom(&mut self, plan: &mut Plan) -> Result<()> {
-        let score = |text: &str| text.trim().parse::<i32>().ok();
-        let theirs =
-            target::files::read(self.target, "oom_score_adj").ok().and_then(|b| score(&String::from_utf8_lossy(&b)));
-        let ours = self.proc.text("self/oom_score_adj").and_then(|text| score(&text));
-        match theirs {
-            Some(score) if self.wants("oom") && theirs != ours => {
-                self.add(plan, false, &|| Effect::OomScore(score).into()).map(drop)
-            }
-            Some(_) | None => Ok(()),
+        let both = self.both("oom", "oom_score_adj")?.filter(|(theirs, ours)| theirs != ours);
+        match both.and_then(|(theirs, _)| theirs.trim().parse().ok()) {
+            Some(score) => self.add(plan, false, &|| Effect::OomScore(score).into()).map(drop),
+            None => Ok(()),
         }
     }
 
@@ -232,8 +242,8 @@ impl Look<'_> {
     /// are others than ours in them; and whether the root is had then.
     fn places(&mut self, plan: &mut Plan, kinds: &[Kind]) -> Result<bool> {
         let mut has_root = false;
-        let elsewhere = kinds.contains(&Kind::Mnt) || !target::files::same_root(self.proc, self.target);
-        if self.wants("root") && elsewhere {
+        let is_elsewhere = || Ok(kinds.contains(&Kind::Mnt) || !target::files::same_root(self.proc, self.target)?);
+        if self.wants("root") && is_elsewhere()? {
             let root = Rc::new(target::files::root(self.proc, self.target)?);
             has_root = self.add(plan, true, &|| Effect::Root(root.clone()).into())?;
         }
@@ -253,13 +263,9 @@ impl Look<'_> {
     /// The limits. A hard one is raised before anything is entered: only in the
     /// initial user namespace somebody may. Low ones come afterwards.
     fn limits(&mut self, first: &mut Plan, plan: &mut Plan) -> Result<()> {
-        if !self.wants("limits") {
-            return Ok(());
-        }
-        let theirs =
-            target::files::read(self.target, "limits").map_err(|e| Failure::os("read the limits of the target", e))?;
-        let ours = limits_in(&self.proc.text("self/limits").unwrap_or_default());
-        for (name, soft, hard) in limits_in(&String::from_utf8_lossy(&theirs)) {
+        let Some((theirs, ours)) = self.both("limits", "limits")? else { return Ok(()) };
+        let ours = limits_in(&ours);
+        for (name, soft, hard) in limits_in(&theirs) {
             let Some((_, our_soft, our_hard)) = ours.iter().find(|(known, ..)| *known == name) else { continue };
             let mut has = (*our_soft, *our_hard);
             if hard > has.1 {

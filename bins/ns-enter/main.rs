@@ -150,7 +150,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
     let kinds = elsewhere(found.asked, proc, target)?;
     let (kinds, mut left_out) = possible(kinds, args, proc, target)?;
     let partial = !left_out.is_empty();
-    let same_root = target::files::same_root(proc, target);
+    let same_root = kinds.contains(&Kind::Mnt) && target::files::same_root(proc, target)?;
     let is_home = same_root && !files.iter().any(|file| file.kind == Kind::Mnt);
     let brought = tools::read(args, proc, target, &kinds)?;
     let crossing =
@@ -207,7 +207,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
     let open = own_terminal.map(|_| open_terminal(proc, target, &kinds, uid)).transpose()?;
     terminal.take().into_iter().for_each(|take| inside.push(take));
     brought.iter().for_each(|brought| brought.path(&mut inside));
-    let has_theirs = !same_root && (kinds.contains(&Kind::Mnt) || like.root);
+    let has_theirs = if kinds.contains(&Kind::Mnt) { !same_root } else { like.root };
     let theirs = has_theirs && !brought.as_ref().is_some_and(Brought::has_shell);
     let by_name = !has_other_root(args, &files) && (theirs || somebody.is_some());
     let shell = || {

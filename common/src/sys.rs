@@ -1084,8 +1084,17 @@ fn bits(set: capctl::CapSet) -> u64 {
 /// EPERM: CAP_SETPCAP is missing.
 pub fn bound_capabilities(kept: u64) -> Result<()> {
     let kept = capctl::CapSet::from_bitmask_truncate(kept);
-    let mut dropped = capctl::bounding::probe().iter().filter(|cap| !kept.has(*cap));
-    dropped.try_for_each(|cap| caps(capctl::bounding::drop(cap)))
+    for cap in capctl::Cap::iter().filter(|cap| !kept.has(*cap)) {
+        // SAFETY: PR_CAPBSET_READ takes no pointer.
+        match answer(unsafe { libc::prctl(libc::PR_CAPBSET_READ, cap as libc::c_ulong, 0, 0, 0) }.into()) {
+            Ok(0) => {}
+            Ok(_) => caps(capctl::bounding::drop(cap))?,
+            // This kernel knows no more of them.
+            Err(Errno::EINVAL) => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// Whether the permitted capabilities outlive a change of the uid

@@ -326,10 +326,15 @@ pub fn mount_namespace_id(proc: &Proc, target: &Target) -> Result<u64> {
 
 /// Whether a target's root directory is the same as ours, so that a path means
 /// the same there.
-pub fn same_root(proc: &Proc, target: &Target) -> bool {
-    let root = |who: &str| proc.directory(&format!("{who}/root")).ok().and_then(|fd| sys::identity(fd.as_fd()).ok());
-    let ours = root("self");
-    ours.is_some() && ours == root(&target.who())
+///
+/// # Errors
+/// One of them cannot be looked at.
+pub fn same_root(proc: &Proc, target: &Target) -> Result<bool> {
+    let root = |who: &str| {
+        let found = proc.directory(&format!("{who}/root")).and_then(|fd| sys::identity(fd.as_fd()));
+        found.map_err(|e| Failure::os(format!("look at /proc/{who}/root"), e).because(used_up(e)))
+    };
+    Ok(root("self")? == root(&target.who())?)
 }
 
 /// The uid that owns the user namespace of a target, as seen from here.
