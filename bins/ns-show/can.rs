@@ -171,6 +171,9 @@ fn limits(proc: &Proc, found: &mut Found) {
         Some((_, n)) if limits.iter().all(|(_, other)| other == n) => format!("{n} of each kind"),
         _ => limits.iter().map(|(kind, n)| format!("{kind} {n}")).collect::<Vec<_>>().join(", "),
     };
+    if limits.is_empty() {
+        return;
+    }
     let used = ns::limit::used(proc, Kind::User);
     found.note(&format!("limit (user.max_*_namespaces): {list}; {used} user namespaces of ours can be seen"));
 }

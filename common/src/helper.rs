@@ -62,7 +62,7 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
     for argument in arguments {
         words.push(CString::new(argument.as_ref().as_bytes()).map_err(|_| Errno::EINVAL)?);
     }
-    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    let nothing = mind::nothing()?;
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
     // Closed by the exec, or told why there is none.
     let (failed, fails) = pipe2(OFlag::O_CLOEXEC)?;
@@ -70,7 +70,7 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
     sys::default_signal(nix::libc::SIGCHLD);
     let (pid, pid_fd, end) = match sys::fork(0)? {
         sys::Fork::Child => {
-            let placed = [(null.as_fd(), 0), (theirs.as_fd(), 1), (theirs.as_fd(), 2)];
+            let placed = [(nothing.as_fd(), 0), (theirs.as_fd(), 1), (theirs.as_fd(), 2)];
             let error = match placed.iter().try_for_each(|(fd, number)| sys::place(*fd, *number)) {
                 Err(e) => e,
                 Ok(()) => {

@@ -14,13 +14,11 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::libc::{self, c_int};
 use nix::poll::PollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{chdir, getpid, setsid};
 
@@ -121,10 +119,8 @@ pub fn be_first() -> Result<()> {
 fn leave_everything() -> Result<()> {
     setsid()?;
     chdir("/")?;
-    // A root may have no /dev: what cannot be read or written either will do.
-    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
-        .or_else(|_| open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()))?;
-    (0..3).try_for_each(|number| sys::place(null.as_fd(), number))
+    let nothing = mind::nothing()?;
+    (0..3).try_for_each(|number| sys::place(nothing.as_fd(), number))
 }
 
 // ---- the holder ----

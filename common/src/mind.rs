@@ -59,6 +59,16 @@ pub fn say_to(number: RawFd, mut bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// What stands for a standard descriptor that has nothing to do with the caller's. A
+/// root may have no /dev: what cannot be read or written either will do.
+///
+/// # Errors
+/// EMFILE, ENFILE.
+pub fn nothing() -> Result<OwnedFd> {
+    open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+        .or_else(|_| open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()))
+}
+
 /// Whether descriptor `number` is a pipe or a socket, whose other side can be
 /// seen to leave.
 ///

@@ -60,7 +60,7 @@ fn holder(proc: &Proc, pid: i32) -> Option<Holder> {
 
 /// A process that may be meant, if it is there.
 pub fn opened(proc: &Proc, pid: i32) -> Option<Target> {
-    let target = Target::open(proc, Address { pid, inode: None });
+    let target = Target::open(proc, Address { pid: proc.ours(&pid.to_string())?, inode: None });
     proc.seen(target.map_err(|failure| failure.errno().unwrap_or(Errno::ESRCH)))
 }
 

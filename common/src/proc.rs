@@ -218,14 +218,16 @@ impl Proc {
     /// them (CONFIG_PROC_CHILDREN).
     pub fn children(&self) -> Vec<i32> {
         let listed = self.text("thread-self/children").unwrap_or_default();
-        // This proc may be that of an outer pid namespace: then our number is
-        // the last one of several, and theirs have the same place.
+        listed.split_whitespace().filter_map(|number| self.ours(number)).collect()
+    }
+
+    /// The number that a process, `number` in this proc, has in our pid namespace. This
+    /// proc may be that of an outer one: then our number is the last of several, and
+    /// that of the process has the same place.
+    pub fn ours(&self, number: &str) -> Option<i32> {
         let depth = self.own().pids.len().saturating_sub(1);
-        let ours = |number: &str| {
-            let here = if depth == 0 { number.parse().ok() } else { self.status(number)?.pids.get(depth).copied() };
-            i32::try_from(here?).ok()
-        };
-        listed.split_whitespace().filter_map(ours).collect()
+        let here = if depth == 0 { number.parse().ok() } else { self.status(number)?.pids.get(depth).copied() };
+        i32::try_from(here?).ok()
     }
 
     /// The entries of directory `path` that are numbers.

@@ -56,9 +56,21 @@ static CHILD_IGNORED: AtomicBool = AtomicBool::new(false);
 /// and what is ignored stays so over execve(2): every `PROG | head` below us
 /// would misbehave. What the caller really handed us must be seen before std's
 /// start-up runs.
-extern "C" fn note_signals() {
+extern "C" fn at_start() {
     for (number, ignored) in [(libc::SIGPIPE, &PIPE_IGNORED), (libc::SIGCHLD, &CHILD_IGNORED)] {
         ignored.store(is_ignored(number), Ordering::Relaxed);
+    }
+    // For what is closed of the first three std opens /dev/null, and aborts where there
+    // is none, as in a root without /dev. Nobody gets these: they end at the exec. (Not
+    // O_PATH: to poll(2), which std asks, such a one is closed.)
+    for number in 0..3 {
+        // SAFETY: fcntl(2) on a number that is not open answers EBADF.
+        let is_closed = unsafe { libc::fcntl(number, libc::F_GETFD) } < 0;
+        // SAFETY: a constant string that ends with NUL.
+        if is_closed && unsafe { libc::access(c"/dev/null".as_ptr(), libc::F_OK) } != 0 {
+            // SAFETY: the same; it gets this number, the lowest that is free.
+            unsafe { libc::open(c"/".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+        }
     }
 }
 
@@ -76,7 +88,7 @@ pub fn is_ignored(number: c_int) -> bool {
 // .init_array before main, single-threaded; ours takes no argument it reads.
 #[unsafe(link_section = ".init_array")]
 #[used]
-static AT_START: extern "C" fn() = note_signals;
+static AT_START: extern "C" fn() = at_start;
 
 /// All signals. SigSet::all() lacks those that the C library keeps for itself
 /// (musl: 32 to 34), which nskit, without threads, has no use for.

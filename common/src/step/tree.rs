@@ -349,15 +349,15 @@ fn park(tree: BorrowedFd<'_>) -> Done {
 pub fn reserve(n: RawFd) -> crate::fail::Result<Rc<OwnedFd>> {
     use std::os::fd::AsRawFd;
     let taken = || Failure::usage(format!("descriptor {n} is in use"));
-    let null = open("/dev/null", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
-    let null = null.map_err(|e| Failure::os("open /dev/null", e))?;
-    if n < 3 || null.as_raw_fd() > n {
+    let any = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+    let any = any.map_err(|e| Failure::os("open /", e))?;
+    if n < 3 || any.as_raw_fd() > n {
         return Err(taken());
     }
-    if null.as_raw_fd() == n {
-        return Ok(Rc::new(null));
+    if any.as_raw_fd() == n {
+        return Ok(Rc::new(any));
     }
-    let reserved = sys::dup_above(null.as_raw_fd(), n).map_err(|e| Failure::os(format!("use descriptor {n}"), e))?;
+    let reserved = sys::dup_above(any.as_raw_fd(), n).map_err(|e| Failure::os(format!("use descriptor {n}"), e))?;
     if reserved.as_raw_fd() == n { Ok(Rc::new(reserved)) } else { Err(taken()) }
 }
 

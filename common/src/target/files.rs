@@ -118,7 +118,7 @@ pub fn namespace_of(proc: &Proc, target: &Target, kind: ns::Kind) -> Result<Opti
 
 /// The inode of the namespace of `kind` that process `who` stands for.
 pub fn namespace_at(proc: &Proc, who: &str, kind: ns::Kind) -> Option<u64> {
-    let target = Target::open(proc, Address::parse(who.as_bytes())?).ok()?;
+    let target = Target::open(proc, Address { pid: proc.ours(who)?, inode: None }).ok()?;
     namespace_of(proc, &target, kind).ok().flatten()
 }
 
