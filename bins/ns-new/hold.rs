@@ -36,8 +36,13 @@ fn check_name(args: &Args, proc: &Proc) -> Result<()> {
     let Some(word) = args.value("name") else { return Ok(()) };
     // A digit may begin the id of somebody's container.
     let digit = word.to_string_lossy().starts_with(|c: char| c.is_ascii_digit());
-    let (Ok(Operand::Name(name)), false) = (Operand::parse(&word), digit) else {
-        return Err(CLI.usage("--name: a name has neither blank nor slash, and begins neither with a digit nor with -"));
+    let name = match Operand::parse(&word) {
+        // What is read as another name would be found by no TARGET.
+        Ok(Operand::Name(name)) if !digit && *name == *word => name,
+        _ => {
+            let form = "without blank or slash, that begins with none of: a digit, -, fd:, name:, netns:";
+            return Err(CLI.usage(&format!("--name: a name is plain text {form}")));
+        }
     };
     let own = proc.own().uid[1];
     if name::holders(proc).iter().any(|h| h.uid == own && h.name.as_deref() == Some(name.as_str())) {

@@ -111,14 +111,16 @@ fn main() -> ExitCode {
 
 fn decide(args: &Args) -> Result<Outcome> {
     let proc = Rc::new(Proc::open()?);
-    if args.flag("release") && args.flag("unpin") {
-        return Err(CLI.usage("--release or --unpin"));
+    let (released, pinned) = (args.values("release"), args.values("unpin"));
+    if let Some(word) = released.first() {
+        alone(args, "release")?;
+        if released.len() > 1 {
+            return Err(CLI.usage("--release: one TARGET"));
+        }
+        return hold::release(word, &proc);
     }
-    if let Some(word) = args.value("release") {
-        return hold::release(&word, &proc);
-    }
-    let pinned = args.values("unpin");
     if !pinned.is_empty() {
+        alone(args, "unpin")?;
         let mut plan = Plan::default();
         pinned.into_iter().for_each(|file| plan.push(pin::Effect::Unpin(file)));
         return Ok(Outcome::Plan(plan));
@@ -150,4 +152,17 @@ fn decide(args: &Args) -> Result<Outcome> {
         return Err(CLI.usage(&format!("--{}=FILE is for a program: a holder keeps what it holds", kind.option())));
     }
     hold::hold(args, kinds, &proc)
+}
+
+/// Refuses whatever stands beside `deed`, which makes nothing.
+fn alone(args: &Args, deed: &str) -> Result<()> {
+    let given = |long| args.flag(long) || args.value(long).is_some();
+    let mut others = CLI.options.iter().copied().flatten().filter(|opt| opt.long != deed);
+    if let Some(other) = others.find(|opt| given(opt.long)) {
+        return Err(CLI.usage(&format!("--{deed} and --{} do not go together", other.long)));
+    }
+    if args.piped() || !args.program.is_empty() {
+        return Err(CLI.usage(&format!("--{deed} is all that there is: no operands")));
+    }
+    Ok(())
 }
