@@ -73,7 +73,7 @@ fn decide(args: &Args) -> Result<Outcome> {
     }
     let what = given.first().copied().unwrap_or("");
     match (args.operands.as_slice(), what) {
-        ([], "holders") => Ok(answer(holders(&proc))),
+        ([], "holders") => whole(&proc, "holders", answer(holders(&proc))),
         ([], "can") if args.dry() => Ok(Outcome::Plan(can::plans(&proc))),
         ([], "can") => {
             let (text, status) = can::can(&proc);
@@ -120,16 +120,16 @@ fn behind(proc: &Rc<Proc>, operand: &Operand, what: &str) -> Result<Outcome> {
     let inode = target::files::inode(&file)?;
     let all = Overview::now(proc, Some(file))?;
     if what == "json" {
-        return whole(proc, Outcome::Answer(json::overview(&all, Some(inode)), 0));
+        return whole(proc, "namespaces", Outcome::Answer(json::overview(&all, Some(inode)), 0));
     }
     let space = all.scan.get(inode).ok_or_else(|| Failure::refused("an unknown kind of namespace"))?;
-    whole(proc, answer(tree::one(&all, &Names::new(proc), space, terminal_width())))
+    whole(proc, "namespaces", answer(tree::one(&all, &Names::new(proc), space, terminal_width())))
 }
 
 /// What we were out of something for, or what is broken, would look as if it were
 /// not there: then there is no answer.
-fn whole(proc: &Proc, outcome: Outcome) -> Result<Outcome> {
-    proc.missed().map_or(Ok(outcome), |e| Err(Failure::os("look at all namespaces", e)))
+fn whole(proc: &Proc, what: &str, outcome: Outcome) -> Result<Outcome> {
+    proc.missed().map_or(Ok(outcome), |e| Err(Failure::os(format!("look at all {what}"), e)))
 }
 
 fn overview(proc: &Rc<Proc>, what: &str) -> Result<Outcome> {
@@ -140,7 +140,7 @@ fn overview(proc: &Rc<Proc>, what: &str) -> Result<Outcome> {
         "svg" => Outcome::Answer(svg::overview(&all, &names), 0),
         _ => answer(tree::text(&all, &names, terminal_width())),
     };
-    whole(proc, outcome)
+    whole(proc, "namespaces", outcome)
 }
 
 fn one(proc: &Rc<Proc>, target: Rc<Target>, what: &str, args: &Args) -> Result<Outcome> {

@@ -53,8 +53,9 @@ fn holder(proc: &Proc, pid: i32) -> Option<Holder> {
         None => None,
     });
     // It may have been made by another program than ours, which knows no rules.
-    let is_name =
-        |word: &String| !proc.is_below(&status) && matches!(Operand::parse(word.as_ref()), Ok(Operand::Name(_)));
+    let is_name = |word: &String| {
+        !proc.is_below(&status) && matches!(Operand::parse(word.as_ref()), Ok(Operand::Name(name)) if name == *word)
+    };
     Some(Holder { address: target.address, name: given.next_back().filter(is_name), uid: status.uid[1] })
 }
 
