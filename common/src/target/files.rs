@@ -52,11 +52,25 @@ pub fn open(target: &Target, name: &str) -> std::result::Result<OwnedFd, Errno> 
 }
 
 /// The seccomp filters of a target, those loaded first first; it is stopped
-/// for a moment.
+/// for a moment. A child traces it: with its end it goes on, stopped already or
+/// not, as one that waits in vfork(2) is not.
 ///
 /// # Errors
 /// Those of `sys::trace` and `sys::filter`; ETIMEDOUT: it does not stop.
 pub fn filters(target: &Target) -> std::result::Result<Vec<Vec<u8>>, Errno> {
+    let bytes = child::answer_within(PATIENCE, || Ok(traced(target)?.concat()))?;
+    let (mut filters, mut rest) = (Vec::new(), &bytes[..]);
+    while let Some((size, others)) = rest.split_first_chunk() {
+        let size = usize::try_from(u64::from_ne_bytes(*size)).map_err(|_| Errno::EIO)?;
+        let (filter, others) = others.split_at_checked(size).ok_or(Errno::EIO)?;
+        filters.push(filter.to_vec());
+        rest = others;
+    }
+    Ok(filters)
+}
+
+/// Each with its size before it.
+fn traced(target: &Target) -> std::result::Result<Vec<Vec<u8>>, Errno> {
     let patience = Instant::now() + Duration::from_secs(2);
     sys::trace(target.pid)?;
     let status = loop {
@@ -70,7 +84,7 @@ pub fn filters(target: &Target) -> std::result::Result<Vec<Vec<u8>>, Errno> {
     let mut filters = Vec::new();
     let end = loop {
         match sys::filter(target.pid, filters.len()) {
-            Ok(filter) => filters.push(filter),
+            Ok(filter) => filters.push([&(filter.len() as u64).to_ne_bytes(), &filter[..]].concat()),
             Err(e) => break e,
         }
     };
