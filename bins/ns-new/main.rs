@@ -11,11 +11,14 @@ mod program;
 mod setup;
 mod unshare;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cli::{Args, Cli, HOST_ROOT, KINDS, Operands, STDIN, Stage, flag, opt, valued};
 use common::fail::{Again, Result};
+use common::ns::Kind;
 use common::plan::Plan;
 use common::proc::Proc;
 use common::step::pin;
@@ -104,9 +107,17 @@ const FOR_PROGRAMS: [&str; 21] = [
 
 fn main() -> ExitCode {
     run_advised(&CLI, decide, |again, _| match again {
+        // A file outside is nothing to be mounted on from in there.
+        Again::Namespace('U') if std::env::args_os().any(|word| pins(&word)) => None,
         Again::Namespace(letter) => Some(quote_all(&before_others(&format!("-{letter}")))),
         Again::Word(..) | Again::Where(_) | Again::Entering(..) => None,
     })
+}
+
+/// Whether a word is the option of a kind of namespace with a file to pin it to.
+fn pins(word: &OsStr) -> bool {
+    let option = |kind: &Kind| word.as_bytes().strip_prefix(b"--")?.strip_prefix(kind.option().as_bytes());
+    Kind::ALL.iter().filter_map(option).any(|rest| rest.starts_with(b"="))
 }
 
 fn decide(args: &Args) -> Result<Outcome> {

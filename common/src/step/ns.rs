@@ -319,6 +319,10 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
         return user_refused(proc);
     }
     let lacks = proc.status(facts.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
+    // Advised is only what can be.
+    if user_refused(proc).is_some() || proc.sysctl("user/max_user_namespaces") == Some(0) {
+        return lacks.then(|| Because::new("this needs CAP_SYS_ADMIN, and we do not have it"));
+    }
     let because = Because::new("without a user namespace (ns-new -U) this needs CAP_SYS_ADMIN, and we do not have it");
     lacks.then(|| because.again(Again::Namespace('U')))
 }
