@@ -110,7 +110,7 @@ pub(crate) fn steps(
 /// What the owner of a container can do in place of what he cannot; in a
 /// pipeline it is gone by then, and the next one has its name, too.
 fn without_map(args: &Args, target: &Target, asked: &Idmap, at: &At, proc: &Proc) -> Option<String> {
-    let (At::Place(place) | At::Beneath(place)) = at else { return None };
+    let (At::Place(place) | At::Beneath(place, _)) = at else { return None };
     let owner = target::files::owner_of_user_namespace(proc, target) == Some(proc.own().uid[1]);
     let words = quote_all(&[&args.value("into")?, OsStr::new("--plain"), &asked.source.path, &place.path]);
     (owner && !proc.own().can(CAP_SYS_ADMIN)).then(|| format!("idmap-mount --into {words}"))

@@ -269,7 +269,7 @@ impl Job {
         let maps = |kind| Map::new(self.proc.map(&target.who(), kind).unwrap_or_default()).ok();
         let eyes = maps(Kind::Uid).zip(maps(Kind::Gid)).map(|(uid, gid)| (address.pid.to_string(), Both { uid, gid }));
         let (look, told) = self.look(&asked, eyes.as_ref())?;
-        let mut plan = into::steps(args, &target, asked, at(args, place), &self.proc, look)?;
+        let mut plan = into::steps(args, &target, asked, at(args, place, &self.proc), &self.proc, look)?;
         plan.steps.extend(told.steps);
         Ok(plan)
     }
@@ -284,7 +284,7 @@ impl Job {
         let mut plan = Plan::default();
         asked.steps(&self.proc, &mut plan);
         plan.steps.extend(look.steps);
-        plan.push(tree::Effect::Attach(TREE, at(args, place)));
+        plan.push(tree::Effect::Attach(TREE, at(args, place, &self.proc)));
         plan.steps.extend(told.steps);
         Ok(plan)
     }
@@ -320,6 +320,6 @@ fn present(source: &Place) -> Result<Option<Both<Map>>> {
     both.map(Some).ok_or_else(|| Failure::refused(format!("the map of {} cannot be read here", quote(&source.path))))
 }
 
-fn at(args: &Args, place: Place) -> At {
-    if args.flag("beneath") { At::Beneath(place) } else { At::Place(place) }
+fn at(args: &Args, place: Place, proc: &Rc<Proc>) -> At {
+    if args.flag("beneath") { At::Beneath(place, proc.clone()) } else { At::Place(place) }
 }

@@ -148,6 +148,14 @@ impl Proc {
         }
     }
 
+    /// Makes it the working directory, for calls that take a path.
+    ///
+    /// # Errors
+    /// Those of fchdir(2).
+    pub fn enter(&self) -> std::result::Result<(), Errno> {
+        nix::unistd::fchdir(&self.fd)
+    }
+
     /// Opens `path` below it, close-on-exec.
     ///
     /// # Errors

@@ -9,7 +9,7 @@
 //! what was asked for first.
 
 use std::ffi::{CStr, OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -73,8 +73,8 @@ pub enum Effect {
 pub enum At {
     /// At a place looked at while planning.
     Place(Place),
-    /// Beneath the mount at such a place, which is then taken away.
-    Beneath(Place),
+    /// Beneath the mount at such a place, which is then taken away by this /proc.
+    Beneath(Place, Rc<Proc>),
     /// At a path below what an earlier step made, under this name.
     Below(&'static str, OsString),
 }
@@ -108,7 +108,7 @@ impl Effect {
             Effect::Ask => "mount_setattr of no path".into(),
             Effect::Check(_) => "look at the owners in the tree".into(),
             Effect::Attach(of, At::Place(place)) => format!("move_mount {of} {}", place.name()),
-            Effect::Attach(of, At::Beneath(place)) => {
+            Effect::Attach(of, At::Beneath(place, _)) => {
                 format!("move_mount {of} {} MOVE_MOUNT_BENEATH", place.name())
             }
             Effect::Attach(of, At::Below(name, path)) => {
@@ -127,7 +127,7 @@ impl Effect {
             Effect::Set { attributes, .. } | Effect::CopyMapped(_, _, attributes) => {
                 attribute_names(*attributes).collect::<Vec<_>>().join(",")
             }
-            Effect::Attach(_, At::Beneath(_)) => "and detach what is above it".into(),
+            Effect::Attach(_, At::Beneath(..)) => "and detach what is above it".into(),
             Effect::Copy(..)
             | Effect::Ask
             | Effect::Check(_)
@@ -151,7 +151,7 @@ impl Effect {
             Effect::Set { mapped: false, .. } => "nobody can use the tree before it has its attributes",
             Effect::Ask => "",
             Effect::Check(_) => "stat(2) through the tree shows the ids as the map makes them, before anybody else can",
-            Effect::Attach(_, At::Beneath(_)) => {
+            Effect::Attach(_, At::Beneath(..)) => {
                 "whoever walks by finds the old mount or the new one, and never neither"
             }
             Effect::Attach(..) => "now it can be seen",
@@ -296,9 +296,12 @@ fn attach(hands: &mut Hands, of: &'static str, at: &At) -> Done {
     let tree = hands.get(of)?;
     match at {
         At::Place(place) => sys::move_mount(tree, place.fd(), false)?,
-        At::Beneath(place) => {
+        At::Beneath(place, proc) => {
+            // umount(2) takes a path. That which leads from a descriptor to its mount is
+            // in /proc, and that of the namespace that we are in may be anything.
+            proc.enter()?;
             sys::move_mount(tree, place.fd(), true)?;
-            detach(place)?;
+            umount2(format!("self/fd/{}", place.fd().as_raw_fd()).as_str(), MntFlags::MNT_DETACH)?;
         }
         At::Below(name, path) => {
             let at = sys::open_in_root(hands.get(name)?, &c(path)?, libc::O_PATH, 0)?;
@@ -308,17 +311,6 @@ fn attach(hands: &mut Hands, of: &'static str, at: &At) -> Done {
     // Else the mount could not be taken away again while we live.
     hands.made.retain(|(name, _)| *name != of);
     Ok(())
-}
-
-/// Takes away the mount whose root `place` is. /proc may be another in the
-/// namespace that we are in, but a directory can be gone to.
-fn detach(place: &Place) -> Done {
-    use std::os::fd::AsRawFd;
-    if place.is_directory {
-        fchdir(place.fd())?;
-        return Ok(umount2(".", MntFlags::MNT_DETACH)?);
-    }
-    Ok(umount2(format!("/proc/self/fd/{}", place.fd().as_raw_fd()).as_str(), MntFlags::MNT_DETACH)?)
 }
 
 /// The name of a parked tree in the working directory, which follows into a
@@ -347,7 +339,6 @@ fn park(tree: BorrowedFd<'_>) -> Done {
 /// # Errors
 /// Wrong usage: it is in use, or one of the first three.
 pub fn reserve(n: RawFd) -> crate::fail::Result<Rc<OwnedFd>> {
-    use std::os::fd::AsRawFd;
     let taken = || Failure::usage(format!("descriptor {n} is in use"));
     let any = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
     let any = any.map_err(|e| Failure::os("open /", e))?;

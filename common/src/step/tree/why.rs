@@ -97,7 +97,7 @@ pub(super) fn locked(attributes: u64, place: &Place) -> Option<Because> {
 pub(super) fn attach_refused(at: &At, facts: &Facts<'_>) -> Option<Because> {
     let (place, beneath) = match at {
         At::Place(place) => (place, false),
-        At::Beneath(place) => (place, true),
+        At::Beneath(place, _) => (place, true),
         At::Below(..) => {
             let (major, minor) = facts.proc.release()?;
             let text = format!("a tree takes mounts in itself since Linux 6.15, and this is {major}.{minor}");
