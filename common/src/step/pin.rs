@@ -186,7 +186,11 @@ fn keep_private(file: &OsString, proc: &Proc) -> std::result::Result<Option<Owne
     let own = sys::open_tree(place.as_fd(), c"", sys::OPEN_TREE_CLONE | sys::AT_EMPTY_PATH)?;
     sys::move_mount(own.as_fd(), place.as_fd(), false)?;
     let path = format!("/proc/self/fd/{}", own.as_raw_fd());
-    mount(None::<&str>, path.as_str(), None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)?;
+    // Only now: what is attached where mounts are passed on becomes shared.
+    if let Err(e) = mount(None::<&str>, path.as_str(), None::<&str>, MsFlags::MS_PRIVATE, None::<&str>) {
+        let _ = umount2(file.as_os_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        return Err(e.into());
+    }
     Ok(Some(own))
 }
 
