@@ -119,16 +119,16 @@ pub(crate) fn read(
     look.label(&mut like.first)?;
     like.root = look.places(&mut like.entered, kinds)?;
     look.umask(&mut like.entered);
-    look.limits(&mut like.first, &mut like.entered)?;
     let mut filters = look.filters(args.dry())?;
-    look.no_new_privileges(&mut like.last)?;
-    // With no_new_privs anybody may load them; without it takes a capability.
-    let when = if look.theirs.no_new_privs { &mut like.last } else { &mut like.entered };
-    when.steps.append(&mut filters.steps);
     like.credentials = look.credentials()?;
-    if look.environment(&mut like.entered)? {
-        like.last.push(Effect::Environment);
-    }
+    look.environment(&mut like.entered, &mut like.last)?;
+    look.no_new_privileges(&mut like.last)?;
+    // With no_new_privs anybody may load filters; without it takes a capability.
+    let early = !look.theirs.no_new_privs && !filters.steps.is_empty();
+    let when = if early { &mut like.entered } else { &mut like.last };
+    // They may forbid it.
+    look.limits(&mut like.first, when)?;
+    when.steps.append(&mut filters.steps);
     like.left_out = look.left_out;
     Ok(like)
 }
@@ -261,7 +261,7 @@ impl Look<'_> {
     }
 
     /// The limits. A hard one is raised before anything is entered: only in the
-    /// initial user namespace somebody may. Low ones come afterwards.
+    /// initial user namespace somebody may. Low ones come when nothing more is opened.
     fn limits(&mut self, first: &mut Plan, plan: &mut Plan) -> Result<()> {
         let Some((theirs, ours)) = self.both("limits", "limits")? else { return Ok(()) };
         let ours = limits_in(&ours);
@@ -334,9 +334,14 @@ impl Look<'_> {
         }
     }
 
-    fn environment(&mut self, plan: &mut Plan) -> Result<bool> {
-        let target = self.target.clone();
-        Ok(self.wants("env") && self.add(plan, true, &|| Effect::OpenEnvironment(target.clone()).into())?)
+    fn environment(&mut self, plan: &mut Plan, last: &mut Plan) -> Result<()> {
+        let (target, read) = (self.target.clone(), Rc::default());
+        if self.wants("env")
+            && self.add(plan, true, &|| Effect::ReadEnvironment(target.clone(), Rc::clone(&read)).into())?
+        {
+            last.push(Effect::Environment(read));
+        }
+        Ok(())
     }
 
     /// What a security module has it confined by. AppArmor has a directory of its

@@ -1,17 +1,19 @@
 //! What a program takes over from a process that runs already. proc(5),
 //! chroot(2), capabilities(7).
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 use nix::unistd::{chroot, fchdir};
 
 use super::program::{lacks, variable};
-use super::{Done, Facts, Hands, Step};
+use super::{Done, Facts, Step};
 use crate::fail::{Because, Errno};
 use crate::proc::{CAP_SYS_CHROOT, Proc, read_all};
 use crate::sys;
@@ -20,10 +22,10 @@ use crate::word::quote;
 
 /// An effect that makes this process like another.
 pub enum Effect {
-    /// Open its environment.
-    OpenEnvironment(Rc<Target>),
-    /// Have what has been opened for the environment.
-    Environment,
+    /// Read its environment into this.
+    ReadEnvironment(Rc<Target>, Rc<RefCell<Vec<u8>>>),
+    /// Have what has been read for the environment.
+    Environment(Rc<RefCell<Vec<u8>>>),
     /// Its root directory.
     Root(Rc<OwnedFd>),
     /// Its working directory.
@@ -38,8 +40,6 @@ pub enum Effect {
     Capabilities([u64; 4]),
 }
 
-/// The name under which an open environment is handed on.
-const ENVIRONMENT: &str = "environment";
 /// The kernel lets no program begin with more: three quarters of _STK_LIM
 /// (fs/exec.c, bprm_stack_limits()).
 const MOST_BYTES: usize = 6 << 20;
@@ -48,7 +48,7 @@ impl From<Effect> for Step {
     fn from(effect: Effect) -> Step {
         let effect = Rc::new(effect);
         let (naming, doing, asking) = (effect.clone(), effect.clone(), effect.clone());
-        let step = Step::new(move || naming.act(), effect.why(), move |hands| doing.perform(hands));
+        let step = Step::new(move || naming.act(), effect.why(), move |_| doing.perform());
         step.because(move |errno, facts| asking.because(errno, facts))
     }
 }
@@ -56,8 +56,8 @@ impl From<Effect> for Step {
 impl Effect {
     fn act(&self) -> String {
         match self {
-            Effect::OpenEnvironment(target) => format!("open /proc/{}/environ", target.pid),
-            Effect::Environment => "take that for the environment".into(),
+            Effect::ReadEnvironment(target, _) => format!("read /proc/{}/environ", target.pid),
+            Effect::Environment(_) => "take that for the environment".into(),
             Effect::Root(_) => "chroot to the root of the target".into(),
             Effect::Directory(_) => "chdir to the working directory of the target".into(),
             Effect::OomScore(score) => format!("write /proc/self/oom_score_adj {score}"),
@@ -73,10 +73,10 @@ impl Effect {
 
     fn why(&self) -> &'static str {
         match self {
-            Effect::OpenEnvironment(_) => {
+            Effect::ReadEnvironment(..) => {
                 "only now: before its user namespace is entered the file belongs to somebody else, and after the uid is changed we may lack what it takes"
             }
-            Effect::Environment => "last, so that nothing in it is for anybody but the program",
+            Effect::Environment(_) => "last, so that nothing in it is for anybody but the program",
             Effect::Root(_) => "entering a mount namespace leads to its root, which need not be that of the process",
             Effect::Directory(_) => "by descriptor: the path may lead elsewhere by now",
             Effect::OomScore(_) | Effect::Label(..) => "before this process cannot write to its own files any more",
@@ -84,16 +84,13 @@ impl Effect {
         }
     }
 
-    fn perform(&self, hands: &mut Hands) -> Done {
+    fn perform(&self) -> Done {
         match self {
-            Effect::OpenEnvironment(target) => {
-                hands.put(
-                    ENVIRONMENT,
-                    openat(&target.dir, "environ", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?,
-                );
+            Effect::ReadEnvironment(target, read) => {
+                read.replace(environment_of(target)?);
                 Ok(())
             }
-            Effect::Environment => environment(&read_all(hands.get(ENVIRONMENT)?, MOST_BYTES)?),
+            Effect::Environment(read) => environment(&read.borrow()),
             Effect::Root(root) => {
                 fchdir(root)?;
                 Ok(chroot(".")?)
@@ -107,13 +104,14 @@ impl Effect {
 
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
-            Effect::OpenEnvironment(target) if errno == Errno::EACCES => {
+            Effect::ReadEnvironment(target, _) if errno == Errno::EACCES => {
                 target::why::untouchable(facts.proc, &target.who())
             }
+            Effect::ReadEnvironment(target, _) if errno == Errno::ESRCH => target.ended(),
             Effect::Root(_) if errno == Errno::EPERM => lacks(CAP_SYS_CHROOT, "CAP_SYS_CHROOT", facts),
             Effect::Label(dir, _) => confined(dir, errno, facts),
-            Effect::OpenEnvironment(_)
-            | Effect::Environment
+            Effect::ReadEnvironment(..)
+            | Effect::Environment(_)
             | Effect::Root(_)
             | Effect::Directory(_)
             | Effect::OomScore(_)
@@ -141,6 +139,23 @@ fn confined(dir: &str, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         return None;
     };
     Some(Because::new(text))
+}
+
+/// What a process has for its environment. With its memory, which goes with an
+/// exec and with its end, goes what has not been read yet: none is had then.
+fn environment_of(target: &Target) -> Result<Vec<u8>, Errno> {
+    for _ in 0..3 {
+        let file = target::files::open(target, "environ")?;
+        let bytes = read_all(&file, MOST_BYTES)?;
+        let is_there = File::from(file).read_at(&mut [0], 0).is_ok_and(|n| n == 1);
+        if is_there {
+            return Ok(bytes);
+        }
+        if target::files::read(target, "statm")?.starts_with(b"0 ") {
+            return Err(Errno::ESRCH);
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// These variables and no others. Of two with one name the first counts, as for

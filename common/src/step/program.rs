@@ -189,7 +189,7 @@ impl Effect {
                 "set-id bits and file capabilities have no effect from here on, also for children"
             }
             Effect::Limit(..) => {
-                "before the uid: to raise a hard limit needs CAP_SYS_RESOURCE in the initial user namespace"
+                "to raise a hard limit needs CAP_SYS_RESOURCE in the initial user namespace, so that comes before the uid"
             }
             Effect::Directory(_) => {
                 "looked up in the new root, by the ids of the program; links of /proc are not followed"
