@@ -1232,6 +1232,16 @@ pub fn set_variable(name: &CStr, value: Option<&CStr>) -> Result<()> {
     answer(c_long::from(n)).map(drop)
 }
 
+/// Takes away the whole environment, with what is no variable in it: words
+/// without `=`, or with nothing before it.
+///
+/// # Errors
+/// None is known.
+pub fn clear_environment() -> Result<()> {
+    // SAFETY: as for `set_variable`.
+    answer(c_long::from(unsafe { libc::clearenv() })).map(drop)
+}
+
 /// Sets the NIS domain name of the uts namespace (setdomainname(2)).
 ///
 /// # Errors

@@ -161,8 +161,7 @@ fn environment_of(target: &Target) -> Result<Vec<u8>, Errno> {
 /// These variables and no others. Of two with one name the first counts, as for
 /// getenv(3).
 fn environment(bytes: &[u8]) -> Done {
-    let ours: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
-    ours.iter().try_for_each(|name| variable(name, None))?;
+    sys::clear_environment()?;
     for line in bytes.split(|b| *b == 0).rev() {
         let Some(at) = line.iter().position(|b| *b == b'=').filter(|at| *at > 0) else { continue };
         let (name, value) = line.split_at(at);

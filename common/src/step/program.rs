@@ -231,8 +231,10 @@ impl Effect {
                 Ok(())
             }
             Effect::Environment(kept) => {
-                let names = std::env::vars_os().map(|(name, _)| name).filter(|name| !kept.contains(name));
-                names.collect::<Vec<_>>().iter().try_for_each(|name| variable(name, None))
+                let value = |name: &OsString| Some((name.clone(), std::env::var_os(name)?));
+                let kept: Vec<_> = kept.iter().filter_map(value).collect();
+                sys::clear_environment()?;
+                kept.iter().try_for_each(|(name, value)| variable(name, Some(value)))
             }
             Effect::Variable(name, value) => variable(name, Some(value)),
             Effect::NoVariable(name) => variable(name, None),
