@@ -1109,13 +1109,13 @@ pub fn bound_capabilities(kept: u64) -> Result<()> {
     Ok(())
 }
 
-/// Whether the permitted capabilities outlive a change of the uid
-/// (PR_SET_KEEPCAPS, until the next exec).
+/// Has the permitted capabilities outlive a change of the uid (PR_SET_KEEPCAPS,
+/// until the next exec).
 ///
 /// # Errors
 /// EPERM: the securebits forbid it.
-pub fn keep_capabilities(keep: bool) -> Result<()> {
-    caps(capctl::prctl::set_keepcaps(keep))
+pub fn keep_capabilities() -> Result<()> {
+    caps(capctl::prctl::set_keepcaps(true))
 }
 
 /// Makes just these capabilities permitted, effective, inheritable and ambient.

@@ -213,7 +213,10 @@ impl Effect {
             Effect::Groups(ids) => Ok(sys::set_groups(ids)?),
             Effect::Gid(id) => Ok(sys::set_gid(*id)?),
             Effect::Uid(id, keep) => {
-                sys::keep_capabilities(*keep)?;
+                // Where they are not kept they never were: an exec has ended that.
+                if *keep {
+                    sys::keep_capabilities()?;
+                }
                 sys::set_uid(*id)?;
                 if *keep || *id == 0 {
                     return Ok(());
