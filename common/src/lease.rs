@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::libc;
-use nix::sys::stat::{FileStat, Mode, fstat, lstat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, lstat};
 
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::id::{Both, Kind, Range};
@@ -59,7 +59,13 @@ fn file(path: &Path, uid: u32) -> Result<OwnedFd> {
         let act = Failure::refused(format!("use {}", quote(path)));
         return Err(act.because(Some(because.remedy(format!("sudo rm -r {}", quote(path))))));
     }
-    opened.map_err(said)
+    let file = opened.map_err(said)?;
+    // Made under a umask that takes this away it could not be opened again.
+    let own = Mode::S_IRUSR | Mode::S_IWUSR;
+    if !Mode::from_bits_truncate(fstat(&file).map_err(said)?.st_mode).contains(own) {
+        fchmod(&file, own).map_err(said)?;
+    }
+    Ok(file)
 }
 
 fn bytes(kind: Kind, range: Range, of: libc::c_int) -> libc::flock {
