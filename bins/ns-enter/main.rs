@@ -159,12 +159,16 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
     left_out.append(&mut like.left_out);
     let mut inside = Plan::default();
     if found.holds {
-        inside.push(ns::Effect::Entrust(target.clone()));
+        inside.push(ns::Effect::TakeDoor(target.clone()));
     }
     input.take().into_iter().for_each(|take| inside.push(take));
     inside.steps.append(&mut like.first.steps);
     inside.push(own::Effect::Undumpable);
     inside.steps.extend(crossing(brought.as_ref())?.steps);
+    if found.holds {
+        // Who has forked into a pid namespace is another than who took the door.
+        inside.push(ns::Effect::Entrust(target.clone()));
+    }
     let home = if kinds.contains(&Kind::Mnt) && is_home { home(args, &mut inside)? } else { None };
     let go = |(path, inode): &(PathBuf, (u64, u64))| own::Effect::Chdir(path.clone(), Some(*inode));
     // As ourselves still: the ids inside may not be let in there.

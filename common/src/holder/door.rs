@@ -58,34 +58,41 @@ pub fn attach(holder: BorrowedFd<'_>) -> Result<()> {
     mind::send(door.as_fd(), &[HERE], &[me.as_fd()])
 }
 
-/// Tells a holder that this process, the child of an enterer which `parent` has
-/// the other end of, becomes a program that it has to end if the enterer goes
-/// first. Before it crosses: afterwards the door is closed to it.
+/// The door of a holder, and the enterer whose child this process is, which
+/// `parent` has the other end of. Taken before it crosses: afterwards the door is
+/// closed to it, and its parent has no number.
 ///
 /// # Errors
 /// As `attach`; ESRCH: the enterer has gone already.
-pub fn entrust(holder: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> Result<()> {
-    give(holder, parent, HERE)
+pub fn take(holder: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd)> {
+    let door = door(holder)?;
+    let enterer = sys::pidfd_open(getppid().as_raw())?;
+    // While it has its end open, our parent was the enterer a moment ago.
+    if mind::has_hung_up(parent)? { Err(Errno::ESRCH) } else { Ok((door, enterer)) }
+}
+
+/// Tells a holder by its door that this process becomes a program that it has to
+/// end if the enterer goes first.
+///
+/// # Errors
+/// Those of pidfd_open(2) and sendmsg(2).
+pub fn entrust(door: BorrowedFd<'_>, enterer: BorrowedFd<'_>) -> Result<()> {
+    give(door, enterer, HERE)
 }
 
 /// The same of the child of a stage that becomes a helper: nobody can enter
 /// before that is ready, which the holder's parent is told.
 ///
 /// # Errors
-/// As `entrust`.
+/// As `take` and `entrust`.
 pub fn hold_back(holder: BorrowedFd<'_>, parent: BorrowedFd<'_>) -> Result<()> {
-    give(holder, parent, NOT_YET)
+    let (door, enterer) = take(holder, parent)?;
+    give(door.as_fd(), enterer.as_fd(), NOT_YET)
 }
 
-fn give(holder: BorrowedFd<'_>, parent: BorrowedFd<'_>, what: u8) -> Result<()> {
-    let door = door(holder)?;
-    let enterer = sys::pidfd_open(getppid().as_raw())?;
-    // While it has its end open, our parent was the enterer a moment ago.
-    if mind::has_hung_up(parent)? {
-        return Err(Errno::ESRCH);
-    }
+fn give(door: BorrowedFd<'_>, enterer: BorrowedFd<'_>, what: u8) -> Result<()> {
     let me = sys::pidfd_open(getpid().as_raw())?;
-    mind::send(door.as_fd(), &[what], &[enterer.as_fd(), me.as_fd()])
+    mind::send(door, &[what], &[enterer, me.as_fd()])
 }
 
 /// Tells a holder that the helper is ready, and leaves `processes` of it, which

@@ -33,7 +33,9 @@ pub enum Effect {
     IntoPid,
     /// Tell a holder that it has to live at least as long as this process.
     Attach(Rc<Target>),
-    /// Tell it, in the child, which program to end if the parent goes first.
+    /// Take its door, in the child, while that is to be had.
+    TakeDoor(Rc<Target>),
+    /// Tell it by that which program to end if the parent goes first.
     Entrust(Rc<Target>),
     /// Tell a holder to go.
     Release(Rc<Target>),
@@ -86,6 +88,11 @@ impl Ahead {
 
 const CLONE_PARENT: u64 = 0x8000;
 
+/// The names under which a holder's door is handed on, and the enterer whose
+/// program this process becomes.
+const DOOR: &str = "door";
+const ENTERER: &str = "enterer";
+
 fn bits(kinds: &[Kind]) -> CloneFlags {
     // nix has no name for CLONE_NEWTIME.
     CloneFlags::from_bits_retain(i32::try_from(flags(kinds)).unwrap_or(0))
@@ -125,6 +132,7 @@ impl Effect {
             Effect::JoinFile(_, kind, name) => format!("setns {name} {}", kind.flag_name()),
             Effect::IntoPid => "fork".to_owned(),
             Effect::Attach(target) => format!("attach to holder {}", target.address),
+            Effect::TakeDoor(target) => format!("take the door of holder {}", target.address),
             Effect::Entrust(target) => format!("entrust the program to holder {}", target.address),
             Effect::Release(target) => format!("release holder {}", target.address),
             Effect::TakeUser => "open /proc/CHILD/ns/user".to_owned(),
@@ -153,6 +161,7 @@ impl Effect {
             Effect::IntoPid => {
                 "a process keeps its pid namespace for life; only its children are born in the one just entered"
             }
+            Effect::TakeDoor(_) => "afterwards the holder is another's to us: ptrace(2)",
             Effect::Entrust(_) => {
                 "a change of ids clears the program's parent-death signal: a kill of this process would leave it behind"
             }
@@ -175,18 +184,18 @@ impl Effect {
             Effect::Join(target, kinds) => Ok(setns(&target.fd, bits(kinds))?),
             Effect::JoinFile(fd, kind, _) => Ok(setns(fd.as_fd(), bits(&[*kind]))?),
             Effect::IntoPid => into_pid(hands),
-            // Whoever may not say it has still the pipe to hold on to.
-            Effect::Attach(target) => match target::attach(target) {
-                Ok(()) | Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => Ok(()),
-                Err(e) => Err(e.into()),
-            },
-            Effect::Entrust(target) => {
+            Effect::Attach(target) => as_allowed(target::attach(target)),
+            Effect::TakeDoor(target) => {
                 let parent = hands.report.as_ref().ok_or(Errno::ECHILD)?;
-                match door::entrust(target.fd.as_fd(), parent.as_fd()) {
-                    Ok(()) | Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => Ok(()),
-                    Err(e) => Err(e.into()),
-                }
+                as_allowed(door::take(target.fd.as_fd(), parent.as_fd()).map(|(door, enterer)| {
+                    hands.put(DOOR, door);
+                    hands.put(ENTERER, enterer);
+                }))
             }
+            Effect::Entrust(_) => match (hands.get(DOOR), hands.get(ENTERER)) {
+                (Ok(door), Ok(enterer)) => as_allowed(door::entrust(door, enterer)),
+                _ => Ok(()),
+            },
             Effect::Release(target) => Ok(door::release(target.fd.as_fd())?),
             Effect::TakeUser => {
                 let proc = Proc::open()?;
@@ -225,16 +234,26 @@ impl Effect {
             Effect::Attach(target) | Effect::Release(target) if errno == Errno::ENOTSOCK => {
                 Some(Because::new(format!("process {} is no holder of ns-new", target.pid)))
             }
-            Effect::Attach(target) | Effect::Entrust(target) if errno == Errno::ESRCH => target.ended(),
+            Effect::Attach(target) | Effect::TakeDoor(target) if errno == Errno::ESRCH => target.ended(),
+            Effect::Entrust(target) if errno == Errno::EPIPE => target.ended(),
             Effect::Release(target) if errno == Errno::EPERM => target::why::untouchable(facts.proc, &target.who()),
             Effect::Attach(_)
             | Effect::Release(_)
             | Effect::IntoPid
             | Effect::CheckFirst
+            | Effect::TakeDoor(_)
             | Effect::Entrust(_)
             | Effect::TakeUser
             | Effect::UseUser(..) => None,
         }
+    }
+}
+
+/// Whoever may not say it has still the pipe to hold on to.
+fn as_allowed(said: std::result::Result<(), Errno>) -> Done {
+    match said {
+        Ok(()) | Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => Ok(()),
+        Err(e) => Err(e.into()),
     }
 }
 
