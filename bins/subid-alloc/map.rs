@@ -100,6 +100,10 @@ pub(crate) fn cut(args: &Args) -> Result<Outcome> {
     }
     let proc = Rc::new(Proc::open()?);
     let before = before(args)?;
+    // The stages after this one leave as soon as they have done their work then.
+    if before.pid().is_some_and(|(_, holds)| !holds) {
+        return Err(CLI.usage("the target outlives the pipeline that would hold the ids: --with says what does"));
+    }
     let me = Me::now();
     // Of all that the slice can be of: a lock leaves a file.
     let granted = granted(&me, &Kind::BOTH)?;

@@ -32,14 +32,19 @@ pub fn linger(mask: &SigSet, holder: BorrowedFd<'_>, tell: Tell<'_>) -> Result<(
     Ok(())
 }
 
-/// Stays until the reader of standard output has gone, whatever comes: what is kept
-/// here is used until then.
+/// The same without a holder: who is told to end does so two seconds later, since
+/// what is kept here is used by a program that has been told as well.
 ///
 /// # Errors
 /// Those of poll(2) and signalfd(2).
 pub fn keep(mask: &SigSet) -> Result<()> {
-    let _waiting = listen(mask)?;
-    mind::wait_for(&[reader()], None)?;
+    let signals = listen(mask)?;
+    if !mind::wait_for(&[reader(), (signals.as_fd(), PollFlags::POLLIN)], None)?[0] {
+        mind::wait_for(&[reader()], Some(PATIENCE))?;
+        if let Some(info) = signals.read_signal()?.filter(|_| !mind::has_hung_up(sys::lend(1)).unwrap_or(false)) {
+            mind::die_of(c_int::try_from(info.ssi_signo).unwrap_or(0), mask);
+        }
+    }
     leave();
     Ok(())
 }
