@@ -306,8 +306,11 @@ fn clocks_refused(ahead: [i64; 2], errno: Errno, facts: &Facts<'_>) -> Option<Be
     if errno != Errno::ERANGE {
         return refused(&[Kind::Time], errno, facts);
     }
-    let up = facts.proc.text("uptime")?;
-    let up: i64 = up.split('.').next()?.parse().ok()?;
+    // That is what our time namespace shows, and offsets are from the clocks of the system.
+    let shown = facts.proc.text("uptime")?;
+    let offsets = facts.proc.text("self/timens_offsets")?;
+    let ours = offsets.lines().find_map(|line| line.strip_prefix("boottime"))?.split_whitespace().next()?;
+    let up = shown.split('.').next()?.parse::<i64>().ok()?.checked_sub(ours.parse().ok()?)?;
     let [one, other] = ahead;
     if one.max(other) > MOST - up {
         return Some(Because::new(format!("a clock would be past {MOST} seconds, which is the last one")));
