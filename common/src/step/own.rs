@@ -8,7 +8,7 @@ use std::rc::Rc;
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, fstat};
-use nix::unistd::{chdir, isatty, pipe2};
+use nix::unistd::{chdir, getegid, geteuid, isatty, pipe2};
 
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Failure, Result};
@@ -152,7 +152,11 @@ impl Effect {
                 Ok(uid.map_or(Ok(()), sys::set_uid)?)
             }
             Effect::Settle(me, proc) => {
-                let (effect, uid) = Effect::settled(me, proc, "self")?;
+                let me = Both {
+                    uid: seen_from_within(me.uid, geteuid().as_raw(), Kind::Uid, proc)?,
+                    gid: seen_from_within(me.gid, getegid().as_raw(), Kind::Gid, proc)?,
+                };
+                let (effect, uid) = Effect::settled(&me, proc, "self")?;
                 effect.map_or(Ok(()), |effect| effect.perform(hands))?;
                 // Any other needs ambient capabilities for its first exec.
                 if uid == Some(0) { Ok(()) } else { Ok(sys::raise_ambient()?) }
@@ -224,6 +228,17 @@ impl Effect {
 pub fn id_inside(own: u32, proc: &Proc, who: &str, kind: Kind) -> Result<Option<(u32, bool)>> {
     let Ok(map) = Map::new(proc.read_map(who, kind)?) else { return Ok(None) };
     Ok(map.inside(own).map(|id| (id, true)).or_else(|| map.outside(0).map(|_| (0, false))))
+}
+
+/// Our id of outside, `id`, as the map of the user namespace that we are in now has
+/// it: seen from within, that is in the ids of its parent, which need not be where
+/// we come from. `now`: what we are called here, the overflow id where we are not
+/// mapped; then no id at all.
+fn seen_from_within(id: u32, now: u32, kind: Kind, proc: &Proc) -> Result<u32> {
+    let Ok(map) = Map::new(proc.own_map(kind)?) else { return Ok(id) };
+    let nobody = proc.sysctl(&format!("kernel/overflow{}", kind.word()));
+    let is_mapped = nobody.is_some_and(|nobody| nobody != u64::from(now)) || map.inside(id) == Some(now);
+    Ok(map.outside(now).filter(|_| is_mapped).unwrap_or(u32::MAX))
 }
 
 /// Whether setgroups(2) is allowed in the user namespace of `who`, which it is
