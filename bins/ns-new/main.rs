@@ -11,8 +11,7 @@ mod program;
 mod setup;
 mod unshare;
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -108,16 +107,16 @@ const FOR_PROGRAMS: [&str; 21] = [
 fn main() -> ExitCode {
     run_advised(&CLI, decide, |again, _| match again {
         // A file outside is nothing to be mounted on from in there.
-        Again::Namespace('U') if std::env::args_os().any(|word| pins(&word)) => None,
+        Again::Namespace('U') if pins() => None,
         Again::Namespace(letter) => Some(quote_all(&before_others(&format!("-{letter}")))),
         Again::Word(..) | Again::Where(_) | Again::Entering(..) => None,
     })
 }
 
-/// Whether a word is the option of a kind of namespace with a file to pin it to.
-fn pins(word: &OsStr) -> bool {
-    let option = |kind: &Kind| word.as_bytes().strip_prefix(b"--")?.strip_prefix(kind.option().as_bytes());
-    Kind::ALL.iter().filter_map(option).any(|rest| rest.starts_with(b"="))
+/// Whether a namespace is to be pinned to a file.
+fn pins() -> bool {
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    CLI.parse(&words).is_ok_and(|args| Kind::ALL.iter().any(|kind| args.value(kind.option()).is_some()))
 }
 
 fn decide(args: &Args) -> Result<Outcome> {

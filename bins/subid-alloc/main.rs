@@ -74,7 +74,7 @@ const CLI: Cli = Cli {
     ]],
     operands: Operands::Free,
     runs: false,
-    stage: Stage::MiddleWith(&["map", "cut"]),
+    stage: Stage::MiddleBut(&["nested", "free", "list", "who", "check", "fit"]),
 };
 
 type Act = fn(&Args) -> Result<Outcome>;
@@ -183,7 +183,9 @@ fn owner(args: &Args, etc: &Etc) -> Result<Option<User>> {
 fn owner_or_number(args: &Args, etc: &Etc) -> Result<Option<User>> {
     let number = args.operands.first().and_then(|word| common::id::one(word.as_bytes()));
     owner(args, etc).or_else(|failure| {
-        let uid = number.ok_or(failure)?;
+        // He may be somebody's who could not be looked for.
+        let is_unread = failure.errno().is_some() || (args.value("root").is_none() && user::unread().is_some());
+        let uid = number.filter(|_| !is_unread).ok_or(failure)?;
         Ok(Some(User { name: uid.to_string(), uid, gid: uid, shell: String::new() }))
     })
 }

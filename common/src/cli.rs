@@ -103,8 +103,8 @@ pub enum Stage {
     First,
     /// It reads one and writes it on.
     Middle,
-    /// The same, with one of these options, and else nothing.
-    MiddleWith(&'static [&'static str]),
+    /// The same, but with one of these options nothing.
+    MiddleBut(&'static [&'static str]),
     /// It reads one.
     Last,
     /// The same, and writes it on with this option.
@@ -257,13 +257,14 @@ impl Cli {
     /// The same of words that are wrong, without the first that is, and so on: as
     /// far as can be told what was meant.
     pub fn guess(&self, words: &[OsString]) -> Option<Args> {
-        /// More are those of a program.
+        /// Each takes a parse of all before it.
         const MOST: usize = 100;
-        let mut words = words[..words.len().min(MOST)].to_vec();
+        let mut words = words.to_vec();
         loop {
             if let Ok(args) = self.parse(&words) {
                 return Some(args);
             }
+            words.truncate(MOST);
             let right = (0..words.len()).rev().find(|n| self.parse(&words[..*n]).is_ok())?;
             words.remove(right);
         }
@@ -278,8 +279,8 @@ impl Cli {
             Stage::No => (false, false),
             Stage::First => (false, true),
             Stage::Middle => (true, true),
-            Stage::MiddleWith(options) => {
-                let is_one = options.iter().any(|option| args.flag(option));
+            Stage::MiddleBut(options) => {
+                let is_one = !options.iter().any(|option| args.flag(option));
                 (is_one, is_one)
             }
             Stage::Last => (true, false),

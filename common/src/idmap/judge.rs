@@ -176,9 +176,11 @@ fn concerned(source: &Place, recursive: bool, proc: &Proc) -> Result<Vec<(Mount,
 }
 
 fn resolved(source: &Place) -> Result<PathBuf> {
-    fs::canonicalize(&source.path).map_err(|e| {
-        Failure::os(format!("resolve {}", quote(&source.path)), Errno::from_raw(e.raw_os_error().unwrap_or(0)))
-    })
+    match fs::canonicalize(&source.path).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0))) {
+        // Through a link of /proc to where no path of ours leads.
+        Err(Errno::ENOENT) => Ok(source.real()),
+        path => path.map_err(|e| Failure::os(format!("resolve {}", quote(&source.path)), e)),
+    }
 }
 
 /// Whether the path of a mount leads to it, and not to one that hides it. One that
