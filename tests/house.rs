@@ -34,7 +34,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("scan", &["fail", "look", "mounted", "ns", "proc", "sys"]),
     ("holder", &["lease", "mind", "mind/child", "mind/program", "sys"]),
     ("holder/door", &["mind", "sys"]),
-    ("holder/stage", &["mind", "mind/child", "sys"]),
+    ("holder/stage", &["mind", "mind/child", "mind/program", "sys"]),
     ("helper", &["fail", "mind", "sys"]),
     ("user", &["fail", "helper", "id", "proc"]),
     ("subid", &["fail", "helper", "id", "user", "word"]),

@@ -18,7 +18,6 @@ use nix::libc::{self, c_int};
 use nix::poll::PollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{chdir, getpid, setsid};
 
@@ -146,7 +145,7 @@ pub fn hold(life: &Life, first: Option<Child>, report: &mut Option<OwnedFd>) -> 
     leave_everything()?;
     // Two for each guest.
     let _ = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
-    let signals = SignalFd::with_flags(&mind::minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let signals = mind::waiting(mind::minded())?;
     let kept: Vec<BorrowedFd<'_>> = [life.door.1.as_fd(), life.door.0.as_fd(), life.until.as_fd(), signals.as_fd()]
         .into_iter()
         .chain(first.as_ref().map(|f| f.fd.as_fd()))

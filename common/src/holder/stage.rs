@@ -18,6 +18,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use super::{BESIDE, ENDED, HERE, KILLED, Life, NOT_YET, PATIENCE, Result};
 use crate::mind;
 use crate::mind::child::{self, Child};
+use crate::mind::program::FOR_ALL;
 use crate::sys;
 
 /// Stays until the reader of standard output has gone, or the holder, which `tell`
@@ -40,8 +41,8 @@ pub fn linger(mask: &SigSet, holder: BorrowedFd<'_>, tell: Tell<'_>) -> Result<(
 pub fn keep(mask: &SigSet) -> Result<()> {
     let signals = listen(mask)?;
     if !mind::wait_for(&[reader(), (signals.as_fd(), PollFlags::POLLIN)], None)?[0] {
-        mind::wait_for(&[reader()], Some(PATIENCE))?;
-        if let Some(info) = signals.read_signal()?.filter(|_| !mind::has_hung_up(sys::lend(1)).unwrap_or(false)) {
+        let gone = mind::wait_for(&[reader()], Some(PATIENCE))?[0];
+        if let Some(info) = signals.read_signal()?.filter(|_| !gone) {
             mind::die_of(c_int::try_from(info.ssi_signo).unwrap_or(0), mask);
         }
     }
@@ -158,10 +159,7 @@ fn wait_over(
     mind::wait_for(&gone, None).map(drop)
 }
 
-/// What comes to a stage and is for the program.
-const FOR_ALL: [Signal; 2] = [Signal::SIGTERM, Signal::SIGHUP];
-
-/// Has it wait, but for what our caller blocks or ignores.
+/// Has what is `FOR_ALL` wait, but for what our caller blocks or ignores.
 fn listen(mask: &SigSet) -> Result<SignalFd> {
     let mut signals = mind::not_ignored(&FOR_ALL);
     mask.iter().for_each(|blocked| signals.remove(blocked));

@@ -8,11 +8,10 @@ use nix::fcntl::OFlag;
 use nix::libc::c_int;
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{getpid, getppid, pipe2};
 
-use super::{minded, read_until, say_to, stop_with_it, wait_for};
+use super::{minded, read_until, say_to, stop_with_it, wait_for, waiting};
 use crate::proc::Proc;
 use crate::sys;
 
@@ -156,7 +155,7 @@ pub enum Waited {
 /// # Errors
 /// Those of poll(2) and signalfd(2).
 pub fn wait_until(child: &Child, reader: Option<RawFd>, done: impl Fn() -> bool) -> Result<Waited> {
-    let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let signals = waiting(minded())?;
     let mut pause = 2;
     let mut unread: Option<Instant> = None;
     loop {

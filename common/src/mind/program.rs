@@ -12,7 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{getpid, getsid};
 
 use super::child::{Child, signal};
-use super::{heard, minded, ready_within, send, stop_with_it, wait_for};
+use super::{heard, minded, ready_within, send, stop_with_it, wait_for, waiting};
 use crate::front::Front;
 use crate::proc::Proc;
 use crate::ready::Ready;
@@ -60,6 +60,9 @@ fn is_terminals(number: c_int, code: i32) -> bool {
     ];
     code == SI_KERNEL && ALL.iter().any(|signal| *signal as c_int == number)
 }
+
+/// What comes to any stage of a pipeline and is for the program.
+pub const FOR_ALL: [Signal; 2] = [Signal::SIGTERM, Signal::SIGHUP];
 
 /// The si_code of a signal that a holder passes on.
 pub const PASSED_ON: c_int = -36;
@@ -119,13 +122,13 @@ pub(crate) struct Minder<'a> {
     killed_for: Option<c_int>,
     /// What the init said that its program died of.
     said: Option<c_int>,
-    /// The last SIGTERM and SIGHUP: whether by the holder, and when.
+    /// The last of each of `FOR_ALL`: whether by the holder, and when.
     last: [Option<(bool, Instant)>; 2],
 }
 
 impl<'a> Minder<'a> {
     pub(crate) fn new(child: &'a Child, manner: &'a Manner<'a>, proc: &'a Proc) -> Result<Minder<'a>> {
-        let signals = SignalFd::with_flags(&minded(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let signals = waiting(minded())?;
         let (holder, init) = (manner.holder, manner.init);
         Ok(Minder { child, manner, proc, signals, holder, init, killed_for: None, said: None, last: [None; 2] })
     }
@@ -178,7 +181,7 @@ impl<'a> Minder<'a> {
     /// Whether the program has had this one: what was sent to all stages comes to us,
     /// and by the holder once more from each of the others.
     fn is_same(&mut self, number: c_int, by_holder: bool) -> bool {
-        let at = [Signal::SIGTERM, Signal::SIGHUP].iter().position(|signal| *signal as c_int == number);
+        let at = FOR_ALL.iter().position(|signal| *signal as c_int == number);
         let Some(last) = at.and_then(|at| self.last.get_mut(at)) else { return false };
         let same = last.is_some_and(|(was, then)| (by_holder || was) && then.elapsed() < AT_ONCE);
         if !same {
