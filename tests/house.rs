@@ -51,7 +51,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("name", &["fail", "holder", "holder/door", "proc", "record", "target", "word"]),
     ("container/notes", &["id"]),
     ("container", &["fail", "name", "proc", "target", "word"]),
-    ("step", &["fail", "feature", "mind/child", "ns", "path", "proc", "target/files"]),
+    ("step", &["fail", "feature", "id", "mind/child", "ns", "path", "proc", "target/files"]),
     ("step/cgroup", &["step", "cgroup", "fail", "mind", "mind/child", "ns", "proc", "sys"]),
     ("step/notify", &["step", "fail", "mind", "sys", "word"]),
     ("step/newuidmap", &["step", "fail", "helper", "id", "proc", "subid", "sys", "target", "user"]),

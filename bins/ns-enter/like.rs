@@ -15,7 +15,7 @@ use common::cli::Args;
 use common::fail::{Because, Errno, Failure, Result};
 use common::ns::{INITIAL_USER, Kind};
 use common::plan::Plan;
-use common::proc::{CAP_SYS_ADMIN, Proc, Status, status_in};
+use common::proc::{CAP_SYS_ADMIN, Mount, Proc, Status, status_in};
 use common::step::like::Effect;
 use common::step::program::{Effect as Own, limits_in};
 use common::step::{Step, own};
@@ -209,11 +209,21 @@ impl Look<'_> {
         else {
             return Ok(None);
         };
-        let mounts = self.proc.own_mounts()?.into_iter().filter(|m| m.fstype == "cgroup2" && m.root == "/");
-        let mut found =
-            mounts.filter_map(|m| Cgroup::at(Path::new(&m.point).join(path.trim_start_matches('/')).as_os_str()).ok());
-        let Some(cgroup) = found.next().map(Rc::new) else {
-            self.without(Failure::refused(format!("no cgroup2 file system here shows its cgroup {}", quote(path))))?;
+        let mut mounts = self.proc.own_mounts()?.into_iter().filter(|m| m.fstype == "cgroup2" && m.root == "/");
+        let shown = |m: &Mount| Cgroup::at(Path::new(&m.point).join(path.trim_start_matches('/')).as_os_str());
+        let mut failed = None;
+        let found = mounts.find_map(|m| match shown(&m) {
+            Ok(cgroup) => Some(cgroup),
+            Err(failure) => {
+                // It may be shown by another one.
+                let missing = matches!(failure.errno(), None | Some(Errno::ENOENT));
+                failed = failed.take().or((!missing).then_some(failure));
+                None
+            }
+        });
+        let Some(cgroup) = found.map(Rc::new) else {
+            let none = || Failure::refused(format!("no cgroup2 file system here shows its cgroup {}", quote(path)));
+            self.without(failed.unwrap_or_else(none))?;
             return Ok(None);
         };
         if cgroup.is_frozen() {

@@ -78,7 +78,7 @@ fn main() -> ExitCode {
             let is_other = |word: OsString| others.iter().any(|other| word == *other);
             if std::env::args_os().any(is_other) { None } else { word::again(option) }
         }
-        Again::Namespace(_) | Again::Word(..) | Again::Where(_) => None,
+        Again::Namespace(_) | Again::Map | Again::Word(..) | Again::Where(_) => None,
     })
 }
 

@@ -109,7 +109,7 @@ fn main() -> ExitCode {
         // A file outside is nothing to be mounted on from in there.
         Again::Namespace('U') if pins() => None,
         Again::Namespace(letter) => Some(quote_all(&before_others(&format!("-{letter}")))),
-        Again::Word(..) | Again::Where(_) | Again::Entering(..) => None,
+        Again::Map | Again::Word(..) | Again::Where(_) | Again::Entering(..) => None,
     })
 }
 

@@ -20,8 +20,9 @@ use common::word::{before_others, quote, quote_all, sudo};
 pub(crate) fn command(again: &Again, proc: &Proc) -> Option<String> {
     match again {
         // A new user namespace may map nothing that was mounted in another.
-        Again::Namespace('U') if words().iter().any(has_map) => None,
+        Again::Namespace('U') | Again::Map if words().iter().any(has_map) => None,
         Again::Namespace(letter) => below(Some(*letter), &words(), proc),
+        Again::Map => below(Some(Kind::User.letter()), &words(), proc),
         Again::Entering(..) => None,
         Again::Word("", new) => below(None, &before_others(new), proc),
         Again::Word(old, new) => below(None, &exchanged(old.as_ref(), new.as_ref())?, proc),
@@ -89,6 +90,9 @@ fn below(letter: Option<char>, words: &[OsString], proc: &Proc) -> Option<String
 /// How ns-new is told our map, after its other letters.
 fn map(proc: &Proc) -> Option<String> {
     let (uid, gid) = (proc.map("self", IdKind::Uid)?, proc.map("self", IdKind::Gid)?);
+    if uid.is_empty() && gid.is_empty() {
+        return Some("r".to_owned());
+    }
     let (first, group) = (uid.first()?, gid.first()?);
     if uid.len() + gid.len() == 2 && first.count + group.count == 2 {
         let host = if first.outside == 0 { " --host-root" } else { "" };

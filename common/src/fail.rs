@@ -36,6 +36,8 @@ pub enum Exit {
 pub enum Again {
     /// The namespace of this letter of ns-new, as well.
     Namespace(char),
+    /// A map for the user namespace, before a program begins in it.
+    Map,
     /// The second word in place of the first, or before all others where that is
     /// empty.
     Word(&'static str, &'static str),

@@ -168,8 +168,8 @@ pub fn without(ranges: &[Range], taken: &[Range]) -> Vec<Range> {
     left
 }
 
-/// One line of a map. Its order is that of the inside ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// One line of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// The lowest id inside the user namespace.
     pub inside: u32,
@@ -258,7 +258,7 @@ impl Map {
     /// # Errors
     /// The first rule of map_write() that is broken.
     pub fn new(mut extents: Vec<Extent>) -> Result<Map, Unlawful> {
-        extents.sort_unstable();
+        sort(&mut extents);
         if let Some(twice) = overlap(extents.iter().map(|e| e.inside())) {
             return Err(Unlawful::InsideTwice(twice));
         }
@@ -372,9 +372,14 @@ impl Map {
     pub fn invert(&self) -> Map {
         let turn = |e: &Extent| Extent { inside: e.outside, outside: e.inside, count: e.count };
         let mut turned: Vec<Extent> = self.0.iter().map(turn).collect();
-        turned.sort_unstable();
+        sort(&mut turned);
         Map(turned)
     }
+}
+
+/// In the order of the inside ids. Two with the same are no map.
+fn sort(extents: &mut [Extent]) {
+    extents.sort_unstable_by_key(|extent| extent.inside);
 }
 
 /// The first ids that two of `ranges` share.

@@ -104,6 +104,11 @@ fn at(proc: &Proc, pid: i32, on: &On) -> Found {
         }
     }
     threads(proc, &mut found);
+    // A zombie has left all but its user namespace, and has no descriptors.
+    let [_, mnt, ..] = found.inodes;
+    if mnt == 0 && found.threads.is_empty() {
+        return found;
+    }
     let looked = descriptors(proc, &mut found, on);
     found.closed = looked == Err(Errno::EACCES);
     proc.seen(looked);

@@ -159,8 +159,8 @@ impl Proc {
     /// Opens `path` below it, close-on-exec.
     ///
     /// # Errors
-    /// Those of open(2); ids.md: EACCES on the files of a process that is not
-    /// dumpable or another user's, ENOENT, ESRCH: it is gone.
+    /// Those of open(2); EACCES: the process is another user's, or not dumpable
+    /// (ptrace(2), access mode checking); ENOENT, ESRCH: it is gone.
     pub fn open_at(&self, path: &str, flags: OFlag) -> std::result::Result<OwnedFd, Errno> {
         openat(&self.fd, path, flags | OFlag::O_CLOEXEC, Mode::empty())
     }

@@ -37,6 +37,7 @@ use nix::sys::signal::SigSet;
 
 use crate::fail::{Again, Because, Errno, Exit, Failure};
 use crate::feature;
+use crate::id;
 use crate::mind::child::Child;
 use crate::ns::Kind;
 use crate::path::used_up;
@@ -166,8 +167,19 @@ impl Facts<'_> {
         if let Some(foreign) = self.foreign(Kind::Mnt) {
             return Some(foreign);
         }
+        self.lacks_admin()
+    }
+
+    /// That CAP_SYS_ADMIN is missing, if it is, and how it was lost.
+    pub fn lacks_admin(&self) -> Option<Because> {
         let lacks = self.proc.status(self.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
-        lacks.then(|| Because::new("this needs CAP_SYS_ADMIN, and we do not have it"))
+        let has_no_map = || self.proc.map(self.who, id::Kind::Uid).is_some_and(|map| map.is_empty());
+        let text = "no map was written for our user namespace (ns-new -r), and who is not root in it loses CAP_SYS_ADMIN when a program begins";
+        match lacks {
+            true if has_no_map() => Some(Because::new(text).again(Again::Map)),
+            true => Some(Because::new("this needs CAP_SYS_ADMIN, and we do not have it")),
+            false => None,
+        }
     }
 }
 

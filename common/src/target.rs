@@ -108,7 +108,7 @@ pub struct Target {
     pub fd: OwnedFd,
     /// Its directory in /proc, proven to be that of `fd`.
     pub dir: OwnedFd,
-    /// Its number in our pid namespace.
+    /// Its number in the proc at hand, which may be that of an outer pid namespace.
     pub pid: i32,
     /// How records and plans name it.
     pub address: Address,

@@ -343,13 +343,13 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
     if kinds.contains(&Kind::User) {
         return user_refused(proc);
     }
-    let lacks = proc.status(facts.who).is_some_and(|s| !s.can(CAP_SYS_ADMIN));
+    let lacks = facts.lacks_admin()?;
     // Advised is only what can be.
-    if user_refused(proc).is_some() || proc.sysctl("user/max_user_namespaces") == Some(0) {
-        return lacks.then(|| Because::new("this needs CAP_SYS_ADMIN, and we do not have it"));
+    if lacks.again.is_some() || user_refused(proc).is_some() || proc.sysctl("user/max_user_namespaces") == Some(0) {
+        return Some(lacks);
     }
     let because = Because::new("without a user namespace (ns-new -U) this needs CAP_SYS_ADMIN, and we do not have it");
-    lacks.then(|| because.again(Again::Namespace('U')))
+    Some(because.again(Again::Namespace('U')))
 }
 
 /// Why nothing can be executed (EAGAIN): whoever has become a user with too many
