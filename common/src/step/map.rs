@@ -213,7 +213,7 @@ impl Effect {
                 "whoever may drop groups may pass by permissions that deny a group: without an administrator's grant it must be off before gid_map is written"
             }
             Effect::Write(_, Kind::Uid, _) => {
-                "without a map every id is the overflow id (65534) and owns nothing; it can be written once, in one write(2), from this or the parent user namespace"
+                "without a map no id exists inside (each is shown as 65534); it can be written once, in one write(2), from this or the parent user namespace"
             }
             Effect::Write(_, Kind::Gid, _) => "the same for groups",
             Effect::Await(_) => "a map is written from outside; the kernel announces it by no event",
@@ -383,7 +383,7 @@ pub fn write_reason(proc: &Proc, who: &str, by: By, kind: Kind, map: &Map, errno
     }
     // W14
     if kind == Kind::Uid && map.extents().iter().any(|e| e.outside == 0) && !own.can(CAP_SETFCAP) {
-        return said("mapping outside id 0 needs CAP_SETFCAP (since Linux 5.12), and we do not have it".into());
+        return said("to map outside uid 0 takes CAP_SETFCAP (since Linux 5.12), and we do not have it".into());
     }
     let me = if kind == Kind::Uid { own.uid[1] } else { own.gid[1] };
     let (cap, name) = if kind == Kind::Uid { (CAP_SETUID, "CAP_SETUID") } else { (CAP_SETGID, "CAP_SETGID") };

@@ -125,7 +125,7 @@ impl Effect {
     fn why(&self) -> &'static str {
         match self {
             Effect::Become { .. } | Effect::Settle(..) => {
-                "an id that is not mapped here owns nothing, and an exec by it drops every capability"
+                "an exec by an id that is not mapped here drops every capability that is not ambient"
             }
             Effect::RaiseAmbient => "an exec by a uid other than 0 drops every capability that is not ambient",
             Effect::ClearAmbient => "what the chain needed on its way is not meant for the program",
