@@ -52,8 +52,9 @@ pub(crate) struct Like {
     pub(crate) first: Plan,
     /// When everything has been.
     pub(crate) entered: Plan,
-    /// Whether its root directory is among that.
+    /// Whether its root and its working directory are among that.
     pub(crate) root: bool,
+    pub(crate) directory: bool,
     /// In place of the usual credentials, and the uid that is had then.
     pub(crate) credentials: Option<(Plan, Option<u32>)>,
     /// Just before the program.
@@ -117,7 +118,7 @@ pub(crate) fn read(
     let mut like = Like { cgroup: look.cgroup()?, ..Like::default() };
     look.oom(&mut like.first)?;
     look.label(&mut like.first)?;
-    like.root = look.places(&mut like.entered, kinds)?;
+    (like.root, like.directory) = look.places(&mut like.entered, kinds)?;
     look.umask(&mut like.entered);
     let mut filters = look.filters(args.dry())?;
     like.credentials = look.credentials()?;
@@ -249,9 +250,9 @@ impl Look<'_> {
     }
 
     /// The root and the working directory, where the mounts are entered or these
-    /// are others than ours in them; and whether the root is had then.
-    fn places(&mut self, plan: &mut Plan, kinds: &[Kind]) -> Result<bool> {
-        let mut has_root = false;
+    /// are others than ours in them; and which is had then.
+    fn places(&mut self, plan: &mut Plan, kinds: &[Kind]) -> Result<(bool, bool)> {
+        let (mut has_root, mut has_directory) = (false, false);
         let is_elsewhere = || Ok(kinds.contains(&Kind::Mnt) || !target::files::same_root(self.proc, self.target)?);
         if self.wants("root") && is_elsewhere()? {
             let root = Rc::new(target::files::root(self.proc, self.target)?);
@@ -259,9 +260,9 @@ impl Look<'_> {
         }
         if self.wants("cwd") {
             let directory = Rc::new(target::files::directory(self.proc, self.target)?);
-            self.add(plan, true, &|| Effect::Directory(directory.clone()).into())?;
+            has_directory = self.add(plan, true, &|| Effect::Directory(directory.clone()).into())?;
         }
-        Ok(has_root)
+        Ok((has_root, has_directory))
     }
 
     fn umask(&self, plan: &mut Plan) {

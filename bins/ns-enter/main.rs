@@ -6,6 +6,7 @@
 
 mod beside;
 mod files;
+mod home;
 mod kinds;
 mod like;
 mod nsenter;
@@ -13,14 +14,13 @@ mod tools;
 mod user;
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::cgroup::Cgroup;
 use common::cli::{Args, Cli, KEEP_FD, KINDS, Operands, STDIN, Stage, flag, opt, valued};
 use common::container;
-use common::fail::{Again, Errno, Failure, Result};
+use common::fail::{Again, Failure, Result};
 use common::id::{Kind as IdKind, Map};
 use common::ns::Kind;
 use common::plan::{Plan, clone_into};
@@ -36,6 +36,7 @@ use common::user::shell;
 use common::word;
 
 use files::File;
+use home::home;
 use kinds::{asked, elsewhere, join, possible};
 use tools::Brought;
 use user::Somebody;
@@ -169,10 +170,10 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
         // Who has forked into a pid namespace is another than who took the door.
         inside.push(ns::Effect::Entrust(target.clone()));
     }
-    let home = if kinds.contains(&Kind::Mnt) && is_home { home(args, &mut inside)? } else { None };
-    let go = |(path, inode): &(PathBuf, (u64, u64))| own::Effect::Chdir(path.clone(), Some(*inode));
+    let told = !like.directory && !args.flag("wd") && !args.flag("wdns");
+    let home = if kinds.contains(&Kind::Mnt) && is_home { home(told, &mut inside)? } else { None }.map(Rc::new);
     // As ourselves still: the ids inside may not be let in there.
-    home.iter().for_each(|home| inside.push(go(home)));
+    home.iter().for_each(|home| inside.push(home.step(told && brought.is_none())));
     let ids = nsenter::ids(args)?;
     if ids.is_some() && (somebody.is_some() || like.credentials.is_some()) {
         return Err(CLI.usage("--setuid and --setgid: one way to become somebody is enough"));
@@ -186,7 +187,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
     }
     if let Some(brought) = &brought {
         brought.attach(&mut inside);
-        home.iter().for_each(|home| inside.push(go(home)));
+        home.iter().for_each(|home| inside.push(home.step(told)));
     }
     inside.steps.append(&mut like.entered.steps);
     nsenter::directories(args, &mut inside)?;
@@ -336,21 +337,6 @@ fn enter_promised(program: Vec<OsString>) -> Plan {
     plan.push(ns::promised());
     plan.push(end::Effect::Exec(program));
     plan
-}
-
-/// The working directory, to be gone back to; or it is told that the program does
-/// not begin there: it has been removed, or may not be searched.
-fn home(args: &Args, inside: &mut Plan) -> Result<Option<(PathBuf, (u64, u64))>> {
-    match target::given::working_directory() {
-        Err(failure) if [Some(Errno::ENOENT), Some(Errno::EACCES)].contains(&failure.errno()) => {
-            if !args.flag("wd") && !args.flag("wdns") {
-                let text = format!("{}: {failure}: the program begins in /\n", CLI.name);
-                inside.push(end::Effect::Note(text));
-            }
-            Ok(None)
-        }
-        found => found.map(Some),
-    }
 }
 
 /// The descriptors that the program has, and this process need not have then.

@@ -352,7 +352,7 @@ fn directories(args: &Args, proc: &Proc, inside: &mut Plan) -> Result<()> {
         inside.push(mount::Effect::Proc(at));
     }
     if let Some(directory) = args.value("wd") {
-        inside.push(own::Effect::Chdir(PathBuf::from(directory), None));
+        inside.push(own::Effect::Chdir(PathBuf::from(directory)));
     }
     Ok(())
 }

@@ -3,7 +3,8 @@
 //!
 //! pivot-exec is the last link of a chain. What stood before it has become
 //! pivot-exec, or waits in another process; but what it has made can be seen:
-//! the namespaces, and the map.
+//! the namespaces, and the map. Where a shell inside has begun pivot-exec, there
+//! is no such chain: what is advised is for that shell.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -22,6 +23,8 @@ pub(crate) fn command(again: &Again, proc: &Proc) -> Option<String> {
         // A new user namespace may map nothing that was mounted in another.
         Again::Namespace('U') | Again::Map if words().iter().any(has_map) => None,
         Again::Namespace(letter) => below(Some(*letter), &words(), proc),
+        // Who is not mapped cannot make a user namespace either.
+        Again::Map if has_shell(proc) => None,
         Again::Map => below(Some(Kind::User.letter()), &words(), proc),
         Again::Entering(..) => None,
         Again::Word("", new) => below(None, &before_others(new), proc),
@@ -56,15 +59,25 @@ fn beside(tool: &str) -> Option<String> {
     std::env::args_os().next().map(|word| quote(Path::new(&word).with_file_name(tool)))
 }
 
+/// Whether it was begun by a program that is in our user namespace, and so within
+/// all that stands before.
+fn has_shell(proc: &Proc) -> bool {
+    let parent = proc.status("self").map_or(0, |status| status.parent).to_string();
+    let theirs = proc.ns_id(&parent, Kind::User);
+    theirs.is_some()
+        && theirs == proc.ns_id("self", Kind::User)
+        && !["ns-new", "ns-enter"].contains(&&*proc.name(&parent))
+}
+
 /// What would be refused next without a namespace of the same owner, and which.
 const NEED: [(&[u8], &str); 5] =
     [(b"--proc", "p"), (b"--sys", "n"), (b"--mqueue", "i"), (b"--hostname", "u"), (b"--systemd", "mpiuC")];
 
-/// These words after a ns-new that makes what this process is in, and the
-/// namespace of `letter`.
+/// These words after a ns-new that makes what this process is in, unless a shell is
+/// in there too, and the namespace of `letter`.
 fn below(letter: Option<char>, words: &[OsString], proc: &Proc) -> Option<String> {
     let user = proc.ns("self", Kind::User).ok()?;
-    let initial = proc.ns_id("self", Kind::User) == Some(INITIAL_USER);
+    let initial = proc.ns_id("self", Kind::User) == Some(INITIAL_USER) || has_shell(proc);
     let ours = |kind: &Kind| *kind == Kind::User || proc.ns("self", *kind).is_ok_and(|ns| belongs(&ns, &user));
     let made = Kind::ALL.into_iter().filter(|kind| !initial && ours(kind));
     let mut all: String = made.map(Kind::letter).collect();

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
@@ -246,12 +246,16 @@ fn said(directory: &Path) -> String {
 
 /// A directory that may not be searched.
 fn closed(directory: &Path, proc: &Proc) -> Option<Because> {
-    let place = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-    let stat = fs::metadata(place).ok()?;
-    let mapped = proc.map("self", Kind::Uid)?.iter().any(|e| e.inside().has(stat.uid()));
+    // Even `.` is looked for in it.
+    let (place, stat) = if directory.as_os_str().is_empty() {
+        (Path::new("."), proc.stat("self/cwd")?)
+    } else {
+        (directory, nix::sys::stat::stat(directory).ok()?)
+    };
+    let mapped = proc.map("self", Kind::Uid)?.iter().any(|e| e.inside().has(stat.st_uid));
     let owner = if mapped { "" } else { "; its owner is not mapped in this user namespace" };
-    let text = format!("{} (mode {:03o}) may not be searched{owner}", said(directory), stat.mode() & 0o7777);
-    Some(Because::new(text).remedy(searchable(place, mapped.then_some(stat.uid()))))
+    let text = format!("{} (mode {:03o}) may not be searched{owner}", said(directory), stat.st_mode & 0o7777);
+    Some(Because::new(text).remedy(searchable(place, mapped.then_some(stat.st_uid))))
 }
 
 /// The command that lets everybody search a directory, or its owner if that is us.

@@ -3,10 +3,11 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, openat, readlinkat};
 use nix::libc;
-use nix::sys::stat::{FileStat, SFlag, fstat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 use super::Facts;
 use super::ns::user_is_full;
@@ -43,9 +44,9 @@ pub(super) fn refused(program: &OsStr, errno: Errno, facts: &Facts<'_>) -> Optio
     let from = start(bytes, facts)?;
     match look(from, bytes) {
         Ok(fd) => not_executable(&quote(program), &fd, errno, facts),
-        Err(e) if errno == Errno::ENOENT && is_absence(e) => {
-            Some(Because::new("there is no such file in the root that the program would run in"))
-        }
+        Err(e) if errno == Errno::ENOENT && is_absence(e) => dangling(from, bytes)
+            .or_else(|| Some(Because::new("there is no such file in the root that the program would run in"))),
+        Err(Errno::EACCES) if errno == Errno::EACCES => closed(from, bytes).map(|(_, text)| Because::new(text)),
         Err(_) => None,
     }
 }
@@ -71,22 +72,51 @@ fn start<'a>(path: &[u8], facts: &Facts<'a>) -> Option<&'a OwnedFd> {
 /// The same for a program that was looked for in the directories of PATH.
 fn not_in_path(program: &[u8], errno: Errno, facts: &Facts<'_>) -> Option<Because> {
     let path = facts.path.as_ref()?;
-    let mut closed = None;
+    let (mut barred, mut leads_nowhere) = (None, None);
     for dir in path.as_bytes().split(|b| *b == b':') {
         let file = within(dir, program);
         let from = start(&file, facts)?;
         match look(from, &file) {
             Ok(fd) => return not_executable(&quote(OsStr::from_bytes(&file)), &fd, errno, facts),
-            Err(Errno::EACCES) => closed = closed.or_else(|| Some(quote(OsStr::from_bytes(dir)))),
-            Err(e) if is_absence(e) => {}
+            Err(Errno::EACCES) => barred = barred.or_else(|| Some((dir, closed(from, &file)?))),
+            Err(e) if is_absence(e) => leads_nowhere = leads_nowhere.or_else(|| dangling(from, &file)),
             Err(_) => return None,
         }
     }
     if errno == Errno::ENOENT {
-        return Some(Because::new(format!("no directory of PATH has it there ({})", quote(path))));
+        let none = || Because::new(format!("no directory of PATH has it there ({})", quote(path)));
+        return Some(leads_nowhere.unwrap_or_else(none));
     }
-    let closed = closed.filter(|_| errno == Errno::EACCES)?;
-    Some(Because::new(format!("{closed} in PATH may not be searched, and no other directory of PATH has it")))
+    let (dir, (place, text)) = barred.filter(|_| errno == Errno::EACCES)?;
+    if place != Path::new(OsStr::from_bytes(dir)) {
+        return Some(Because::new(text));
+    }
+    let dir = quote(&place);
+    Some(Because::new(format!("{dir} in PATH may not be searched, and no other directory of PATH has it")))
+}
+
+/// The directory on the way that may not be searched (EACCES), and the sentence.
+fn closed(from: &OwnedFd, path: &[u8]) -> Option<(PathBuf, String)> {
+    let above = Path::new(OsStr::from_bytes(path)).ancestors().skip(1);
+    let above: Vec<&Path> = above.filter(|dir| !dir.as_os_str().is_empty()).collect();
+    // The last one that can be reached; where even the first cannot, where the path begins.
+    let reached = above.iter().rev().map_while(|dir| Some((*dir, look(from, dir.as_os_str().as_bytes()).ok()?)));
+    let (dir, fd) = reached.last().map_or_else(|| Some((Path::new("."), from.try_clone().ok()?)), Some)?;
+    // A link behind it may lead elsewhere.
+    if openat(&fd, ".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).err() != Some(Errno::EACCES) {
+        return None;
+    }
+    let mode = fstat(fd).ok()?.st_mode & 0o7777;
+    Some((dir.to_owned(), format!("{} (mode {mode:03o}) may not be searched", quote(dir))))
+}
+
+/// That the last part of a path is a symbolic link which leads to nothing.
+fn dangling(from: &OwnedFd, path: &[u8]) -> Option<Because> {
+    let name = CString::new(path).ok()?;
+    let link = sys::open_in_root(from.as_fd(), &name, libc::O_PATH | libc::O_NOFOLLOW, 0).ok()?;
+    let to = readlinkat(&link, "").ok()?;
+    let (name, to) = (quote(OsStr::from_bytes(path)), quote(&to));
+    Some(Because::new(format!("{name} is a symbolic link to {to}, which is not there")))
 }
 
 fn look(dir: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {

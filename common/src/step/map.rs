@@ -127,7 +127,7 @@ fn not_unshared(proc: &Proc, who: &str) -> Option<Because> {
     let same = theirs.is_some() && theirs == proc.ns_id("self", ns::Kind::User);
     same.then(|| {
         let name = proc.name(who);
-        Because::new(format!("process {who} ({name}) has not created a user namespace: it is in ours"))
+        Because::new(format!("process {who} ({name}) is in our own user namespace: only one that it has created can be mapped, from outside"))
     })
 }
 

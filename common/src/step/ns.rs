@@ -340,6 +340,10 @@ pub fn refused(kinds: &[Kind], errno: Errno, facts: &Facts<'_>) -> Option<Becaus
     if errno != Errno::EPERM || kinds.is_empty() {
         return None;
     }
+    // Without a flag it changes nothing, and only a filter can refuse it.
+    if proc.own().seccomp != 0 && unshare(CloneFlags::empty()) == Err(Errno::EPERM) {
+        return Some(Because::new("a seccomp filter refuses unshare(2) to this process"));
+    }
     if kinds.contains(&Kind::User) {
         return user_refused(proc);
     }

@@ -2,20 +2,22 @@
 //! capabilities(7).
 
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::Signal;
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::Mode;
 use nix::unistd::{chdir, getegid, geteuid, isatty, pipe2};
 
 use super::{Done, Facts, Hands, Step};
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::id::{Both, Kind, Map};
+use crate::mind;
 use crate::path;
 use crate::proc::{CAP_SETGID, CAP_SETUID, Proc, Status};
 use crate::sys;
+use crate::word::quote;
 
 /// An effect on this process.
 pub enum Effect {
@@ -35,8 +37,8 @@ pub enum Effect {
     RaiseAmbient,
     /// Give those up again.
     ClearAmbient,
-    /// Go (back) to a directory: its path, and the inode that it must have.
-    Chdir(PathBuf, Option<(u64, u64)>),
+    /// Go to a directory.
+    Chdir(PathBuf),
     /// Standard input: this descriptor, or else the terminal.
     Stdin(Option<RawFd>),
     /// Die when the parent does.
@@ -89,7 +91,7 @@ impl Effect {
             Effect::Settle(..) => "stay who we are, or become uid 0 gid 0 where that is not mapped".into(),
             Effect::RaiseAmbient => "raise ambient capabilities".into(),
             Effect::ClearAmbient => "clear ambient capabilities".into(),
-            Effect::Chdir(path, _) => format!("chdir to {}", crate::word::quote(path)),
+            Effect::Chdir(path) => format!("chdir to {}", quote(path)),
             Effect::Stdin(Some(n)) => format!("dup descriptor {n} to standard input"),
             Effect::Stdin(None) => "dup the terminal to standard input".into(),
             Effect::DieWithParent => "prctl PR_SET_PDEATHSIG SIGKILL".into(),
@@ -112,7 +114,7 @@ impl Effect {
             Effect::RaiseAmbient
             | Effect::Settle(..)
             | Effect::ClearAmbient
-            | Effect::Chdir(..)
+            | Effect::Chdir(_)
             | Effect::Stdin(_)
             | Effect::DieWithParent
             | Effect::FollowParent(_)
@@ -129,7 +131,7 @@ impl Effect {
             }
             Effect::RaiseAmbient => "an exec by a uid other than 0 drops every capability that is not ambient",
             Effect::ClearAmbient => "what the chain needed on its way is not meant for the program",
-            Effect::Chdir(..) => "entering a mount namespace leaves the working directory at its root",
+            Effect::Chdir(_) => "entering a mount namespace leaves the working directory at its root",
             Effect::Stdin(_) => "standard input was the stream of records, not the program's",
             Effect::DieWithParent | Effect::FollowParent(_) => {
                 "set after the last change of credentials, which clears it; else SIGKILL to the parent would leave the program behind"
@@ -163,7 +165,7 @@ impl Effect {
             }
             Effect::RaiseAmbient => Ok(sys::raise_ambient()?),
             Effect::ClearAmbient => Ok(sys::clear_ambient()?),
-            Effect::Chdir(path, same) => go(path, *same),
+            Effect::Chdir(path) => self.go(path),
             Effect::Stdin(Some(n)) => Ok(sys::place(sys::lend(*n), 0)?),
             Effect::Stdin(None) => Ok(terminal()?),
             Effect::DieWithParent | Effect::FollowParent(_) => {
@@ -171,7 +173,7 @@ impl Effect {
                 sys::follow_parent(number)?;
                 // It may have died before that: then nobody reads any more.
                 match &hands.report {
-                    Some(report) if crate::mind::has_hung_up(report)? => sys::exit_now(125),
+                    Some(report) if mind::has_hung_up(report)? => sys::exit_now(125),
                     _ => Ok(()),
                 }
             }
@@ -209,7 +211,7 @@ impl Effect {
             Effect::RaiseAmbient
             | Effect::Settle(..)
             | Effect::ClearAmbient
-            | Effect::Chdir(..)
+            | Effect::Chdir(_)
             | Effect::Stdin(_)
             | Effect::DieWithParent
             | Effect::FollowParent(_)
@@ -217,6 +219,15 @@ impl Effect {
             | Effect::Hide(_)
             | Effect::Close(_) => None,
         }
+    }
+
+    fn go(&self, path: &Path) -> Done {
+        let refused = |e| {
+            // From where this process is by now; a command would be one outside.
+            let because = Proc::open().ok().and_then(|proc| path::reason(path.as_os_str(), e, &proc));
+            Failure::os(self.act(), e).because(because.map(|because| Because::new(because.text)))
+        };
+        Ok(chdir(path).map_err(refused)?)
     }
 }
 
@@ -248,25 +259,6 @@ fn seen_from_within(id: u32, now: u32, kind: Kind, proc: &Proc) -> Result<u32> {
 /// That cannot be read.
 pub fn may_drop_groups(proc: &Proc, who: &str) -> Result<bool> {
     Ok(!proc.read_map(who, Kind::Gid)?.is_empty() && proc.whole(&format!("{who}/setgroups"))?.trim() == "allow")
-}
-
-fn go(path: &std::path::Path, same: Option<(u64, u64)>) -> Done {
-    chdir(path).map_err(|e| {
-        // From where this process is by now; a command would be one outside.
-        let because = Proc::open().ok().and_then(|proc| path::reason(path.as_os_str(), e, &proc));
-        let because = because.map(|because| Because::new(because.text));
-        Failure::os(Effect::Chdir(path.into(), same).act(), e).because(because)
-    })?;
-    let Some(wanted) = same else { return Ok(()) };
-    let here = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).and_then(fstat)?;
-    if (here.st_dev, here.st_ino) == wanted {
-        return Ok(());
-    }
-    Err(Failure::refused(format!(
-        "chdir to {}: another directory has this path in the namespace entered",
-        crate::word::quote(path)
-    ))
-    .into())
 }
 
 /// The terminal under standard input: what is behind standard output or error

@@ -3,10 +3,9 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::Mode;
 
 use crate::fail::{Because, Errno, Failure, Result};
 use crate::id::number;
@@ -46,17 +45,6 @@ fn no_namespace(fd: &OwnedFd, errno: Errno) -> Option<Because> {
     let flags = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFL).map_or(OFlag::empty(), OFlag::from_bits_truncate);
     let text = "it has been opened with O_PATH: that is a place in a file system, and no namespace";
     (errno == Errno::EBADF && flags.contains(OFlag::O_PATH)).then(|| Because::new(text))
-}
-
-/// The working directory: its path and its inode.
-///
-/// # Errors
-/// ENOENT: it has been removed.
-pub fn working_directory() -> Result<(PathBuf, (u64, u64))> {
-    let said = |e| Failure::os("find the working directory", e);
-    let path = nix::unistd::getcwd().map_err(said)?;
-    let stat = open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).and_then(fstat).map_err(said)?;
-    Ok((path, (stat.st_dev, stat.st_ino)))
 }
 
 /// A descriptor named on the command line, proven to be our caller's.
