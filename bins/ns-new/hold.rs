@@ -10,6 +10,7 @@ use common::name;
 use common::ns::Kind;
 use common::plan::{Plan, clone};
 use common::proc::Proc;
+use common::record::Address;
 use common::step::{end, ns, own};
 use common::target::{self, Operand, Target};
 use common::tool::Outcome;
@@ -62,9 +63,8 @@ pub(crate) fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Out
             .remedy(detached(&kinds, proc));
         return Err(Failure::usage("standard output is not a pipe").because(Some(advice)));
     }
-    let act = if args.piped() { "make a holder" } else { "make a holder for the process of --with" };
-    let life = if args.piped() { Life::of_this_process() } else { Life::of(with(args)?) };
-    let life = Rc::new(life.map_err(|e| Failure::os(act, e))?);
+    let life = if args.piped() { Life::of_this_process() } else { Life::of(with(args, proc)?) };
+    let life = Rc::new(life.map_err(|e| Failure::os("make a holder", e))?);
     let asked = kinds.clone();
     let has_pid = kinds.contains(&Kind::Pid);
     let mut outer: Vec<Kind> = kinds.into_iter().filter(|k| *k != Kind::Pid).collect();
@@ -117,9 +117,11 @@ fn detached(kinds: &[Kind], proc: &Proc) -> String {
 }
 
 /// The process that a detached holder ends with.
-fn with(args: &Args) -> Result<i32> {
+fn with(args: &Args, proc: &Proc) -> Result<i32> {
     let word = args
         .value("with")
         .ok_or_else(|| CLI.usage("--detach needs --with: the process that the holder ends with, as in --with $$"))?;
-    target::given::end_with(&word)
+    let pid = target::given::end_with(&word)?;
+    Target::open(proc, Address { pid, inode: None })?;
+    Ok(pid)
 }

@@ -97,7 +97,6 @@ pub fn open(proc: &Proc, target: &Target, file: &str) -> Result<Whose> {
 
 /// Why the maps or setgroups of `target` were not opened to be written.
 pub fn not_opened(proc: &Proc, target: &Target, errno: Errno) -> Option<Because> {
-    let said = |text: &str| Some(Because::new(text));
     let who = target.who();
     if errno == Errno::EACCES {
         // Whoever may open any file is kept only from setgroups.
@@ -112,13 +111,17 @@ pub fn not_opened(proc: &Proc, target: &Target, errno: Errno) -> Option<Because>
     if errno == Errno::ESRCH {
         return target.ended();
     }
-    if errno == Errno::EROFS && proc.is_read_only() {
-        return said("/proc is mounted read-only");
+    if errno == Errno::EROFS {
+        return read_only(proc);
     }
     if errno == Errno::EXDEV && target.is_covered(proc) {
-        return said("something is mounted over a file of that process in /proc");
+        return Some(Because::new("something is mounted over a file of that process in /proc"));
     }
     None
+}
+
+fn read_only(proc: &Proc) -> Option<Because> {
+    proc.is_read_only().then(|| Because::new("/proc is mounted read-only"))
 }
 
 /// Whether `who` is in the same user namespace as we are (W1).
@@ -260,6 +263,7 @@ impl Effect {
 
     fn because(&self, errno: Errno, facts: &Facts<'_>) -> Option<Because> {
         match self {
+            _ if errno == Errno::EROFS => read_only(facts.proc),
             Effect::Setgroups(whose, allow) => setgroups_reason(whose, *allow, errno, facts),
             // A child that writes its own is a number to us who look.
             Effect::Write(Whose::Own, kind, map) => write_reason(facts.proc, facts.who, By::Itself, *kind, map, errno),
