@@ -201,13 +201,17 @@ impl File {
         let names: BTreeMap<&str, &User> = users.iter().map(|user| (user.name.as_str(), user)).collect();
         let uids: BTreeMap<String, &User> = users.iter().map(|user| (user.uid.to_string(), user)).collect();
         let strangers: Vec<&str> =
-            self.owners.iter().map(|o| o.name.as_str()).filter(|n| !names.contains_key(n)).collect();
+            self.owners.iter().map(|o| without_blanks(&o.name)).filter(|n| !names.contains_key(n)).collect();
         let elsewhere = if here { known_elsewhere(&strangers)? } else { Vec::new() };
         let mut found = Vec::new();
         for owner in &self.owners {
             let (name, line) = (owner.name.as_str(), owner.line);
             let free = self.free_all(name);
-            if names.contains_key(name) || elsewhere.iter().any(|user| user.name == name) {
+            let meant = without_blanks(name);
+            let known = names.contains_key(meant) || elsewhere.iter().any(|user| user.name == meant);
+            // Blanks beside an owner are told of with the line, and that command is
+            // to be the only one: --free would take what it gives.
+            if known || (meant != name && uids.contains_key(meant)) {
                 continue;
             }
             if let Some(user) = uids.get(name) {
@@ -309,6 +313,11 @@ impl File {
         self.found.append(&mut found);
         Ok(())
     }
+}
+
+/// A name without the blanks around it.
+fn without_blanks(name: &str) -> &str {
+    name.trim_matches(|c| u8::try_from(c).is_ok_and(subid::is_blank))
 }
 
 /// Those of `names` that the name services know: asked some at a time.
