@@ -9,7 +9,7 @@ use common::etc::Etc;
 use common::etc::lock::{lock_pid, stale};
 use common::fail::{Failure, Result};
 use common::helper;
-use common::id::{self, Kind, Range, subject};
+use common::id::{self, Kind, Range, subject, without};
 use common::proc::Proc;
 use common::subid::{self, Grants, RESERVED};
 use common::survey::lacking;
@@ -106,6 +106,18 @@ impl File {
     /// The command that takes from `owner` all that this file grants.
     fn free_all(&self, owner: &str) -> String {
         format!("sudo subid-alloc --free --{}s{} {}", self.kind.word(), self.root, quote(owner))
+    }
+
+    /// The command that takes from a line with `range` what the owner has by another,
+    /// that of `before`, which begins no later.
+    fn apart(&self, whose: usize, range: Range, before: Range) -> String {
+        let line = |range: Range| format!("{}:{}:{}", self.owners[whose].name, range.first, range.count);
+        let now = line(range);
+        match without(&[range], &[before]).first() {
+            Some(rest) => sed::replace(&self.path, now.as_bytes(), &line(*rest)),
+            None if range == before => sed::delete_again(&self.path, now.as_bytes()),
+            None => sed::delete(&self.path, now.as_bytes()),
+        }
     }
 
     /// Looks at everything; `proc` is there if it is about this machine.
@@ -241,13 +253,23 @@ impl File {
         self.grants.sort_unstable();
         // The one of those before that reaches furthest.
         let mut furthest: Option<Numbered> = None;
-        let mut found = Vec::new();
+        let (mut found, mut cut) = (Vec::new(), BTreeSet::new());
         for &(range, whose, line) in &self.grants {
             if let Some((before, other, first)) = furthest {
                 if let Some(common) = before.common(range) {
                     let are = subject(self.kind.word(), &[common]);
                     let text = format!("{are} in line {first} too, {}'s", quote(&self.owners[other].name));
-                    found.push((line, text, self.free(whose, common).filter(|_| !same(whose, other))));
+                    // What is taken from a line is to stay in the other.
+                    let stays = !cut.contains(&first) && !self.going.contains(&first) && !self.going.contains(&line);
+                    let command = if !same(whose, other) {
+                        self.free(whose, common)
+                    } else if whose == other && stays {
+                        cut.insert(line);
+                        Some(self.apart(whose, range, before))
+                    } else {
+                        None
+                    };
+                    found.push((line, text, command));
                 }
             }
             if furthest.is_none_or(|(before, ..)| before.end() < range.end()) {

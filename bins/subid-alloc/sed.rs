@@ -10,7 +10,13 @@ pub(crate) fn delete(path: &str, line: &[u8]) -> String {
     command(path, &format!("/^{}$/d", pattern(line)))
 }
 
-/// Puts `new` in the place of each.
+/// Deletes those that come after the first.
+pub(crate) fn delete_again(path: &str, line: &[u8]) -> String {
+    let line = pattern(line);
+    command(path, &format!("0,/^{line}$/!{{/^{line}$/d}}"))
+}
+
+/// Puts `new` in the place of each that reads `line`.
 pub(crate) fn replace(path: &str, line: &[u8], new: &str) -> String {
     command(path, &format!("s/^{}$/{}/", pattern(line), replacement(new)))
 }
