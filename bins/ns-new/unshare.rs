@@ -7,7 +7,7 @@ use common::cli::{Args, Opt, flag, opt, valued};
 use common::fail::{Failure, Result};
 use common::id::{self, Both, Kind, Range};
 use common::plan::Plan;
-use common::preset::{Me, granted, guard_root};
+use common::preset::{self, Me, Preset, guard_root};
 use common::proc::Proc;
 use common::step::{own, program};
 use common::user;
@@ -67,11 +67,11 @@ pub(crate) fn words(args: &Args, owner: Option<&Me>, proc: &Proc) -> Result<Vec<
                     *alone.of_mut(kind) = false;
                 }
                 Some(name @ ("subids" | "all")) => {
-                    let ranges = if name == "all" {
+                    let ranges: Vec<Range> = if name == "all" {
                         proc.map("self", kind).unwrap_or_default().iter().map(|e| e.inside()).collect()
                     } else {
                         let me = owner.cloned().unwrap_or_else(Me::now);
-                        std::mem::take(granted(&me, &[kind])?.of_mut(kind))
+                        preset::maps(Preset::Subids, &me, &[kind])?.of(kind).iter().map(|e| e.outside()).collect()
                     };
                     guard(kind, &ranges)?;
                     words.extend(ranges.iter().map(|r| format!("{letter}:{0}:{0}:{1}", r.first, r.count).into()));

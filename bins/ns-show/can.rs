@@ -34,6 +34,10 @@ struct Found {
 }
 
 impl Found {
+    fn new() -> Found {
+        Found { text: String::new(), all: true }
+    }
+
     fn heading(&mut self, text: &str) {
         let blank = if self.text.is_empty() { "" } else { "\n" };
         // Writing to a String cannot fail, here and below.
@@ -67,7 +71,7 @@ impl Found {
 
 /// The answers, and the exit status.
 pub(crate) fn can(proc: &Rc<Proc>) -> (String, u8) {
-    let mut found = Found { text: String::new(), all: true };
+    let mut found = Found::new();
     found.heading("user namespaces");
     for (at, (what, plan)) in user_namespaces(proc).into_iter().enumerate() {
         let made = found.answer(&what, plan.probe(proc));
@@ -108,7 +112,7 @@ pub(crate) fn can(proc: &Rc<Proc>) -> (String, u8) {
 pub(crate) fn plans(proc: &Rc<Proc>) -> Plan {
     let named = |tries: Vec<(String, Plan)>| tries.into_iter().map(|(_, plan)| plan);
     let mut all: Vec<Plan> = named(user_namespaces(proc)).collect();
-    all.extend(ids::with_child(proc));
+    all.extend(ids::with_child(proc, &mut Found::new()));
     all.extend(named(file_systems(proc)).chain(named(idmapped(proc))));
     all.extend(host_mounts(proc).iter().filter_map(host_plan));
     all.extend(cgroup(proc).map(|(_, plan)| plan));

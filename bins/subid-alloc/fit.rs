@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use common::cli::Args;
 use common::fail::{Because, Errno, Failure, Result};
-use common::id::{Both, Extent, Kind, Range, subject, without};
+use common::id::{Both, Extent, Kind, Range, list, subject, without};
 use common::path::Place;
 use common::preset::{Me, Preset, granting, maps};
 use common::survey::merged;
@@ -81,10 +81,6 @@ pub(crate) fn fit(args: &Args) -> Result<Outcome> {
     }
     let status = if lacks.is_empty() && needs.closed == 0 { 0 } else { 3 };
     Ok(Outcome::Answer(text.into_bytes(), status))
-}
-
-fn list(ranges: &[Range]) -> String {
-    ranges.iter().map(Range::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// What would make a map large enough: presets put the sub-ids inside from 0

@@ -143,11 +143,13 @@ impl fmt::Display for Range {
 pub fn subject(word: &str, ranges: &[Range]) -> String {
     match ranges {
         [one] if one.count == 1 => format!("{word} {one} is"),
-        _ => {
-            let list: Vec<String> = ranges.iter().map(Range::to_string).collect();
-            format!("{word}s {} are", list.join(", "))
-        }
+        _ => format!("{word}s {} are", list(ranges)),
     }
+}
+
+/// `ranges` in a sentence: `5-9, 12`.
+pub fn list(ranges: &[Range]) -> String {
+    ranges.iter().map(Range::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The parts of `ranges` that none of `taken` covers, in the order of `ranges`.

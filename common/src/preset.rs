@@ -17,9 +17,9 @@ use nix::sys::stat::stat;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use crate::fail::{Because, Failure, Result};
-use crate::id::{Both, Extent, Kind, Map, Range, parse_operand, without};
+use crate::id::{Both, Extent, Kind, Map, Range, Unlawful, parse_operand, without};
 use crate::proc::Proc;
-use crate::subid::{Grants, POOL};
+use crate::subid::{Grants, Lack, POOL};
 use crate::user::{self, User};
 use crate::word::quote;
 
@@ -148,12 +148,17 @@ impl Me {
 /// The maps of `preset` for `me`, for these kinds of ids.
 ///
 /// # Errors
-/// There are no subordinate ids of a kind, or they cannot be found out.
+/// There are no subordinate ids of a kind, or they cannot be found out; one has
+/// been granted twice.
 pub fn maps(preset: Preset, me: &Me, kinds: &[Kind]) -> Result<Both<Vec<Extent>>> {
     let granted = if preset.is_single() { Both::default() } else { granted(me, kinds)? };
     let mut made = Both::<Vec<Extent>>::default();
     for kind in kinds {
-        *made.of_mut(*kind) = preset.extents(*me.own.of(*kind), granted.of(*kind));
+        let extents = preset.extents(*me.own.of(*kind), granted.of(*kind));
+        if let Err(e @ Unlawful::OutsideTwice(_)) = Map::new(extents.clone()) {
+            return Err(twice(me, *kind, &e));
+        }
+        *made.of_mut(*kind) = extents;
     }
     Ok(made)
 }
@@ -164,11 +169,11 @@ pub fn maps(preset: Preset, me: &Me, kinds: &[Kind]) -> Result<Both<Vec<Extent>>
 /// There are no subordinate ids of a kind, or they cannot be found out.
 pub fn granted(me: &Me, kinds: &[Kind]) -> Result<Both<Vec<Range>>> {
     let mut granted = Both::<Vec<Range>>::default();
-    let grants = Grants::of(&me.user)?;
+    let (grants, mut lack) = (Grants::of(&me.user)?, Lack::Line);
     for kind in kinds {
-        *granted.of_mut(*kind) = grants.read(*kind)?;
+        *granted.of_mut(*kind) = grants.look(*kind, &mut lack)?;
         if granted.of(*kind).is_empty() {
-            return Err(none(me, *kind));
+            return Err(none(me, *kind, lack));
         }
     }
     Ok(granted)
@@ -248,11 +253,24 @@ pub fn lawful_one(kind: Kind, extents: Vec<Extent>, proc: &Proc) -> Result<Map> 
     }
 }
 
-fn none(me: &Me, kind: Kind) -> Failure {
-    let because =
-        unnamed(me).unwrap_or_else(|| Because::new(format!("{} has no line for {}", kind.grant_file(), me.user)));
-    let command = granting(me, None, |room| Kind::BOTH.iter().all(|kind| !room.of(*kind).is_empty()));
-    Failure::refused(format!("no subordinate {}s", kind.word())).because(Some(because.remedy_if(command)))
+fn none(me: &Me, kind: Kind, lack: Lack) -> Failure {
+    let because = unnamed(me).unwrap_or_else(|| {
+        let command = match lack {
+            Lack::Grant => Some("subid-alloc --check".to_owned()),
+            Lack::File | Lack::Line => {
+                granting(me, None, |room| Kind::BOTH.iter().all(|kind| !room.of(*kind).is_empty()))
+            }
+        };
+        Because::new(lack.text(kind, &me.user)).remedy_if(command)
+    });
+    Failure::refused(format!("no subordinate {}s", kind.word())).because(Some(because))
+}
+
+fn twice(me: &Me, kind: Kind, e: &Unlawful) -> Failure {
+    let because = Because::new(format!("they have been granted to {} twice", me.user));
+    let in_files = matches!(Grants::of(&me.user), Ok(Grants::Files(_)));
+    let because = because.remedy_if(in_files.then(|| "subid-alloc --check".to_owned()));
+    Failure::refused(format!("{} map: {e}", kind.word())).because(Some(because))
 }
 
 /// Why `me` has no name, to whom newuidmap(1) gives nothing.

@@ -303,6 +303,11 @@ impl Owner {
     /// # Errors
     /// As `pieces`.
     pub fn granted_in(&self, file: impl AsFd) -> std::result::Result<Vec<Range>, Errno> {
+        self.lines_in(file, &mut Lack::Line)
+    }
+
+    /// The same; `lack` becomes that of a grant where he has lines.
+    fn lines_in(&self, file: impl AsFd, lack: &mut Lack) -> std::result::Result<Vec<Range>, Errno> {
         let needles: Vec<Vec<u8>> = self.0.iter().map(|word| [b"\n", word.as_slice(), b":"].concat()).collect();
         let searches: Vec<_> = needles.iter().map(memchr::memmem::Finder::new).collect();
         let (mut found, mut starts) = (Vec::new(), Vec::new());
@@ -310,6 +315,9 @@ impl Owner {
             for search in &searches {
                 starts.extend(piece.starts_with(&search.needle()[1..]).then_some(0));
                 starts.extend(search.find_iter(piece).map(|at| at + 1));
+            }
+            if !starts.is_empty() {
+                *lack = Lack::Grant;
             }
             starts.sort_unstable();
             let line = |start: usize| lines(&piece[start..]).next().unwrap_or_default();
@@ -379,14 +387,49 @@ impl Grants<'_> {
     /// # Errors
     /// The file cannot be read, or the provider cannot be asked.
     pub fn read(&self, kind: Kind) -> Result<Vec<Range>> {
+        self.look(kind, &mut Lack::Line)
+    }
+
+    /// The same; `lack` becomes what is lacking where that is nothing.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub fn look(&self, kind: Kind, lack: &mut Lack) -> Result<Vec<Range>> {
+        *lack = Lack::Line;
         match self {
             Grants::Provider(name, user) => provided(name, user, kind),
             Grants::Files(owner) => {
-                let Some(file) = open_grants(kind)? else { return Ok(Vec::new()) };
+                let Some(file) = open_grants(kind)? else {
+                    *lack = Lack::File;
+                    return Ok(Vec::new());
+                };
                 let said = |e| Failure::os(format!("read {}", kind.grant_file()), e);
-                owner.granted_in(file).map_err(said)
+                owner.lines_in(file, lack).map_err(said)
             }
         }
+    }
+}
+
+/// What is lacking where nothing is granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// There is no file.
+    File,
+    /// No line is the user's.
+    Line,
+    /// His lines are not read as grants, though other programs may read them so.
+    Grant,
+}
+
+impl Lack {
+    /// The sentence about `user`.
+    pub fn text(self, kind: Kind, user: &User) -> String {
+        let (head, tail) = match self {
+            Lack::File => ("is missing, and so is a line for", ""),
+            Lack::Line => ("has no line for", ""),
+            Lack::Grant => ("has a line for", " that is not read as a grant"),
+        };
+        format!("{} {head} {user}{tail}", kind.grant_file())
     }
 }
 

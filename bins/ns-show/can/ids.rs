@@ -6,13 +6,13 @@ use std::rc::Rc;
 
 use common::fail::{Errno, Failure};
 use common::helper;
-use common::id::{Extent, Kind as IdKind, Map, Range};
+use common::id::{Extent, Kind as IdKind, Map, list};
 use common::ns::Kind;
 use common::plan::Plan;
 use common::preset::{Me, Preset};
 use common::proc::{CAP_SETGID, CAP_SETUID, Proc};
 use common::step::{Step, end, map, newuidmap};
-use common::subid::Grants;
+use common::subid::{Grants, Lack};
 
 use super::{Found, child};
 
@@ -26,23 +26,29 @@ fn privileged(program: &str) -> Option<CString> {
 }
 
 pub(super) fn many_ids(proc: &Rc<Proc>, found: &mut Found) {
-    let plan = with_child(proc);
-    if may_map(proc) {
-        if let Some(plan) = plan {
-            found.answer("map many ids (CAP_SETUID, CAP_SETGID)", plan.probe(proc));
-        }
-        return;
+    let what = if may_map(proc) { "map many ids (CAP_SETUID, CAP_SETGID)" } else { ALL };
+    if let Some(plan) = with_child(proc, found) {
+        found.answer(what, plan.probe(proc));
     }
+}
+
+const ALL: &str = "map them all";
+
+/// The ids that this user has been granted, and who may map them; what is no map is
+/// left out.
+fn granted(found: &mut Found) -> Vec<(IdKind, Map)> {
     let (me, ours) = (Me::now(), privileged("uidmap-set"));
+    let (mut maps, mut unlawful, mut lack) = (Vec::new(), None, Lack::Line);
     for kind in IdKind::BOTH {
         let what = format!("subordinate {}s", kind.word());
-        match Grants::of(&me.user).and_then(|grants| grants.read(kind)) {
-            Ok(ranges) if ranges.is_empty() => {
-                found.no(&format!("{what}: {} has no line for {}", kind.grant_file(), me.user), "");
-            }
+        match Grants::of(&me.user).and_then(|grants| grants.look(kind, &mut lack)) {
+            Ok(ranges) if ranges.is_empty() => found.no(&what, &lack.text(kind, &me.user)),
             Ok(ranges) => {
-                let list: Vec<String> = ranges.iter().map(Range::to_string).collect();
-                found.yes(&format!("{what}: {}", list.join(", ")));
+                found.yes(&format!("{what}: {}", list(&ranges)));
+                match Map::new(Preset::Subids.extents(0, &ranges)) {
+                    Ok(map) => maps.push((kind, map)),
+                    Err(e) => unlawful = Some(e),
+                }
             }
             Err(failure) => found.no(&what, &failure.to_string()),
         }
@@ -60,17 +66,8 @@ pub(super) fn many_ids(proc: &Rc<Proc>, found: &mut Found) {
     }
     // Ours does the same, where it was given the privilege.
     ours.iter().for_each(|path| found.yes(&format!("{} may map them", path.to_string_lossy())));
-    if let Some(plan) = plan {
-        found.answer("map them all", plan.probe(proc));
-    }
-}
-
-/// The ids that this user has been granted.
-fn granted() -> Vec<(IdKind, Map)> {
-    let me = Me::now();
-    let grants = Grants::of(&me.user);
-    let map = |kind| Map::new(Preset::Subids.extents(0, &grants.as_ref().ok()?.read(kind).ok()?)).ok();
-    IdKind::BOTH.into_iter().filter_map(|kind| Some((kind, map(kind)?))).collect()
+    unlawful.iter().for_each(|e| found.no(ALL, &e.to_string()));
+    maps
 }
 
 /// As many ids as a container has, of those that are mapped here.
@@ -86,22 +83,26 @@ fn any_ids(proc: &Proc) -> Vec<(IdKind, Map)> {
 
 /// Writes maps for a child of ours: directly, by newuidmap and newgidmap, or by
 /// our own program that has their privilege; None: there are none to write.
-pub(super) fn with_child(proc: &Rc<Proc>) -> Option<Plan> {
+pub(super) fn with_child(proc: &Rc<Proc>, found: &mut Found) -> Option<Plan> {
     let direct = may_map(proc);
-    let maps = if direct { any_ids(proc) } else { granted() };
+    let maps = if direct { any_ids(proc) } else { granted(found) };
     let usual = IdKind::BOTH.into_iter().all(|kind| privileged(newuidmap::name(kind)).is_some());
     let ours = privileged("uidmap-set").filter(|_| !direct && !usual);
     let mut inner = Plan::default();
     inner.push(end::waiting());
     let mut plan = child(&[Kind::User], inner, proc);
+    let both = maps.len() == 2;
     match ours {
         Some(path) => plan.push(by_uidmap_set(path, &maps, proc)),
-        None if direct => maps.iter().cloned().for_each(|(kind, map)| {
-            plan.push(map::Effect::Write(map::Whose::Promised("CHILD"), kind, map));
+        None => maps.into_iter().for_each(|(kind, map)| {
+            plan.push(if direct {
+                map::Effect::Write(map::Whose::Promised("CHILD"), kind, map)
+            } else {
+                map::Effect::HelperOfChild(kind, map)
+            });
         }),
-        None => maps.iter().cloned().for_each(|(kind, map)| plan.push(map::Effect::HelperOfChild(kind, map))),
     }
-    (maps.len() == 2).then_some(plan)
+    both.then_some(plan)
 }
 
 fn by_uidmap_set(path: CString, maps: &[(IdKind, Map)], proc: &Rc<Proc>) -> Step {
