@@ -62,6 +62,11 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
     for argument in arguments {
         words.push(CString::new(argument.as_ref().as_bytes()).map_err(|_| Errno::EINVAL)?);
     }
+    run_words(program, &words)
+}
+
+/// The same with its own name before them.
+fn run_words(program: &CString, words: &[CString]) -> Result<Answer, Errno> {
     let nothing = mind::nothing()?;
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
     // Closed by the exec, or told why there is none.
@@ -78,7 +83,7 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
                     let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
                     sys::restore_signals();
                     let _ = SigSet::empty().thread_set_mask();
-                    match execv(program, &words) {
+                    match execv(program, words) {
                         Err(e) => e,
                         Ok(never) => match never {},
                     }
