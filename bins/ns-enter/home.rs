@@ -3,12 +3,11 @@
 
 use std::env::{current_dir, set_current_dir};
 use std::fs::metadata;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use common::fail::{Errno, Failure, Result};
+use common::fail::{Errno, Failure, Result, errno};
 use common::mind;
 use common::plan::Plan;
 use common::step::{Done, Step, end};
@@ -27,8 +26,8 @@ pub(crate) struct Home {
 ///
 /// # Errors
 /// It cannot be found out.
-pub(crate) fn home(told: bool, inside: &mut Plan) -> Result<Option<Home>> {
-    match current_dir().map_err(errno).and_then(|path| Ok(Home { path, same: here()? })) {
+pub(crate) fn home(told: bool, inside: &mut Plan) -> Result<Option<Rc<Home>>> {
+    match current_dir().map_err(errno).and_then(|path| Ok(Rc::new(Home { path, same: here()? }))) {
         Ok(home) => Ok(Some(home)),
         Err(e @ (Errno::ENOENT | Errno::EACCES)) => {
             if told {
@@ -48,10 +47,6 @@ fn here() -> std::result::Result<(u64, u64), Errno> {
 
 fn go(path: &Path) -> std::result::Result<(), Errno> {
     set_current_dir(path).map_err(errno)
-}
-
-fn errno(error: io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
 fn note(why: &Failure) -> String {

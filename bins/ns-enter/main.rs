@@ -171,7 +171,7 @@ fn enter(args: &Args, proc: &Rc<Proc>, target: &Rc<Target>, found: Found, mut fi
         inside.push(ns::Effect::Entrust(target.clone()));
     }
     let told = !like.directory && !args.flag("wd") && !args.flag("wdns");
-    let home = if kinds.contains(&Kind::Mnt) && is_home { home(told, &mut inside)? } else { None }.map(Rc::new);
+    let home = if kinds.contains(&Kind::Mnt) && is_home { home(told, &mut inside)? } else { None };
     // As ourselves still: the ids inside may not be let in there.
     home.iter().for_each(|home| inside.push(home.step(told && brought.is_none())));
     let ids = nsenter::ids(args)?;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::rc::Rc;
 
 use common::cli::Args;
-use common::fail::{Because, Failure, Result};
+use common::fail::{Because, Errno, Failure, Result};
 use common::holder::Life;
 use common::name;
 use common::ns::Kind;
@@ -63,8 +63,13 @@ pub(crate) fn hold(args: &Args, kinds: Vec<Kind>, proc: &Rc<Proc>) -> Result<Out
             .remedy(detached(&kinds, proc));
         return Err(Failure::usage("standard output is not a pipe").because(Some(advice)));
     }
-    let life = if args.piped() { Life::of_this_process() } else { Life::of(with(args, proc)?) };
-    let life = Rc::new(life.map_err(|e| Failure::os("make a holder", e))?);
+    let life = if args.piped() {
+        Life::of_this_process().map_err(|e| Failure::os("make a holder", e))
+    } else {
+        let pid = with(args)?;
+        Life::of(pid).map_err(|e| not_found(proc, pid, e))
+    };
+    let life = Rc::new(life?);
     let asked = kinds.clone();
     let has_pid = kinds.contains(&Kind::Pid);
     let mut outer: Vec<Kind> = kinds.into_iter().filter(|k| *k != Kind::Pid).collect();
@@ -117,11 +122,15 @@ fn detached(kinds: &[Kind], proc: &Proc) -> String {
 }
 
 /// The process that a detached holder ends with.
-fn with(args: &Args, proc: &Proc) -> Result<i32> {
+fn with(args: &Args) -> Result<i32> {
     let word = args
         .value("with")
         .ok_or_else(|| CLI.usage("--detach needs --with: the process that the holder ends with, as in --with $$"))?;
-    let pid = target::given::end_with(&word)?;
-    Target::open(proc, Address { pid, inode: None })?;
-    Ok(pid)
+    target::given::end_with(&word)
+}
+
+/// That it could not be opened, as for every other process that is named.
+fn not_found(proc: &Proc, pid: i32, errno: Errno) -> Failure {
+    let opened = Target::open(proc, Address { pid, inode: None });
+    opened.err().unwrap_or_else(|| Failure::os("make a holder for the process of --with", errno))
 }

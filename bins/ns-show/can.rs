@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use common::fail::{Because, Errno, Failure};
+use common::fail::{Because, Errno, Failure, errno};
 use common::feature;
 use common::helper;
 use common::id::{Both, Extent, Kind as IdKind, Map};
@@ -223,7 +223,7 @@ fn overlay(proc: &Proc) -> Option<Plan> {
     plan.push(Step::new(
         || "mkdir /tmp/lower /tmp/upper /tmp/work".to_owned(),
         "",
-        |_| ["/tmp/lower", "/tmp/upper", "/tmp/work"].iter().try_for_each(fs::create_dir).map_err(|e| errno(&e).into()),
+        |_| ["/tmp/lower", "/tmp/upper", "/tmp/work"].iter().try_for_each(fs::create_dir).map_err(|e| errno(e).into()),
     ));
     plan.push(new("overlay", &[("lowerdir", "/tmp/lower"), ("upperdir", "/tmp/upper"), ("workdir", "/tmp/work")]));
     Some(plan)
@@ -244,7 +244,7 @@ fn fuse(proc: &Proc) -> Option<Plan> {
             let mut kept = kept.borrow_mut();
             kept.clear();
             while kept.last().is_none_or(|device: &File| device.as_raw_fd() < number) {
-                kept.push(OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(|e| errno(&e))?);
+                kept.push(OpenOptions::new().read(true).write(true).open("/dev/fuse").map_err(errno)?);
             }
             Ok(())
         },
@@ -252,10 +252,6 @@ fn fuse(proc: &Proc) -> Option<Plan> {
     let number = number.to_string();
     plan.push(new("fuse", &[("fd", &number), ("rootmode", "40000"), ("user_id", "0"), ("group_id", "0")]));
     Some(plan)
-}
-
-fn errno(error: &std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
 /// The steps that make a user namespace which maps one id, to `outside`, and
@@ -337,8 +333,8 @@ fn cgroup(proc: &Proc) -> Option<(PathBuf, Plan)> {
         move || said.clone(),
         "",
         move |_| {
-            fs::create_dir(&at).map_err(|e| errno(&e))?;
-            Ok(fs::remove_dir(&at).map_err(|e| errno(&e))?)
+            fs::create_dir(&at).map_err(errno)?;
+            Ok(fs::remove_dir(&at).map_err(errno)?)
         },
     );
     let mut plan = Plan::default();
@@ -371,7 +367,7 @@ fn tun() -> Plan {
         || "open /dev/net/tun".to_owned(),
         "",
         |_| {
-            OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(|e| errno(&e))?;
+            OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(errno)?;
             Ok(())
         },
     ));

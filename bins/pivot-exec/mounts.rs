@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::rc::Rc;
 
 use common::cli::Args;
-use common::fail::{Because, Errno, Failure, Result};
+use common::fail::{Because, Errno, Failure, Result, errno};
 use common::id::Kind as IdKind;
 use common::idmap::{Idmap, Maps};
 use common::path::{self, Place};
@@ -216,7 +216,7 @@ fn fstab(word: &OsStr) -> Result<Vec<Line>> {
         Some(n) => given(OsStr::from_bytes(n))?,
         None => {
             let opened = fs::File::open(word);
-            let opened = opened.map_err(|e| path::not_opened(word, Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+            let opened = opened.map_err(|e| path::not_opened(word, errno(e)))?;
             read_all(opened, MOST).map_err(|e| not_read(quote(word), e))?
         }
     };

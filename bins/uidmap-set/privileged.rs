@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
-use common::fail::{Because, Errno, Failure, Result};
+use common::fail::{Because, Errno, Failure, Result, errno};
 use common::id::{Kind, Map, Range, without};
 use common::mind;
 use common::proc::{CAP_SETFCAP, CAP_SETGID, CAP_SETUID, Proc, read_all};
@@ -283,7 +283,7 @@ fn any_group_will_do() -> Result<bool> {
 
 /// A file that nobody but root can have written.
 fn trusted(path: &str, flags: i32) -> Result<std::fs::File> {
-    let said = |e: std::io::Error| Failure::os(format!("read {path}"), Errno::from_raw(e.raw_os_error().unwrap_or(0)));
+    let said = |e: std::io::Error| Failure::os(format!("read {path}"), errno(e));
     let file = std::fs::File::options().read(true).custom_flags(flags).open(path).map_err(said)?;
     let stat = file.metadata().map_err(said)?;
     if !stat.is_file() || stat.uid() != 0 || stat.mode() & 0o022 != 0 {

@@ -18,7 +18,7 @@ use nix::libc;
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 
-use crate::fail::{Because, Errno, Failure, Result};
+use crate::fail::{Because, Errno, Failure, Result, errno};
 use crate::path::not_opened;
 use crate::proc::read_all;
 use crate::sys;
@@ -220,11 +220,6 @@ fn copy(source: Option<&File>, edits: &[Edit], new: &mut File) -> Os<()> {
         new.write_all(&edit.new).map_err(errno)?;
     }
     io::copy(&mut old, new).map(drop).map_err(errno)
-}
-
-/// The errno in an error of std's; EIO for one that it made up itself.
-fn errno(error: io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 impl Prepared {

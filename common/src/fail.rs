@@ -14,6 +14,11 @@ use std::fmt;
 
 pub use nix::errno::Errno;
 
+/// The errno in an error of std's; EIO for one that it made up itself.
+pub fn errno(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
 /// A value, or what went wrong.
 pub type Result<T> = std::result::Result<T, Failure>;
 

@@ -65,7 +65,8 @@ pub fn run<A: AsRef<OsStr>>(program: &CString, arguments: &[A]) -> Result<Answer
     run_words(program, &words)
 }
 
-/// The same with its own name before them.
+/// The same with its own name before them; apart, since `run` is there once for each
+/// type of its arguments.
 fn run_words(program: &CString, words: &[CString]) -> Result<Answer, Errno> {
     let nothing = mind::nothing()?;
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;

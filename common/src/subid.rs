@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use crate::fail::{Errno, Failure, Result};
+use crate::fail::{Errno, Failure, Result, errno};
 use crate::helper;
 use crate::id::{Kind, Range};
 use crate::user::{User, passwd};
@@ -356,7 +356,7 @@ fn configured() -> Result<Option<String>> {
     match fs::read("/etc/nsswitch.conf") {
         Ok(text) => Ok(provider(&String::from_utf8_lossy(&text)).map(str::to_owned)),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Failure::os("read /etc/nsswitch.conf", Errno::from_raw(e.raw_os_error().unwrap_or(0)))),
+        Err(e) => Err(Failure::os("read /etc/nsswitch.conf", errno(e))),
     }
 }
 

@@ -13,7 +13,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
 
 use super::{Idmap, Maps, maps_of, user_namespace};
-use crate::fail::{Because, Errno, Failure, Result};
+use crate::fail::{Because, Errno, Failure, Result, errno};
 use crate::id::{Both, Extent, Kind as IdKind, Map};
 use crate::mounted;
 use crate::ns::{INITIAL_USER, Kind};
@@ -176,7 +176,7 @@ fn concerned(source: &Place, recursive: bool, proc: &Proc) -> Result<Vec<(Mount,
 }
 
 fn resolved(source: &Place) -> Result<PathBuf> {
-    match fs::canonicalize(&source.path).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0))) {
+    match fs::canonicalize(&source.path).map_err(errno) {
         // Through a link of /proc to where no path of ours leads.
         Err(Errno::ENOENT) => Ok(source.real()),
         path => path.map_err(|e| Failure::os(format!("resolve {}", quote(&source.path)), e)),

@@ -15,7 +15,7 @@ use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::Pid;
 
 use super::{Done, Facts, Hands, Refusal, Step};
-use crate::fail::{Because, Errno, Failure, Result};
+use crate::fail::{Because, Errno, Failure, Result, errno};
 use crate::ns::Kind;
 use crate::path::{not_opened, reason};
 use crate::proc::Proc;
@@ -64,7 +64,7 @@ pub fn check(file: &OsString) -> Result<()> {
         }
         Ok(_) => Ok(()),
         Err(e) => {
-            let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
+            let errno = errno(e);
             let parent = std::path::Path::new(file).parent();
             let there = errno == Errno::ENOENT
                 && !file.as_bytes().ends_with(b"/")
