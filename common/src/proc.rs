@@ -3,9 +3,7 @@
 //! nothing, judges nothing.
 
 use std::cell::Cell;
-use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::string::FromUtf8Error;
 
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
@@ -16,7 +14,13 @@ use crate::fail::{Errno, Failure, Result};
 use crate::id::{self, Extent, number};
 use crate::ns;
 use crate::sys;
-use crate::word::{quote, unescape};
+
+mod mountinfo;
+mod status;
+
+use mountinfo::parse_mounts;
+pub use mountinfo::{Mount, parse_mount};
+pub use status::*;
 
 /// What statfs(2) says of a proc file system.
 pub const PROC_SUPER_MAGIC: FsType = FsType(0x9fa0);
@@ -26,111 +30,6 @@ pub struct Proc {
     fd: OwnedFd,
     /// Why something could not be looked at.
     missed: Cell<Option<Errno>>,
-}
-
-/// What /proc/PID/status says, as far as it is a reason for a refusal.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// `Name:`, quoted
-    pub name: String,
-    /// `Uid:` real, effective, saved, file system.
-    pub uid: [u32; 4],
-    /// `Gid:` likewise.
-    pub gid: [u32; 4],
-    /// `Groups:` the supplementary ones.
-    pub groups: Vec<u32>,
-    /// `Umask:` the mask of modes, where it can be seen.
-    pub umask: Option<u32>,
-    /// `TracerPid:` who traces it, 0 for nobody.
-    pub tracer: u32,
-    /// `PPid:` the number of its parent, 0 for none.
-    pub parent: u32,
-    /// `NSpid:` its number in each pid namespace, ours first.
-    pub pids: Vec<u32>,
-    /// `Threads:`
-    pub threads: u64,
-    /// `CapPrm:` a bit for each capability.
-    pub permitted: u64,
-    /// `CapEff:`
-    pub effective: u64,
-    /// `CapInh:`
-    pub inheritable: u64,
-    /// `CapAmb:`
-    pub ambient: u64,
-    /// `CapBnd:`
-    pub bounding: u64,
-    /// `NoNewPrivs:`
-    pub no_new_privs: bool,
-    /// `Seccomp:` 0 for none, 1 for the strict mode, 2 for filters.
-    pub seccomp: u32,
-    /// `SigBlk:`, `SigIgn:` and `SigCgt:` a bit for each signal, that of signal 1
-    /// first. What is blocked may be read by signalfd(2).
-    pub handled: u64,
-    /// `SigIgn:` alone, likewise.
-    pub ignored: u64,
-    /// `State:` its letter, Z for a zombie.
-    pub state: char,
-}
-
-impl Status {
-    /// Whether it is a zombie, and not just the first thread of a process whose
-    /// others live.
-    pub fn has_ended(&self) -> bool {
-        self.state == 'Z' && self.threads < 2
-    }
-}
-
-/// Capabilities: bit numbers of include/uapi/linux/capability.h.
-pub const CAP_CHOWN: u32 = 0;
-/// See above.
-pub const CAP_DAC_OVERRIDE: u32 = 1;
-/// See above.
-pub const CAP_SETGID: u32 = 6;
-/// See above.
-pub const CAP_SETUID: u32 = 7;
-/// See above.
-pub const CAP_SETPCAP: u32 = 8;
-/// See above.
-pub const CAP_NET_BIND_SERVICE: u32 = 10;
-/// See above.
-pub const CAP_NET_ADMIN: u32 = 12;
-/// See above.
-pub const CAP_SYS_CHROOT: u32 = 18;
-/// See above.
-pub const CAP_SYS_ADMIN: u32 = 21;
-/// See above.
-pub const CAP_SYS_RESOURCE: u32 = 24;
-/// See above. Needed since Linux 5.12 to map the parent's id 0.
-pub const CAP_SETFCAP: u32 = 31;
-
-impl Status {
-    /// Whether capability number `cap` is effective.
-    pub fn can(&self, cap: u32) -> bool {
-        self.effective >> cap & 1 == 1
-    }
-}
-
-/// One line of mountinfo: proc_pid_mountinfo(5).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// Its number.
-    pub id: u64,
-    /// The number of the mount that it is on.
-    pub parent: u64,
-    /// The device number of the file system.
-    pub device: String,
-    /// What part of the file system it shows.
-    pub root: String,
-    /// Where it is, seen from the reader's root.
-    pub point: OsString,
-    /// `rw,nosuid,...` of the mount.
-    pub options: String,
-    /// `shared:N` and the like.
-    pub propagation: String,
-    /// The type of the file system, quoted.
-    pub fstype: String,
-    /// `rw,...` of the file system itself.
-    pub super_options: String,
 }
 
 impl Proc {
@@ -519,53 +418,6 @@ fn version_2(text: &str) -> Option<String> {
     text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 
-/// Reads the text of /proc/PID/status: proc_pid_status(5).
-pub fn parse_status(text: &str) -> Status {
-    let mut status = Status { state: '?', ..Status::default() };
-    for line in text.lines() {
-        let Some((key, value)) = line.split_once(':') else { continue };
-        // Most lines are of no interest here.
-        let value = || value.trim();
-        let hex = || u64::from_str_radix(value(), 16).unwrap_or(0);
-        let number = || value().parse().unwrap_or(0);
-        let all = || value().split_whitespace().filter_map(|w| w.parse().ok()).collect();
-        let four = || {
-            let mut ids = [0; 4];
-            for (id, word) in ids.iter_mut().zip(value().split_whitespace()) {
-                *id = word.parse().unwrap_or(0);
-            }
-            ids
-        };
-        match key {
-            // Anybody may call a process anything, also what a terminal obeys.
-            "Name" => status.name = quote(value()),
-            "State" => status.state = value().chars().next().unwrap_or('?'),
-            "Uid" => status.uid = four(),
-            "Gid" => status.gid = four(),
-            "Groups" => status.groups = all(),
-            "NSpid" => status.pids = all(),
-            "PPid" => status.parent = number(),
-            "TracerPid" => status.tracer = number(),
-            "Umask" => status.umask = u32::from_str_radix(value(), 8).ok(),
-            "Threads" => status.threads = number().into(),
-            "CapPrm" => status.permitted = hex(),
-            "CapEff" => status.effective = hex(),
-            "CapInh" => status.inheritable = hex(),
-            "CapAmb" => status.ambient = hex(),
-            "CapBnd" => status.bounding = hex(),
-            "NoNewPrivs" => status.no_new_privs = value() == "1",
-            "Seccomp" => status.seccomp = number(),
-            "SigBlk" | "SigCgt" => status.handled |= hex(),
-            "SigIgn" => {
-                status.ignored = hex();
-                status.handled |= status.ignored;
-            }
-            _ => {}
-        }
-    }
-    status
-}
-
 /// The extents in the text of a uid_map or gid_map.
 pub fn extents(text: &str) -> Vec<Extent> {
     let line = |line: &str| {
@@ -574,30 +426,6 @@ pub fn extents(text: &str) -> Vec<Extent> {
         Extent::new(i, o, n)
     };
     text.lines().filter_map(line).collect()
-}
-
-fn parse_mounts(text: &[u8]) -> Vec<Mount> {
-    text.split(|b| *b == b'\n').filter_map(parse_mount).collect()
-}
-
-/// Reads a line of mountinfo: proc_pid_mountinfo(5).
-pub fn parse_mount(line: &[u8]) -> Option<Mount> {
-    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
-    let at = memchr::memmem::find(line, b" - ")?;
-    let (mount, fs) = (&line[..at], &line[at + 3..]);
-    let mut fields = mount.split(|b| *b == b' ');
-    Some(Mount {
-        id: number(fields.next()?)?,
-        parent: number(fields.next()?)?,
-        device: text(fields.next()?),
-        root: text(&unescape(fields.next()?)),
-        point: OsString::from_vec(unescape(fields.next()?)),
-        options: text(fields.next()?),
-        propagation: fields.map(text).collect::<Vec<_>>().join(" "),
-        // The part behind the dot, as in fuse.sshfs, is whatever its user said.
-        fstype: quote(OsStr::from_bytes(fs.split(|b| *b == b' ').next()?)),
-        super_options: text(fs.rsplit(|b| *b == b' ').next()?),
-    })
 }
 
 #[cfg(test)]
@@ -616,21 +444,8 @@ mod tests {
     }
 
     #[test]
-    fn texts() {
-        let line = b"36 35 98:0 /m\\0401 /m\xff\\0401 rw,noatime shared:1 master:2 - ext3 /dev/root rw";
-        let mount = parse_mount(line).unwrap();
-        assert_eq!(
-            (mount.root.as_str(), mount.propagation.as_str(), mount.fstype.as_str()),
-            ("/m 1", "shared:1 master:2", "ext3")
-        );
-        assert_eq!((mount.point.as_bytes(), mount.super_options.as_str()), (&b"/m\xff 1"[..], "rw"));
-        assert_eq!(extents("         0       1000          1\n").len(), 1);
-        let status = parse_status(
-            "Name:\ta\x1b b\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nSigIgn:\t1\nSigCgt:\t2\nSigBlk:\t4\nCapEff:\t80\n\
-             Umask:\t0027\nGroups:\t7 8 \n",
-        );
-        assert_eq!(status.name, "$'a\\x1b b'");
-        assert_eq!((status.uid[1], status.handled, status.state, status.can(CAP_SETUID)), (2, 7, 'Z', true));
-        assert_eq!((status.ignored, status.umask, status.groups), (1, Some(0o27), vec![7, 8]));
+    fn extents_of_a_map() {
+        let extents = extents("         0       1000          1\n         1     100000      65536\n");
+        assert_eq!(extents, [Extent::new(0, 1000, 1).unwrap(), Extent::new(1, 100_000, 65536).unwrap()]);
     }
 }
