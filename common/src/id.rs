@@ -19,6 +19,7 @@
 //! cuts larger numbers modulo 2^32 without a word, so the checks here are the
 //! only ones there are.
 
+use std::cmp::Ordering;
 use std::fmt::{self, Write as _};
 
 /// The largest number of extents in one map (since Linux 4.15; 5 before).
@@ -93,12 +94,27 @@ impl<T> Both<T> {
 
 /// `count` ids from `first` on. `count` is at least 1, and the last id is at
 /// most 4294967294: 4294967295 is (uid_t)-1, which no call can name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
     /// The lowest id.
     pub first: u32,
     /// How many.
     pub count: u32,
+}
+
+/// By the first id, then by the count: as one number, since sorting by two takes
+/// 2 KiB more in each binary.
+impl Ord for Range {
+    fn cmp(&self, other: &Range) -> Ordering {
+        let key = |range: &Range| u64::from(range.first) << 32 | u64::from(range.count);
+        key(self).cmp(&key(other))
+    }
+}
+
+impl PartialOrd for Range {
+    fn partial_cmp(&self, other: &Range) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl Range {
