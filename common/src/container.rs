@@ -10,10 +10,10 @@ pub mod notes;
 
 use std::rc::Rc;
 
-use crate::fail::{Failure, Result};
+use crate::fail::{Because, Failure, Result};
 use crate::name;
 use crate::proc::Proc;
-use crate::target::{self, Target};
+use crate::target::{self, Operand, Target};
 use crate::word::quote;
 
 use notes::Said;
@@ -62,8 +62,16 @@ pub fn find(proc: &Proc, word: &str) -> Result<(Rc<Target>, bool)> {
         let lines: String = found.iter().map(|(target, _, text)| format!("\n  {} {text}", target.address)).collect();
         return Err(Failure::refused(format!("{} can mean each of these:{lines}", quote(word))));
     }
-    let (target, is_container, _) = found.pop().ok_or_else(|| name::none(proc, "holder or container", word))?;
+    let none = || name::none(proc, "holder or container", word, network(word));
+    let (target, is_container, _) = found.pop().ok_or_else(none)?;
     Ok((Rc::new(target), is_container))
+}
+
+/// That a network namespace of ip-netns(8) has the name.
+fn network(word: &str) -> Option<Because> {
+    let word = format!("netns:{word}");
+    let Ok(Operand::File(path)) = Operand::parse(word.as_ref()) else { return None };
+    path.exists().then(|| Because::new(format!("that is a network namespace of ip-netns(8): {}", quote(&word))))
 }
 
 /// All containers that can be seen and proven.

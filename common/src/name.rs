@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
-use crate::fail::{Errno, Failure, Result};
+use crate::fail::{Because, Errno, Failure, Result};
 use crate::holder::DOOR;
 use crate::holder::door::is_holder;
 use crate::proc::{Proc, read_all};
@@ -73,7 +73,7 @@ pub fn opened(proc: &Proc, pid: i32) -> Option<Target> {
 pub fn find(proc: &Proc, name: &str) -> Result<Address> {
     let own = proc.own().uid[1];
     let mut found = holders(proc).into_iter().filter(|h| h.uid == own && h.name.as_deref() == Some(name));
-    let first = found.next().ok_or_else(|| none(proc, "holder", name))?;
+    let first = found.next().ok_or_else(|| none(proc, "holder", name, None))?;
     match found.next() {
         None => Ok(first.address),
         Some(second) => {
@@ -83,12 +83,23 @@ pub fn find(proc: &Proc, name: &str) -> Result<Address> {
     }
 }
 
-/// Nothing of that `kind` has been found by this name.
-pub fn none(proc: &Proc, kind: &str, name: &str) -> Failure {
+/// Nothing of that `kind` has been found by this name. `instead`: what else has it.
+pub fn none(proc: &Proc, kind: &str, name: &str, instead: Option<Because>) -> Failure {
     match proc.missed() {
         Some(errno) => Failure::os(format!("look for {}", quote(name)), errno),
-        None => Failure::refused(format!("no {kind} is called {}", quote(name))),
+        None => {
+            let failure = Failure::refused(format!("no {kind} is called {}", quote(name)));
+            failure.because(of_others(proc, name).or(instead))
+        }
     }
+}
+
+/// That somebody else's holder has the name.
+fn of_others(proc: &Proc, name: &str) -> Option<Because> {
+    let own = proc.own().uid[1];
+    let other = holders(proc).into_iter().find(|h| h.uid != own && h.name.as_deref() == Some(name))?;
+    let (address, uid) = (other.address, other.uid);
+    Some(Because::new(format!("that is holder {address} of uid {uid}, and a name counts for its owner alone")))
 }
 
 // ---- what others have noted down ----

@@ -32,5 +32,30 @@ extern "C" fn abort() -> ! {
     exit_now(ABORTED)
 }
 
+/// What std's personality routine would ask the unwinder. Nobody asks; but with the
+/// answers comes printf(3) of the libc: 20 KiB in each binary.
+macro_rules! never_called {
+    ($($name:ident)*) => {
+        $(
+            // SAFETY: as above; whatever a caller passes is not looked at.
+            #[unsafe(no_mangle)]
+            extern "C" fn $name() -> ! {
+                exit_now(ABORTED)
+            }
+        )*
+    };
+}
+
+never_called! {
+    _Unwind_GetDataRelBase
+    _Unwind_GetIP
+    _Unwind_GetIPInfo
+    _Unwind_GetLanguageSpecificData
+    _Unwind_GetRegionStart
+    _Unwind_GetTextRelBase
+    _Unwind_SetGR
+    _Unwind_SetIP
+}
+
 /// As the shell has it of a program that SIGABRT ended.
 const ABORTED: u8 = 128 + 6;
