@@ -9,7 +9,7 @@ use std::{fs, io, process, thread};
 use crate::world::World;
 
 /// How long what a file started may take to disappear after it.
-pub(crate) const GRACE: Duration = Duration::from_secs(2);
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 /// What there was before a file: whatever is new after it is a fault of it, and is taken away so
 /// that the next file starts from the same.
@@ -46,16 +46,17 @@ impl Before {
     /// In a private world every process is of this file; elsewhere those with its mark are.
     fn left_running(&self, world: &World, mark: &str) -> io::Result<Vec<String>> {
         let deadline = Instant::now() + GRACE;
-        let mut found = processes();
-        loop {
+        let found = loop {
+            // A list from before a moment in which all stood still would be no last look.
+            let is_last = Instant::now() > deadline;
+            let mut found = processes();
             found.retain(|process| !self.processes.contains(process));
             found.retain(|process| world.private || process.bears(mark));
-            if found.is_empty() || Instant::now() > deadline {
-                break;
+            if found.is_empty() || is_last {
+                break found;
             }
             thread::sleep(Duration::from_millis(20));
-            found = processes();
-        }
+        };
         let mut told = Vec::new();
         for process in found {
             told.push(format!("process {}: {}", process.pid, process.command()));

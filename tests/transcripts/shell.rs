@@ -91,7 +91,7 @@ impl Shell {
         let input = Some(input);
         let mut shell = Shell { child, input, terminal, output: received, mark: word, pending: Vec::new() };
         if terminal {
-            shell.await_answer(Instant::now() + GRACE).map_err(io::Error::other)?;
+            shell.await_answer(Instant::now() + world.timeout).map_err(io::Error::other)?;
         } else {
             shell.say(&shell.mark.clone())?;
         }
