@@ -120,8 +120,9 @@ fn word(byte: u8) -> Option<u8> {
     Some(byte).filter(|byte| ![HERE, NOT_YET, BESIDE].contains(byte))
 }
 
-/// Reads all that the holder says, which would wait for room otherwise. Until somebody
-/// is there whose program could hear it, a signal ends us as it would anybody.
+/// Reads all that the holder says, which would wait for room otherwise. A signal is its
+/// to judge: it knows before us whether somebody is there whose program could hear it,
+/// and ends where nobody is.
 fn wait_over(
     mask: &SigSet,
     child: &Child,
@@ -129,15 +130,13 @@ fn wait_over(
     note: &dyn Fn() -> String,
     (said, told): (&mut Option<u8>, &mut Option<c_int>),
 ) -> Result<()> {
-    mind::be_patient(mask)?;
     let gone = [reader(), (child.fd.as_fd(), PollFlags::POLLIN)];
     let tell = |number| child::signal(child, number);
-    let (mut limit, mut signals, mut parting) = (Some(PATIENCE), None, Parting::by(&tell));
+    let (signals, mut limit, mut parting) = (listen(mask)?, Some(PATIENCE), Parting::by(&tell));
     while let Some(parent) = &life.parent {
-        let mut fds = vec![gone[0], gone[1], (parent.as_fd(), PollFlags::POLLIN)];
-        fds.extend(signals.as_ref().map(|signals: &SignalFd| (signals.as_fd(), PollFlags::POLLIN)));
-        let ready = mind::wait_for(&fds, limit.into_iter().chain(parting.left()).min())?;
-        signals.iter().try_for_each(|signals| parting.hear(signals))?;
+        let told_by = [(parent.as_fd(), PollFlags::POLLIN), (signals.as_fd(), PollFlags::POLLIN)];
+        let ready = mind::wait_for(&[gone, told_by].concat(), limit.into_iter().chain(parting.left()).min())?;
+        parting.hear(&signals)?;
         *told = parting.told;
         if ready[0] || ready[1] || parting.is_over() {
             return Ok(());
@@ -150,9 +149,6 @@ fn wait_over(
             continue;
         }
         let Some(byte) = mind::heard(parent.as_fd())? else { break };
-        if byte == HERE && signals.is_none() {
-            signals = Some(listen(mask)?);
-        }
         limit = (byte == BESIDE).then_some(PATIENCE);
         *said = word(byte).or(*said);
     }
