@@ -16,7 +16,7 @@ use nix::sys::termios::{
 use nix::unistd::{Gid, Pid, Uid, fchown, getpgrp, isatty, read, tcgetpgrp, write};
 
 use crate::mind::child::Child;
-use crate::mind::program::{Ended, Manner, Minder, News};
+use crate::mind::program::{Ended, Manner, Minder, News, handles};
 use crate::mind::{is_job, stop_with_it, told_to_end, wait_for};
 use crate::proc::Proc;
 use crate::sys;
@@ -319,8 +319,7 @@ fn dropped(key: u8, modes: &Termios, first: bool, master: &OwnedFd, proc: &Proc)
     let keys = &keys[..if first { 3 } else { 1 }];
     let (_, signal) = keys.iter().find(|(which, _)| modes.control_chars.get(*which as usize) == Some(&key))?;
     let (leader, who) = leader(master, proc).filter(|(leader, _)| tcgetpgrp(master) == Ok(*leader))?;
-    let handled = proc.status(&who).map_or(0, |status| status.handled);
-    (handled >> (*signal as c_int - 1) & 1 == 0).then_some((*signal, leader))
+    (!handles(proc, &who, *signal as c_int)).then_some((*signal, leader))
 }
 
 fn pass_on(number: c_int, minder: &mut Minder<'_>, master: &OwnedFd, own: &mut Own) {

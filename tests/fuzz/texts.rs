@@ -110,23 +110,53 @@ pub fn statmount(bytes: &[u8]) {
 pub fn status(bytes: &[u8]) {
     let read = parse_status(&String::from_utf8_lossy(bytes));
     assert!(!read.name.chars().any(char::is_control), "{:?}", read.name);
-    let four = |ids: [u32; 4]| ids.map(|id| id.to_string()).join("\t");
-    let pids: Vec<String> = read.pids.iter().map(u32::to_string).collect();
-    let printed = format!(
-        "State:\t{}\nPPid:\t{}\nUid:\t{}\nGid:\t{}\nNSpid:\t{}\nThreads:\t{}\nSigBlk:\t{:016x}\nSigIgn:\t{:016x}\n\
-         CapEff:\t{:016x}\nCapBnd:\t{:016x}\nNoNewPrivs:\t{}\n",
-        read.state,
-        read.parent,
-        four(read.uid),
-        four(read.gid),
-        pids.join("\t"),
-        read.threads,
-        read.handled,
-        read.ignored,
-        read.effective,
-        read.bounding,
-        u8::from(read.no_new_privs)
+    fn all(ids: &[u32]) -> String {
+        ids.iter().map(u32::to_string).collect::<Vec<_>>().join("\t")
+    }
+    // By name, so that a field which is added must be printed as well.
+    let Status {
+        name: _,
+        uid,
+        gid,
+        groups,
+        umask,
+        tracer,
+        parent,
+        pids,
+        threads,
+        permitted,
+        effective,
+        inheritable,
+        ambient,
+        bounding,
+        no_new_privs,
+        seccomp,
+        blocked,
+        ignored,
+        caught,
+        state,
+    } = &read;
+    let mut printed = format!(
+        "State:\t{state}\nPPid:\t{parent}\nTracerPid:\t{tracer}\nThreads:\t{threads}\nSeccomp:\t{seccomp}\n\
+         Uid:\t{}\nGid:\t{}\nGroups:\t{}\nNSpid:\t{}\nNoNewPrivs:\t{}\n",
+        all(uid),
+        all(gid),
+        all(groups),
+        all(pids),
+        u8::from(*no_new_privs)
     );
+    let masks = [
+        ("SigBlk", blocked),
+        ("SigIgn", ignored),
+        ("SigCgt", caught),
+        ("CapInh", inheritable),
+        ("CapPrm", permitted),
+        ("CapEff", effective),
+        ("CapBnd", bounding),
+        ("CapAmb", ambient),
+    ];
+    printed.extend(masks.map(|(key, mask)| format!("{key}:\t{mask:016x}\n")));
+    printed.extend(umask.map(|umask| format!("Umask:\t{umask:04o}\n")));
     assert_eq!(parse_status(&printed), Status { name: String::new(), ..read });
 }
 

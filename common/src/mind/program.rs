@@ -238,11 +238,30 @@ impl<'a> Minder<'a> {
         }
     }
 
-    /// Whether the program catches, ignores or blocks a signal.
     fn handles(&self, number: c_int) -> bool {
-        let status = self.child.who(self.proc).ok().and_then(|who| self.proc.status(&who));
-        status.is_some_and(|status| status.handled >> (number - 1) & 1 == 1)
+        self.child.who(self.proc).is_ok_and(|who| handles(self.proc, &who, number))
     }
+}
+
+/// How often, and after how long each time, to look whether a signal is still blocked.
+const LOOKS: (u32, Duration) = (20, Duration::from_millis(10));
+
+/// Whether the process that is called `who` in `proc` catches, ignores or blocks signal
+/// `number`. What a first process blocks for a moment only, while it makes a child or
+/// becomes a program, the kernel drops as soon as that is over.
+pub(crate) fn handles(proc: &Proc, who: &str, number: c_int) -> bool {
+    let has = |signals: u64| signals >> (number - 1) & 1 == 1;
+    for _ in 0..LOOKS.0 {
+        let Some(status) = proc.status(who) else { return false };
+        if has(status.caught | status.ignored) {
+            return true;
+        }
+        if !has(status.blocked) {
+            return false;
+        }
+        std::thread::sleep(LOOKS.1);
+    }
+    true
 }
 
 /// Whether a signal is what the kernel says of a child; anybody may send SIGCHLD.

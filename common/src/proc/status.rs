@@ -37,11 +37,13 @@ pub struct Status {
     pub no_new_privs: bool,
     /// `Seccomp:` 0 for none, 1 for the strict mode, 2 for filters.
     pub seccomp: u32,
-    /// `SigBlk:`, `SigIgn:` and `SigCgt:` a bit for each signal, that of signal 1
-    /// first. What is blocked may be read by signalfd(2).
-    pub handled: u64,
-    /// `SigIgn:` alone, likewise.
+    /// `SigBlk:` a bit for each signal, that of signal 1 first. What is blocked may
+    /// be read by signalfd(2).
+    pub blocked: u64,
+    /// `SigIgn:` likewise.
     pub ignored: u64,
+    /// `SigCgt:` likewise.
+    pub caught: u64,
     /// `State:` its letter, Z for a zombie.
     pub state: char,
 }
@@ -118,11 +120,9 @@ pub fn parse_status(text: &str) -> Status {
             "CapBnd" => status.bounding = hex(),
             "NoNewPrivs" => status.no_new_privs = value() == "1",
             "Seccomp" => status.seccomp = number(),
-            "SigBlk" | "SigCgt" => status.handled |= hex(),
-            "SigIgn" => {
-                status.ignored = hex();
-                status.handled |= status.ignored;
-            }
+            "SigBlk" => status.blocked = hex(),
+            "SigIgn" => status.ignored = hex(),
+            "SigCgt" => status.caught = hex(),
             _ => {}
         }
     }
@@ -140,7 +140,7 @@ mod tests {
              Umask:\t0027\nGroups:\t7 8 \n",
         );
         assert_eq!(status.name, "$'a\\x1b b'");
-        assert_eq!((status.uid[1], status.handled, status.state, status.can(CAP_SETUID)), (2, 7, 'Z', true));
-        assert_eq!((status.ignored, status.umask, status.groups), (1, Some(0o27), vec![7, 8]));
+        assert_eq!((status.uid[1], status.caught, status.state, status.can(CAP_SETUID)), (2, 2, 'Z', true));
+        assert_eq!((status.ignored, status.blocked, status.umask, status.groups), (1, 4, Some(0o27), vec![7, 8]));
     }
 }
